@@ -1,0 +1,1 @@
+//! Client: routing, batching, safe retries

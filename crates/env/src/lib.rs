@@ -1,0 +1,1 @@
+//! Disk, clock, randomness and background jobs: real, and simulated with faults

@@ -1,0 +1,1 @@
+//! The contract of Quorate: keys, versions, read levels, tokens, the Kv trait and its errors

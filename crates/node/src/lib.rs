@@ -1,0 +1,1 @@
+//! Joins storage, replication and sharding into a node; opens no sockets

@@ -1,0 +1,1 @@
+//! Generated wire code and its conversions to and from kv types

@@ -1,0 +1,1 @@
+//! The embedded store, and the crates of Quorate behind features

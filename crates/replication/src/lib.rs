@@ -1,0 +1,1 @@
+//! Many Raft groups over one shared log

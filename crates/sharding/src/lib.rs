@@ -1,0 +1,1 @@
+//! Shard map, routing and first placement; pure

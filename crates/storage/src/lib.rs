@@ -1,0 +1,1 @@
+//! LSM storage engine with versioned keyspaces

@@ -1,0 +1,2 @@
+//! The workspace's chores: `cargo xtask <verb>`.
+fn main() {}
