@@ -335,7 +335,8 @@ proptest! {
             counts.iter().max().unwrap() - counts.iter().min().unwrap()
         };
         prop_assert!(count(&|p, n| p.contains(&n)) <= 1);
-        prop_assert!(count(&|p, n| p[0] == n) <= if replicas == nodes as usize { 1 } else { 2 });
+        let apart = if replicas == nodes as usize { 1 } else { 2 };
+        prop_assert!(count(&|p, n| p[0] == n) <= apart);
         for p in &placed {
             let mut distinct = p.clone();
             distinct.sort_unstable();
