@@ -18,9 +18,12 @@
 //!       one for the node: each byte is synced once, for all groups at a time
 //! ```
 
+mod codec;
 mod error;
 mod group;
 mod groups;
+mod log;
+mod raft;
 mod state_machine;
 mod transport;
 mod types;
