@@ -52,7 +52,13 @@ impl Disk for RealDisk {
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(path)
+        let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.exists()).collect();
+        fs::create_dir_all(path)?;
+        // The new names are durable only once the folders that hold them are.
+        let holders = missing.iter().filter_map(|made| made.parent());
+        holders
+            .filter(|dir| dir.exists())
+            .try_for_each(|dir| self.sync_dir(dir))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {

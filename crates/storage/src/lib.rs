@@ -1,1 +1,20 @@
 //! LSM storage engine with versioned keyspaces
+
+mod batch;
+mod codec;
+mod engine;
+mod error;
+mod key;
+mod keyspaces;
+mod lsm;
+mod model;
+mod options;
+mod stats;
+
+pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
+pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
+pub use error::{Error, ErrorKind, Result};
+pub use lsm::Lsm;
+pub use model::Model;
+pub use options::{Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+pub use stats::{Debt, LevelStats, Stats};

@@ -9,10 +9,13 @@ use parking_lot::Mutex;
 use super::SimClock;
 use crate::{Clock, Event, Job, JobClass, Jobs, Random};
 
+/// The classes that have jobs waiting, with them.
+type Queues = Vec<(JobClass, VecDeque<Job>)>;
+
 /// A queue of jobs that is pumped by hand or by a wait. Clones are one queue.
 #[derive(Clone)]
 pub struct SimJobs {
-    queues: Arc<Mutex<Vec<(JobClass, VecDeque<Job>)>>>,
+    queues: Arc<Mutex<Queues>>,
     random: Random,
     clock: SimClock,
 }

@@ -1,0 +1,388 @@
+//! The log as its users see it: submit, append, sync, read, release.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use quorate_env::{Env, Event, File};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::{self, HEADER_LEN, RECORD_HEADER_LEN, SegmentId};
+use crate::recovery;
+use crate::segment::Folder;
+
+/// How far a record must have got when it is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Durability {
+    /// Handed to the operating system: survives the process.
+    Buffered,
+    /// Synced: survives the machine.
+    Synced,
+}
+
+/// Called when a record is complete or has failed, in the order of submission, by the writer: it
+/// must be quick and must not call the log.
+pub type Completion = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// Hears every record that an opened log holds; an error text fails the opening as corruption.
+pub type Replay<'a> = &'a mut dyn FnMut(Position, &[u8]) -> std::result::Result<(), String>;
+
+/// Where a record begins. Later records have greater positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The segment's id.
+    pub segment: u64,
+    /// The byte in the segment's file.
+    pub offset: u64,
+}
+
+/// Settings of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogOptions {
+    /// The size of a segment's file, in bytes; a record takes at most one. From 4 KiB to 2 GiB.
+    pub segment_bytes: u64,
+    /// Whether a job writes the next segment's file beforehand.
+    pub prepare_segments: bool,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        LogOptions {
+            segment_bytes: 64 << 20,
+            prepare_segments: true,
+        }
+    }
+}
+
+/// A log that is open. All methods take `&self` and may be called from many threads. Clones are
+/// handles of one log.
+#[derive(Clone)]
+pub struct Log {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub env: Env,
+    pub folder: Folder,
+    pub options: LogOptions,
+    pub log_id: u64,
+    pub state: Mutex<State>,
+    /// Rung when records complete, and when the writer's place becomes free.
+    pub progress: Event,
+}
+
+/// What the lock guards. Invariants: `tail` is at or past the end of every queued chunk; records are
+/// written in the order of positions; only who set `writing` touches files of the tail.
+pub(crate) struct State {
+    /// Where the next record begins.
+    pub tail: Position,
+    /// Not yet taken by the writer, ascending.
+    pub queue: VecDeque<Chunk>,
+    /// Taken by the writer, not yet written: still readable from here.
+    pub in_flight: Vec<Arc<Chunk>>,
+    pub writing: bool,
+    /// How many threads wait in [`Log::append`]: one of them can be the next writer.
+    pub waiting: usize,
+    /// All before this is with the operating system.
+    pub written: Position,
+    /// All before this is durable.
+    pub synced: Position,
+    /// Where full disks cut the queue since somebody began to wait: what lay behind was dropped.
+    pub cuts: Vec<Position>,
+    pub files: BTreeMap<u64, Arc<dyn File>>,
+    pub poison: Option<Error>,
+    pub preparing: bool,
+}
+
+/// Records that lie one after the other in one segment and are written at once.
+pub(crate) struct Chunk {
+    pub segment: u64,
+    pub offset: u64,
+    pub bytes: Vec<u8>,
+    pub durability: Durability,
+    pub done: Mutex<Vec<Completion>>,
+}
+
+impl Chunk {
+    pub(crate) fn end(&self) -> Position {
+        Position {
+            segment: self.segment,
+            offset: self.offset + self.bytes.len() as u64,
+        }
+    }
+}
+
+/// Chunks are written in pieces of about this size.
+const CHUNK_BYTES: usize = 4 << 20;
+
+/// What a seal takes at the end of a segment.
+const SEAL_LEN: u64 = RECORD_HEADER_LEN as u64;
+
+impl Log {
+    /// Opens the log in `dir`, making it if there is none, and gives every record in order to
+    /// `replay`, whose error names a record that can't be and fails the opening as corruption.
+    ///
+    /// On return all that was replayed is durable. Fails with `Corruption` if a record is damaged
+    /// that had been synced, naming file and byte.
+    pub fn open(env: &Env, dir: &Path, options: LogOptions, replay: Replay<'_>) -> Result<Log> {
+        if !(4 << 10..=2 << 30).contains(&options.segment_bytes) {
+            let message = format!(
+                "a log segment has between 4 KiB and 2 GiB, not {} bytes",
+                options.segment_bytes
+            );
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        env.disk
+            .create_dir_all(dir)
+            .map_err(|e| Error::io("can't make", dir, &e))?;
+        let folder = Folder::new(env, dir, options.segment_bytes);
+        let found = recovery::recover(&folder, env, replay)?;
+        let state = State {
+            tail: found.tail,
+            queue: VecDeque::new(),
+            in_flight: Vec::new(),
+            writing: false,
+            waiting: 0,
+            written: found.tail,
+            synced: found.tail,
+            cuts: Vec::new(),
+            files: found.files,
+            poison: None,
+            preparing: false,
+        };
+        let inner = Inner {
+            env: env.clone(),
+            folder,
+            options,
+            log_id: found.log_id,
+            state: Mutex::new(state),
+            progress: Event::new(),
+        };
+        Ok(Log {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// Queues one record, made of `parts` one after the other, and returns at once. `done` hears
+    /// when it is as durable as asked; records complete in order, so one also speaks for all before
+    /// it that asked for no more.
+    ///
+    /// Fails, without calling `done`, if the record is too large or the log is poisoned.
+    pub fn submit(
+        &self,
+        parts: &[&[u8]],
+        durability: Durability,
+        done: Option<Completion>,
+    ) -> Result<Position> {
+        let mut state = self.inner.state.lock();
+        let at = self.inner.enqueue(&mut state, parts, durability, done)?;
+        if !state.writing {
+            state.writing = true;
+            drop(state);
+            self.inner.spawn_writer();
+        }
+        Ok(at)
+    }
+
+    /// Appends one record and waits until it is as durable as asked.
+    pub fn append(&self, parts: &[&[u8]], durability: Durability) -> Result<Position> {
+        let mut state = self.inner.state.lock();
+        let at = self.inner.enqueue(&mut state, parts, durability, None)?;
+        let end = state.tail;
+        self.inner.wait_for(state, end, durability)?;
+        Ok(at)
+    }
+
+    /// Waits until everything submitted so far is durable.
+    pub fn sync(&self) -> Result<()> {
+        let mut state = self.inner.state.lock();
+        if let Some(error) = &state.poison {
+            return Err(error.clone());
+        }
+        let end = state.tail;
+        if state.synced >= end {
+            return Ok(());
+        }
+        match state.queue.back_mut() {
+            Some(chunk) => chunk.durability = Durability::Synced,
+            None => {
+                let chunk = Chunk {
+                    segment: end.segment,
+                    offset: end.offset,
+                    bytes: Vec::new(),
+                    durability: Durability::Synced,
+                    done: Mutex::default(),
+                };
+                state.queue.push_back(chunk);
+            }
+        }
+        self.inner.wait_for(state, end, Durability::Synced)
+    }
+
+    /// Reads the record at a position that [`Log::submit`], [`Log::append`] or the replay gave.
+    pub fn read(&self, at: Position) -> Result<Vec<u8>> {
+        let (file, id) = {
+            let state = self.inner.state.lock();
+            let id = SegmentId {
+                log: self.inner.log_id,
+                segment: at.segment,
+            };
+            let pending = state.in_flight.iter().map(Arc::as_ref).chain(&state.queue);
+            for chunk in pending {
+                if chunk.segment == at.segment
+                    && (chunk.offset..chunk.end().offset).contains(&at.offset)
+                {
+                    let bytes = &chunk.bytes[(at.offset - chunk.offset) as usize..];
+                    let record = format::decode_record(bytes, id);
+                    return record
+                        .map(|r| r.payload.to_vec())
+                        .ok_or_else(|| self.no_record(at));
+                }
+            }
+            (state.files.get(&at.segment).cloned(), id)
+        };
+        let file = file.ok_or_else(|| self.no_record(at))?;
+        let mut bytes = vec![0; RECORD_HEADER_LEN];
+        let path = self.inner.folder.path(at.segment);
+        let failed = |e: std::io::Error| Error::io("can't read", &path, &e);
+        file.read_exact_at(&mut bytes, at.offset).map_err(failed)?;
+        let header: &[u8; RECORD_HEADER_LEN] =
+            bytes.first_chunk().ok_or_else(|| self.no_record(at))?;
+        let length = format::claimed_len(header);
+        if length as u64 > self.inner.options.segment_bytes {
+            return Err(Error::corruption(
+                &path,
+                at.offset,
+                "a record's length can't be",
+            ));
+        }
+        bytes.resize(RECORD_HEADER_LEN + length, 0);
+        let rest = at.offset + RECORD_HEADER_LEN as u64;
+        file.read_exact_at(&mut bytes[RECORD_HEADER_LEN..], rest)
+            .map_err(failed)?;
+        if format::decode_record(&bytes, id).is_none() {
+            return Err(Error::corruption(
+                &path,
+                at.offset,
+                "a record's checksum does not match",
+            ));
+        }
+        bytes.drain(..RECORD_HEADER_LEN);
+        Ok(bytes)
+    }
+
+    fn no_record(&self, at: Position) -> Error {
+        let message = format!(
+            "{} has no record at byte {}",
+            self.inner.folder.path(at.segment).display(),
+            at.offset
+        );
+        Error::new(ErrorKind::NotFound, message)
+    }
+
+    /// Where the next record will begin.
+    pub fn end(&self) -> Position {
+        self.inner.state.lock().tail
+    }
+
+    /// The oldest segment that is kept.
+    pub fn first_segment(&self) -> u64 {
+        let state = self.inner.state.lock();
+        state
+            .files
+            .keys()
+            .next()
+            .copied()
+            .unwrap_or(state.tail.segment)
+    }
+
+    /// The bytes of all segments' files.
+    pub fn size_bytes(&self) -> u64 {
+        self.inner.state.lock().files.len() as u64 * self.inner.options.segment_bytes
+    }
+
+    /// Forgets all whole segments below `segment`; never the one that is written to.
+    pub fn release(&self, segment: u64) -> Result<()> {
+        loop {
+            let oldest = {
+                let mut state = self.inner.state.lock();
+                let Some(oldest) = state.files.keys().next().copied() else {
+                    return Ok(());
+                };
+                // What is not yet durable in a later segment may need this one to be whole.
+                if oldest >= segment || oldest >= state.synced.segment {
+                    return Ok(());
+                }
+                state.files.remove(&oldest);
+                oldest
+            };
+            self.inner.folder.remove_oldest(oldest)?;
+        }
+    }
+}
+
+impl Inner {
+    /// Copies a record to the queue. The caller sees to it that somebody writes.
+    fn enqueue(
+        &self,
+        state: &mut State,
+        parts: &[&[u8]],
+        durability: Durability,
+        done: Option<Completion>,
+    ) -> Result<Position> {
+        if let Some(error) = &state.poison {
+            return Err(error.clone());
+        }
+        let length = format::record_len(parts.iter().map(|part| part.len()).sum());
+        let room = self.options.segment_bytes - SEAL_LEN;
+        if (HEADER_LEN + length) as u64 > room {
+            let message =
+                format!("a record of {length} bytes does not fit a log segment of {room}");
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        if state.tail.offset + length as u64 > room {
+            state.tail = Position {
+                segment: state.tail.segment + 1,
+                offset: HEADER_LEN as u64,
+            };
+        }
+        let at = state.tail;
+        let synced = if state.synced.segment == at.segment {
+            state.synced.offset
+        } else {
+            0
+        };
+        let fits = state.queue.back().is_some_and(|chunk| {
+            chunk.segment == at.segment && chunk.bytes.len() + length <= CHUNK_BYTES
+        });
+        if !fits {
+            state.queue.push_back(Chunk {
+                segment: at.segment,
+                offset: at.offset,
+                bytes: Vec::new(),
+                durability,
+                done: Mutex::default(),
+            });
+        }
+        if let Some(chunk) = state.queue.back_mut() {
+            let id = SegmentId {
+                log: self.log_id,
+                segment: at.segment,
+            };
+            format::encode_record(&mut chunk.bytes, id, format::DATA, synced as u32, parts);
+            chunk.durability = chunk.durability.max(durability);
+            chunk.done.get_mut().extend(done);
+        }
+        state.tail.offset += length as u64;
+        Ok(at)
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log")
+            .field("dir", &self.inner.folder.dir)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,361 @@
+//! What is acknowledged as synced survives every crash, in order; damage is named.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use quorate_env::sim::{Fault, Sim};
+use quorate_env::{Disk, Env};
+
+use crate::{Durability, ErrorKind, Log, LogOptions, Position};
+
+fn dir() -> PathBuf {
+    PathBuf::from("/data/log")
+}
+
+fn small() -> LogOptions {
+    LogOptions {
+        segment_bytes: 4 << 10,
+        prepare_segments: true,
+    }
+}
+
+fn open(env: &Env) -> crate::Result<(Log, Vec<Vec<u8>>)> {
+    let mut found = Vec::new();
+    let log = Log::open(env, &dir(), small(), &mut |_, record| {
+        found.push(record.to_vec());
+        Ok(())
+    })?;
+    Ok((log, found))
+}
+
+fn record(n: usize) -> Vec<u8> {
+    let mut bytes = n.to_le_bytes().to_vec();
+    bytes.resize(8 + n * 37 % 900, n as u8);
+    bytes
+}
+
+#[test]
+fn log_reopened_replays_all_in_order_and_reads_back() {
+    let sim = Sim::new(1);
+    let (log, found) = open(&sim.env()).unwrap();
+    assert!(found.is_empty());
+    let at: Vec<Position> = (0..100)
+        .map(|n| {
+            log.append(&[&record(n)[..5], &record(n)[5..]], Durability::Synced)
+                .unwrap()
+        })
+        .collect();
+    assert!(at.is_sorted());
+    assert!(at.last().unwrap().segment > 5);
+    for (n, at) in at.iter().enumerate() {
+        assert_eq!(log.read(*at).unwrap(), record(n));
+    }
+    drop(log);
+    let (log, found) = open(&sim.env()).unwrap();
+    assert_eq!(found, (0..100).map(record).collect::<Vec<_>>());
+    assert_eq!(log.read(at[50]).unwrap(), record(50));
+}
+
+#[test]
+fn log_submitted_records_are_readable_at_once_and_complete_in_order() {
+    let sim = Sim::new(2);
+    let (log, _) = open(&sim.env()).unwrap();
+    let order = Arc::new(Mutex::new(Vec::new()));
+    for n in 0..50 {
+        let order = Arc::clone(&order);
+        let done = move |result: crate::Result<()>| {
+            result.unwrap();
+            order.lock().push(n);
+        };
+        let durability = if n % 3 == 0 {
+            Durability::Synced
+        } else {
+            Durability::Buffered
+        };
+        let at = log
+            .submit(&[&record(n)], durability, Some(Box::new(done)))
+            .unwrap();
+        assert_eq!(log.read(at).unwrap(), record(n));
+    }
+    assert!(order.lock().is_empty());
+    sim.jobs.pump_all();
+    assert_eq!(*order.lock(), (0..50).collect::<Vec<_>>());
+}
+
+#[test]
+fn log_released_segments_are_gone_and_reused() {
+    let sim = Sim::new(3);
+    let (log, _) = open(&sim.env()).unwrap();
+    let at: Vec<_> = (0..60)
+        .map(|n| log.append(&[&record(n)], Durability::Synced).unwrap())
+        .collect();
+    let keep = at[40].segment;
+    log.release(keep).unwrap();
+    assert_eq!(log.first_segment(), keep);
+    assert_eq!(log.read(at[0]).unwrap_err().kind(), ErrorKind::NotFound);
+    for n in 60..90 {
+        log.append(&[&record(n)], Durability::Synced).unwrap();
+    }
+    drop(log);
+    let (_, found) = open(&sim.env()).unwrap();
+    let first = at.iter().position(|at| at.segment == keep).unwrap();
+    assert_eq!(found, (first..90).map(record).collect::<Vec<_>>());
+}
+
+#[test]
+fn log_by_many_threads_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = Env::real(1);
+    let options = LogOptions {
+        segment_bytes: 64 << 10,
+        prepare_segments: true,
+    };
+    let log = Log::open(&env, folder.path(), options.clone(), &mut |_, _| Ok(())).unwrap();
+    let completed = Arc::new(AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let (log, completed) = (&log, Arc::clone(&completed));
+            scope.spawn(move || {
+                for n in 0..100 {
+                    let bytes = record(thread * 1000 + n);
+                    if n % 2 == 0 {
+                        log.append(&[&bytes], Durability::Synced).unwrap();
+                        completed.fetch_add(1, Ordering::SeqCst);
+                    } else {
+                        let completed = Arc::clone(&completed);
+                        let done = move |result: crate::Result<()>| {
+                            result.unwrap();
+                            completed.fetch_add(1, Ordering::SeqCst);
+                        };
+                        log.submit(&[&bytes], Durability::Synced, Some(Box::new(done)))
+                            .unwrap();
+                    }
+                }
+            });
+        }
+    });
+    log.sync().unwrap();
+    drop(log);
+    let mut count = 0;
+    Log::open(&env, folder.path(), options, &mut |_, _| {
+        count += 1;
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(count, 800);
+    assert_eq!(completed.load(Ordering::SeqCst), 800);
+}
+
+/// Appends and releases until the power goes; returns how many records were acknowledged as synced,
+/// how many were begun, and the first that may be gone by release.
+fn run_until_crash(sim: &Sim, lie_about_sync: bool) -> (usize, usize, usize) {
+    let Ok((log, found)) = open(&sim.env()) else {
+        return (0, 0, 0);
+    };
+    assert!(found.is_empty());
+    let mut acked = 0;
+    let mut released = 0;
+    let mut first_of = std::collections::BTreeMap::new();
+    for n in 0..40 {
+        let synced = n % 3 != 1;
+        let durability = if synced && !lie_about_sync {
+            Durability::Synced
+        } else {
+            Durability::Buffered
+        };
+        let Ok(at) = log.append(&[&record(n)], durability) else {
+            return (acked, n + 1, released);
+        };
+        first_of.entry(at.segment).or_insert(n);
+        if synced {
+            acked = n + 1;
+        }
+        if n == 25 {
+            // A release that fails half way may have forgotten any of these.
+            released = first_of[&at.segment];
+            if log.release(at.segment).is_err() {
+                return (acked, n + 1, released);
+            }
+        }
+    }
+    (acked, 40, released)
+}
+
+fn survives_crash_at(seed: u64, at: u64, lie_about_sync: bool) -> Result<bool, String> {
+    let sim = Sim::new(seed);
+    sim.disk.crash_at(at);
+    let (acked, begun, released) = run_until_crash(&sim, lie_about_sync);
+    let finished = sim.disk.operations() < at;
+    let up = sim.crash();
+    let (log, found) = open(&up.env()).map_err(|e| format!("does not open: {e}"))?;
+    let first = found.first().map_or(acked.max(released), |r| {
+        usize::from_le_bytes(r[..8].try_into().unwrap())
+    });
+    if first > released {
+        return Err(format!("record {released} is gone; the first is {first}"));
+    }
+    for (n, bytes) in found.iter().enumerate() {
+        if *bytes != record(first + n) {
+            return Err(format!("record {} is not what was written", first + n));
+        }
+    }
+    let end = first + found.len();
+    if end < acked || end > begun {
+        return Err(format!(
+            "{end} records survived, {acked} were promised, {begun} begun"
+        ));
+    }
+    log.append(&[&record(end)], Durability::Synced)
+        .map_err(|e| e.to_string())?;
+    drop(log);
+    let again = up.crash();
+    let (_, twice) = open(&again.env()).map_err(|e| format!("does not open again: {e}"))?;
+    if twice.len() != found.len() + 1 {
+        return Err("a record after recovery was lost".into());
+    }
+    Ok(finished)
+}
+
+#[test]
+fn log_crash_at_every_operation_keeps_what_was_synced() {
+    for seed in 0..12 {
+        for at in 0.. {
+            match survives_crash_at(seed, at, false) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(what) => panic!("seed {seed}, crash at operation {at}: {what}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn log_crash_check_notices_a_sync_that_is_left_out() {
+    let mut caught = false;
+    for at in 0..200 {
+        caught |= survives_crash_at(1, at, true).is_err();
+    }
+    assert!(caught, "the check has no teeth");
+}
+
+#[test]
+fn log_damaged_synced_record_is_reported_with_file_and_byte() {
+    let sim = Sim::new(5);
+    let (log, _) = open(&sim.env()).unwrap();
+    let at: Vec<_> = (0..4)
+        .map(|_| log.append(&[&[1; 100]], Durability::Synced).unwrap())
+        .collect();
+    drop(log);
+    let path = Path::new("/data/log/0000000000000001.log");
+    sim.disk.flip_bit(path, (at[1].offset + 40) * 8).unwrap();
+    let error = open(&sim.env()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corruption);
+    assert!(
+        error.to_string().contains("0000000000000001.log"),
+        "{error}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains(&format!("byte {}", at[1].offset)),
+        "{error}"
+    );
+}
+
+#[test]
+fn log_any_flipped_bit_gives_an_error_or_a_prefix() {
+    let sim = Sim::new(6);
+    let (log, _) = open(&sim.env()).unwrap();
+    (0..12).for_each(|n| {
+        log.append(&[&record(n)], Durability::Synced).unwrap();
+    });
+    let bytes = log.size_bytes();
+    drop(log);
+    let segments = bytes / (4 << 10);
+    for segment in 1..=segments {
+        let path = dir().join(format!("{segment:016x}.log"));
+        for bit in (0..(4 << 10) * 8).step_by(13) {
+            // Each on a copy: opening may clear the end.
+            let copy = sim.disk.crash_with(quorate_env::sim::Crash::KeepAll);
+            copy.flip_bit(&path, bit).unwrap();
+            let env = Env {
+                disk: Arc::new(copy),
+                ..sim.env()
+            };
+            if let Ok((_, found)) = open(&env) {
+                let wrong = found
+                    .iter()
+                    .enumerate()
+                    .find(|(n, bytes)| **bytes != record(*n));
+                assert!(
+                    wrong.is_none(),
+                    "segment {segment}, bit {bit}: wrong record"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn log_failed_sync_poisons_and_is_never_retried() {
+    let sim = Sim::new(7);
+    let (log, _) = open(&sim.env()).unwrap();
+    log.append(&[b"one"], Durability::Synced).unwrap();
+    sim.disk.inject(Fault::Sync);
+    assert!(log.append(&[b"two"], Durability::Synced).is_err());
+    let error = log.append(&[b"three"], Durability::Synced).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned);
+    assert!(log.submit(&[b"four"], Durability::Buffered, None).is_err());
+    drop(log);
+    let (_, found) = open(&sim.env()).unwrap();
+    assert_eq!(found[0], b"one");
+}
+
+#[test]
+fn log_on_a_full_disk_refuses_and_goes_on_when_there_is_space() {
+    let sim = Sim::new(8);
+    let (log, _) = open(&sim.env()).unwrap();
+    sim.disk.set_capacity(Some(10 << 10));
+    let mut kept = 0;
+    let error = loop {
+        match log.append(&[&[kept as u8; 1000]], Durability::Synced) {
+            Ok(_) => kept += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::DiskFull);
+    assert!(kept >= 6);
+    sim.disk.set_capacity(None);
+    log.append(&[&[kept as u8; 1000]], Durability::Synced)
+        .unwrap();
+    drop(log);
+    let (_, found) = open(&sim.env()).unwrap();
+    assert_eq!(found.len(), kept + 1);
+    assert!(
+        found
+            .iter()
+            .enumerate()
+            .all(|(n, bytes)| bytes[0] == n as u8)
+    );
+}
+
+#[test]
+fn log_too_large_record_and_newer_format_are_refused() {
+    let sim = Sim::new(9);
+    let (log, _) = open(&sim.env()).unwrap();
+    let error = log.append(&[&[0; 5000]], Durability::Buffered).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLarge);
+    drop(log);
+    let path = dir().join("0000000000000001.log");
+    let file = sim.disk.open(&path).unwrap();
+    let mut header = [0; 60];
+    file.read_exact_at(&mut header, 0).unwrap();
+    header[8] = 9;
+    file.write_all_at(&header, 0).unwrap();
+    file.write_all_at(&crc32c::crc32c(&header).to_le_bytes(), 60)
+        .unwrap();
+    let error = open(&sim.env()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NewerFormat);
+}

@@ -1,0 +1,195 @@
+//! Batches: operations that happen together or not at all.
+//!
+//! A batch is held as it goes to the write-ahead log, so that logging it is one copy. The bytes are
+//! described in `docs/formats.md`.
+
+use crate::codec::{Reader, put_bytes, put_varint};
+use crate::engine::Sequence;
+use crate::key::Kind;
+use crate::options::KeyspaceId;
+
+/// The longest key: what a length of 16 bits can say.
+pub const MAX_KEY_BYTES: usize = u16::MAX as usize;
+
+/// The largest batch.
+pub const MAX_BATCH_BYTES: usize = 512 << 20;
+
+/// Bytes of format, first sequence and count before the operations.
+pub(crate) const HEADER_BYTES: usize = 13;
+
+const FORMAT: u8 = 1;
+/// In the byte of the kind: a version follows.
+const HAS_VERSION: u8 = 0x80;
+
+/// Operations on keys of any keyspaces, in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    operations: Vec<u8>,
+    count: u32,
+    /// Bytes of places and values.
+    payload_bytes: usize,
+    longest_key: usize,
+}
+
+/// One operation of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Operation<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) keyspace: KeyspaceId,
+    /// `None` in a plain keyspace.
+    pub(crate) version: Option<u64>,
+    pub(crate) key: &'a [u8],
+    pub(crate) value: &'a [u8],
+}
+
+impl Batch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Batch::default()
+    }
+
+    /// Sets a key of a plain keyspace.
+    pub fn put(&mut self, keyspace: KeyspaceId, key: &[u8], value: &[u8]) {
+        self.push(Kind::Put, keyspace, None, key, value);
+    }
+
+    /// Deletes a key of a plain keyspace.
+    pub fn delete(&mut self, keyspace: KeyspaceId, key: &[u8]) {
+        self.push(Kind::Delete, keyspace, None, key, &[]);
+    }
+
+    /// Sets a key of a versioned keyspace, at a version. Versions of a key should not decrease;
+    /// writing one again replaces it.
+    pub fn put_at(&mut self, keyspace: KeyspaceId, key: &[u8], version: u64, value: &[u8]) {
+        self.push(Kind::Put, keyspace, Some(version), key, value);
+    }
+
+    /// Deletes a key of a versioned keyspace, at a version: older versions stay readable there.
+    pub fn delete_at(&mut self, keyspace: KeyspaceId, key: &[u8], version: u64) {
+        self.push(Kind::Delete, keyspace, Some(version), key, &[]);
+    }
+
+    /// How many operations it holds.
+    pub fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Its size, as it is logged.
+    pub fn size_bytes(&self) -> usize {
+        HEADER_BYTES + self.operations.len()
+    }
+
+    /// Removes all operations and keeps the memory.
+    pub fn clear(&mut self) {
+        self.operations.clear();
+        self.count = 0;
+        self.payload_bytes = 0;
+        self.longest_key = 0;
+    }
+
+    fn push(&mut self, kind: Kind, id: KeyspaceId, version: Option<u64>, key: &[u8], value: &[u8]) {
+        let out = &mut self.operations;
+        out.push(kind as u8 | if version.is_some() { HAS_VERSION } else { 0 });
+        put_varint(out, u64::from(id.0));
+        if let Some(version) = version {
+            put_varint(out, version);
+        }
+        put_bytes(out, key);
+        if kind == Kind::Put {
+            put_bytes(out, value);
+        }
+        self.count += 1;
+        self.payload_bytes += crate::key::KEYSPACE_BYTES + key.len() + value.len();
+        self.longest_key = self.longest_key.max(key.len());
+    }
+
+    /// What a log record starts with.
+    pub(crate) fn header(&self, first: Sequence) -> [u8; HEADER_BYTES] {
+        let mut header = [FORMAT; HEADER_BYTES];
+        header[1..9].copy_from_slice(&first.to_le_bytes());
+        header[9..].copy_from_slice(&self.count.to_le_bytes());
+        header
+    }
+
+    pub(crate) fn operations(&self) -> &[u8] {
+        &self.operations
+    }
+
+    pub(crate) fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
+    pub(crate) fn longest_key(&self) -> usize {
+        self.longest_key
+    }
+
+    pub(crate) fn iter(&self) -> Operations<'_> {
+        Operations {
+            reader: Reader::new(&self.operations),
+        }
+    }
+
+    /// The batch of a log record and its first sequence; the text says what is wrong with it.
+    pub(crate) fn decode(record: &[u8]) -> Result<(Sequence, Batch), String> {
+        let mut reader = Reader::new(record);
+        let header = (|| Some((reader.u8()?, reader.u64()?, reader.u32()?)))();
+        let (format, first, count) = header.ok_or("a batch is shorter than its header")?;
+        if format != FORMAT {
+            return Err(format!(
+                "a batch has format {format}, this engine knows {FORMAT}"
+            ));
+        }
+        let mut batch = Batch::new();
+        while !reader.is_empty() {
+            let op = next_operation(&mut reader).ok_or("an operation of a batch is nonsense")?;
+            batch.push(op.kind, op.keyspace, op.version, op.key, op.value);
+        }
+        if batch.count != count {
+            return Err(format!(
+                "a batch of {count} operations holds {}",
+                batch.count
+            ));
+        }
+        Ok((first, batch))
+    }
+}
+
+/// Walks over the operations of a batch.
+pub(crate) struct Operations<'a> {
+    reader: Reader<'a>,
+}
+
+impl<'a> Iterator for Operations<'a> {
+    type Item = Operation<'a>;
+
+    fn next(&mut self) -> Option<Operation<'a>> {
+        next_operation(&mut self.reader)
+    }
+}
+
+fn next_operation<'a>(reader: &mut Reader<'a>) -> Option<Operation<'a>> {
+    let head = reader.u8()?;
+    let kind = Kind::from_u8(head & !HAS_VERSION)?;
+    let keyspace = KeyspaceId(u16::try_from(reader.varint()?).ok()?);
+    let version = match head & HAS_VERSION {
+        0 => None,
+        _ => Some(reader.varint()?),
+    };
+    let key = reader.bytes()?;
+    let value = match kind {
+        Kind::Put => reader.bytes()?,
+        Kind::Delete => &[],
+    };
+    Some(Operation {
+        kind,
+        keyspace,
+        version,
+        key,
+        value,
+    })
+}

@@ -1,0 +1,98 @@
+//! The keyspaces of an open engine: which there are, of which kind, and how far down their
+//! history goes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
+use crate::error::{Error, Result};
+use crate::options::{KeyspaceId, KeyspaceOptions};
+
+/// All keyspaces, found by number.
+#[derive(Debug)]
+pub(crate) struct Keyspaces {
+    /// Sorted by id.
+    all: Vec<Keyspace>,
+}
+
+/// One keyspace.
+#[derive(Debug)]
+pub(crate) struct Keyspace {
+    pub(crate) id: KeyspaceId,
+    pub(crate) versioned: bool,
+    watermark: AtomicU64,
+}
+
+impl Keyspace {
+    /// Reads below this version may find too little.
+    pub(crate) fn watermark(&self) -> u64 {
+        self.watermark.load(Ordering::Acquire)
+    }
+
+    /// Raises the watermark; it never goes back.
+    pub(crate) fn raise_watermark(&self, to: u64) {
+        self.watermark.fetch_max(to, Ordering::AcqRel);
+    }
+}
+
+impl Keyspaces {
+    pub(crate) fn new(options: &[KeyspaceOptions]) -> Self {
+        let keyspace = |o: &KeyspaceOptions| Keyspace {
+            id: o.id,
+            versioned: o.versioned,
+            watermark: AtomicU64::new(0),
+        };
+        let mut all: Vec<Keyspace> = options.iter().map(keyspace).collect();
+        all.sort_by_key(|k| k.id);
+        Keyspaces { all }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Keyspace> {
+        self.all.iter()
+    }
+
+    pub(crate) fn find(&self, id: KeyspaceId) -> Option<&Keyspace> {
+        match self.all.get(usize::from(id.0)) {
+            // Ids are small and dense, mostly.
+            Some(there) if there.id == id => Some(there),
+            _ => {
+                let at = self.all.binary_search_by_key(&id, |k| k.id).ok()?;
+                self.all.get(at)
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, id: KeyspaceId) -> Result<&Keyspace> {
+        let missing = || Error::invalid(format!("there is no keyspace {}", id.0));
+        self.find(id).ok_or_else(missing)
+    }
+
+    /// Fails if the engine can't take this batch.
+    pub(crate) fn check(&self, batch: &Batch) -> Result<()> {
+        if batch.longest_key() > MAX_KEY_BYTES {
+            return Err(Error::invalid(format!(
+                "a key of {} bytes: the most is {MAX_KEY_BYTES}",
+                batch.longest_key()
+            )));
+        }
+        if batch.size_bytes() > MAX_BATCH_BYTES {
+            return Err(Error::invalid(format!(
+                "a batch of {} bytes: the most is {MAX_BATCH_BYTES}",
+                batch.size_bytes()
+            )));
+        }
+        for op in batch.iter() {
+            let versioned = self.get(op.keyspace)?.versioned;
+            if versioned != op.version.is_some() {
+                let (is, was) = match versioned {
+                    true => ("keeps versions", "has none"),
+                    false => ("keeps no versions", "has one"),
+                };
+                return Err(Error::invalid(format!(
+                    "keyspace {} {is}, the operation {was}",
+                    op.keyspace.0
+                )));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! Settings: plain data, with their defaults in one place.
+
+use crate::error::{Error, Result};
+
+/// Names a keyspace. The caller picks the number once; the manifest remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyspaceId(pub u16);
+
+/// A keyspace: keys of their own, in the same files and batches as those of the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyspaceOptions {
+    /// Its number, for ever.
+    pub id: KeyspaceId,
+    /// Its name, for people; for ever as well.
+    pub name: String,
+    /// Whether the caller gives each write a version and may read at one. For ever too.
+    pub versioned: bool,
+}
+
+impl KeyspaceOptions {
+    /// A keyspace that keeps versions.
+    pub fn versioned(id: u16, name: &str) -> Self {
+        KeyspaceOptions {
+            id: KeyspaceId(id),
+            name: name.to_owned(),
+            versioned: true,
+        }
+    }
+
+    /// A keyspace where a write replaces what was there.
+    pub fn plain(id: u16, name: &str) -> Self {
+        KeyspaceOptions {
+            versioned: false,
+            ..KeyspaceOptions::versioned(id, name)
+        }
+    }
+}
+
+/// How blocks of tables are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// By LZ4, unless that saves less than an eighth.
+    Lz4,
+}
+
+/// The settings of an engine. Sizes are in bytes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// All keyspaces. One that the store has and this list lacks, or has otherwise, is an error at
+    /// opening; one that the store lacks is made.
+    pub keyspaces: Vec<KeyspaceOptions>,
+    /// Whether batches go to a write-ahead log. Without one only a flush makes them durable, and
+    /// what survives a crash is a prefix of the batches in sequence order.
+    pub wal: bool,
+    /// The size of a segment of the write-ahead log.
+    pub wal_segment_bytes: u64,
+    /// The size at which a memtable is written out.
+    pub memtable_bytes: usize,
+    /// How many full memtables may wait for that before writes are stopped.
+    pub memtables_waiting: usize,
+    /// The block cache.
+    pub cache_bytes: u64,
+    /// The size of a data block before compression.
+    pub block_bytes: usize,
+    /// The size of a table that compaction writes.
+    pub table_bytes: u64,
+    /// The size of level 1; each further level is [`level_factor`](Self::level_factor) times larger.
+    pub level_base_bytes: u64,
+    /// See [`level_base_bytes`](Self::level_base_bytes).
+    pub level_factor: u64,
+    /// The number of tables in level 0 that starts a compaction.
+    pub l0_compact: usize,
+    /// The number of tables in level 0 from which writes are slowed down.
+    pub l0_slow: usize,
+    /// The number of tables in level 0 at which throttled writes stop.
+    pub l0_stop: usize,
+    /// Filter bits for each key; 0 is no filter.
+    pub filter_bits_per_key: u32,
+    /// Compression of data blocks from level 1 down; level 0 is short-lived and never compressed.
+    pub compression: Compression,
+    /// How many compactions may run at once.
+    pub compactions: usize,
+    /// Whether compaction starts by itself; if not, only by `compact_range`.
+    pub auto_compact: bool,
+}
+
+const MIB: u64 = 1 << 20;
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            keyspaces: Vec::new(),
+            wal: true,
+            wal_segment_bytes: 64 * MIB,
+            memtable_bytes: 64 << 20,
+            memtables_waiting: 3,
+            cache_bytes: 256 * MIB,
+            block_bytes: 4096,
+            table_bytes: 32 * MIB,
+            level_base_bytes: 256 * MIB,
+            level_factor: 10,
+            l0_compact: 4,
+            l0_slow: 12,
+            l0_stop: 24,
+            filter_bits_per_key: 10,
+            compression: Compression::Lz4,
+            compactions: 1,
+            auto_compact: true,
+        }
+    }
+}
+
+impl Options {
+    /// Fails on settings that can't work.
+    pub(crate) fn check(&self) -> Result<()> {
+        let sane = [
+            (self.keyspaces.is_empty(), "there is no keyspace"),
+            (self.memtable_bytes == 0, "memtable_bytes is 0"),
+            (
+                self.memtable_bytes > 1 << 30,
+                "memtable_bytes is above 1 GiB",
+            ),
+            (self.memtables_waiting == 0, "memtables_waiting is 0"),
+            (self.block_bytes == 0, "block_bytes is 0"),
+            (self.block_bytes > 1 << 20, "block_bytes is above 1 MiB"),
+            (self.table_bytes == 0, "table_bytes is 0"),
+            (self.level_base_bytes == 0, "level_base_bytes is 0"),
+            (self.level_factor < 2, "level_factor is below 2"),
+            (self.l0_compact == 0, "l0_compact is 0"),
+            (
+                self.l0_stop < self.l0_slow || self.l0_slow < self.l0_compact,
+                "l0_compact, l0_slow and l0_stop are not in this order",
+            ),
+            (self.compactions == 0, "compactions is 0"),
+        ];
+        if let Some((_, what)) = sane.iter().find(|(wrong, _)| *wrong) {
+            return Err(Error::invalid(*what));
+        }
+        for (at, one) in self.keyspaces.iter().enumerate() {
+            let before = &self.keyspaces[..at];
+            if before.iter().any(|k| k.id == one.id || k.name == one.name) {
+                return Err(Error::invalid(format!(
+                    "keyspace {} ({}) is listed twice",
+                    one.name, one.id.0
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// When a write may be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// When it is in memory. Not logged: only a flush makes it durable. The only choice for an
+    /// engine without a write-ahead log, and none with one.
+    None,
+    /// When the operating system has it: survives the end of the process.
+    #[default]
+    Buffered,
+    /// When the disk has it: survives a power cut.
+    Synced,
+}
+
+/// How a batch is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// When it may be answered.
+    pub durability: Durability,
+    /// Whether the write waits when flushes and compaction fall behind. The path that applies
+    /// replicated commands must not; whoever sets this to false watches `Lsm::debt`.
+    pub throttle: bool,
+}
+
+impl Default for WriteOptions {
+    fn default() -> Self {
+        WriteOptions {
+            durability: Durability::default(),
+            throttle: true,
+        }
+    }
+}
+
+impl WriteOptions {
+    /// Answered when the disk has it.
+    pub const SYNCED: WriteOptions = WriteOptions {
+        durability: Durability::Synced,
+        throttle: true,
+    };
+
+    /// Into memory, at once: for an engine without a write-ahead log.
+    pub const APPLY: WriteOptions = WriteOptions {
+        durability: Durability::None,
+        throttle: false,
+    };
+}
