@@ -43,7 +43,6 @@ pub struct Request {
 
 /// What a request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Operation {
     /// Read one key.
     Get {
@@ -125,7 +124,6 @@ impl Operation {
 
 /// What a request that succeeded answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Answer {
     /// Of a get.
     Entry(Option<Entry>),
