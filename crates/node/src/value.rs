@@ -61,7 +61,3 @@ pub(crate) fn to_entry(key: Bytes, version: Version, stored: &Bytes) -> Result<E
     })
 }
 
-/// The user's bytes inside a stored value.
-pub(crate) fn payload(stored: &[u8]) -> &[u8] {
-    stored.get(HEADER_LEN..).unwrap_or_default()
-}
