@@ -55,11 +55,20 @@ impl Position {
         let mut reader = Reader::new(bytes);
         let version = reader.u64()?;
         if reader.is_empty() {
-            return Ok(Position { entry: None, version });
+            return Ok(Position {
+                entry: None,
+                version,
+            });
         }
-        let entry =
-            EntryId { term: reader.u64()?, leader: reader.u64()?, index: reader.u64()? };
-        Ok(Position { entry: Some(entry), version })
+        let entry = EntryId {
+            term: reader.u64()?,
+            leader: reader.u64()?,
+            index: reader.u64()?,
+        };
+        Ok(Position {
+            entry: Some(entry),
+            version,
+        })
     }
 }
 
@@ -106,8 +115,11 @@ impl<'a> Applier<'a> {
         writes: Vec<Write>,
     ) -> Result<Bytes, ApplyError> {
         if self.wide {
-            self.position.version =
-                self.position.version.max(stamp.saturating_sub(1)).min(VERSION_MAX - 1);
+            self.position.version = self
+                .position
+                .version
+                .max(stamp.saturating_sub(1))
+                .min(VERSION_MAX - 1);
         }
         let mut outcomes = Outcomes::new();
         for write in writes {
@@ -146,9 +158,11 @@ impl<'a> Applier<'a> {
 
     fn write(&mut self, operation: Operation) -> Result<Outcome, ApplyError> {
         match operation {
-            Operation::Put { key, value, condition } => {
-                self.write_one(&key, Some(&value), condition)
-            }
+            Operation::Put {
+                key,
+                value,
+                condition,
+            } => self.write_one(&key, Some(&value), condition),
             Operation::Delete { key, condition } => self.write_one(&key, None, condition),
             Operation::Batch { mutations } => {
                 if !mutations.iter().all(|m| self.holds_key(m.key())) {
@@ -160,9 +174,11 @@ impl<'a> Applier<'a> {
                 }
                 Ok(Outcome::Done(Answer::Batch { version }))
             }
-            Operation::Compare { conditions, then_ops, else_ops } => {
-                self.compare(&conditions, then_ops, else_ops)
-            }
+            Operation::Compare {
+                conditions,
+                then_ops,
+                else_ops,
+            } => self.compare(&conditions, then_ops, else_ops),
             _ => Err(Damaged("a read in a command").into()),
         }
     }
@@ -188,7 +204,8 @@ impl<'a> Applier<'a> {
         }
         let data_key = data_key(self.shard.namespace, &encoded);
         let current = self.current(&data_key)?;
-        let refused = !condition.holds(current.version) || (value.is_none() && current.version == 0);
+        let refused =
+            !condition.holds(current.version) || (value.is_none() && current.version == 0);
         let version = if refused {
             current.version
         } else {
@@ -197,7 +214,11 @@ impl<'a> Applier<'a> {
             version
         };
         let group_version = self.position.version;
-        Ok(Outcome::Done(Answer::Written { applied: !refused, version, group_version }))
+        Ok(Outcome::Done(Answer::Written {
+            applied: !refused,
+            version,
+            group_version,
+        }))
     }
 
     fn compare(
@@ -218,7 +239,11 @@ impl<'a> Applier<'a> {
         }
         let branch = if succeeded { then_ops } else { else_ops };
         let writes = branch.iter().any(|op| matches!(op, Op::Mutate(_)));
-        let version = if writes { self.next_version() } else { self.position.version };
+        let version = if writes {
+            self.next_version()
+        } else {
+            self.position.version
+        };
         let mut results = Vec::with_capacity(branch.len());
         for op in branch {
             results.push(match op {
@@ -237,7 +262,11 @@ impl<'a> Applier<'a> {
                 }
             });
         }
-        Ok(Outcome::Done(Answer::Compare { succeeded, results, version }))
+        Ok(Outcome::Done(Answer::Compare {
+            succeeded,
+            results,
+            version,
+        }))
     }
 
     fn data_key(&self, key: &[u8]) -> Vec<u8> {
@@ -263,8 +292,14 @@ impl<'a> Applier<'a> {
         }
         let found = self.engine.get(DATA, data_key, &ReadAt::NEWEST)?;
         Ok(match found {
-            Some(entry) => Current { version: entry.version, stored: entry.value },
-            None => Current { version: 0, stored: Bytes::new() },
+            Some(entry) => Current {
+                version: entry.version,
+                stored: entry.value,
+            },
+            None => Current {
+                version: 0,
+                stored: Bytes::new(),
+            },
         })
     }
 
@@ -279,18 +314,30 @@ impl<'a> Applier<'a> {
         let now = match value {
             None => {
                 self.batch.delete_at(DATA, &data_key, version);
-                Current { version: 0, stored: Bytes::new() }
+                Current {
+                    version: 0,
+                    stored: Bytes::new(),
+                }
             }
             Some(value) => {
                 let header = if current.version == 0 {
-                    Header { create_version: version, write_count: 1 }
+                    Header {
+                        create_version: version,
+                        write_count: 1,
+                    }
                 } else {
                     let old = value::decode_header(&current.stored)?;
-                    Header { write_count: old.write_count + 1, ..old }
+                    Header {
+                        write_count: old.write_count + 1,
+                        ..old
+                    }
                 };
                 let stored = value::encode(header, value);
                 self.batch.put_at(DATA, &data_key, version, &stored);
-                Current { version, stored: stored.into() }
+                Current {
+                    version,
+                    stored: stored.into(),
+                }
             }
         };
         self.overlay.insert(data_key, now);

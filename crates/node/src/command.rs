@@ -103,7 +103,11 @@ const GET: u8 = 5;
 
 fn put_operation(out: &mut Vec<u8>, operation: &Operation) {
     match operation {
-        Operation::Put { key, value, condition } => {
+        Operation::Put {
+            key,
+            value,
+            condition,
+        } => {
             out.push(PUT);
             put_condition(out, *condition);
             put_bytes(out, key);
@@ -118,7 +122,11 @@ fn put_operation(out: &mut Vec<u8>, operation: &Operation) {
             out.push(BATCH);
             put_list(out, mutations, put_mutation);
         }
-        Operation::Compare { conditions, then_ops, else_ops } => {
+        Operation::Compare {
+            conditions,
+            then_ops,
+            else_ops,
+        } => {
             out.push(COMPARE);
             put_list(out, conditions, |out, (key, condition)| {
                 put_condition(out, *condition);
@@ -170,7 +178,10 @@ fn put_condition(out: &mut Vec<u8>, condition: Condition) {
 
 fn write(reader: &mut Reader) -> Result<Write> {
     Ok(Write {
-        id: WriteId { client: reader.u64()?, sequence: reader.u64()? },
+        id: WriteId {
+            client: reader.u64()?,
+            sequence: reader.u64()?,
+        },
         range_epoch: reader.u64()?,
         operation: operation(reader)?,
     })
@@ -180,13 +191,22 @@ fn operation(reader: &mut Reader) -> Result<Operation> {
     Ok(match reader.u8()? {
         PUT => {
             let condition = condition(reader)?;
-            Operation::Put { condition, key: reader.bytes()?, value: reader.bytes()? }
+            Operation::Put {
+                condition,
+                key: reader.bytes()?,
+                value: reader.bytes()?,
+            }
         }
         DELETE => {
             let condition = condition(reader)?;
-            Operation::Delete { condition, key: reader.bytes()? }
+            Operation::Delete {
+                condition,
+                key: reader.bytes()?,
+            }
         }
-        BATCH => Operation::Batch { mutations: reader.list(mutation)? },
+        BATCH => Operation::Batch {
+            mutations: reader.list(mutation)?,
+        },
         COMPARE => Operation::Compare {
             conditions: reader.list(|reader| {
                 let condition = condition(reader)?;
@@ -201,7 +221,9 @@ fn operation(reader: &mut Reader) -> Result<Operation> {
 
 fn op(reader: &mut Reader) -> Result<Op> {
     Ok(match reader.u8()? {
-        GET => Op::Get { key: reader.bytes()? },
+        GET => Op::Get {
+            key: reader.bytes()?,
+        },
         tag => Op::Mutate(mutation_of(tag, reader)?),
     })
 }

@@ -21,13 +21,23 @@ struct State {
 impl FlushTracker {
     /// `flushed` is what was recovered.
     pub(crate) fn new(flushed: Option<u64>) -> FlushTracker {
-        FlushTracker { state: Mutex::new(State { flushed, pending: VecDeque::new() }) }
+        FlushTracker {
+            state: Mutex::new(State {
+                flushed,
+                pending: VecDeque::new(),
+            }),
+        }
     }
 
     /// The batch that brought the group to `index` has this sequence.
     pub(crate) fn applied(&self, sequence: Sequence, index: u64) {
         let mut state = self.state.lock();
-        debug_assert!(state.pending.back().is_none_or(|(s, i)| *s < sequence && *i < index));
+        debug_assert!(
+            state
+                .pending
+                .back()
+                .is_none_or(|(s, i)| *s < sequence && *i < index)
+        );
         state.pending.push_back((sequence, index));
     }
 

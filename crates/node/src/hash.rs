@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_env::{Env, JobClass};
-use quorate_storage::{Engine, IterOptions, Iter, Lsm, ReadAt, Snapshot};
+use quorate_storage::{Engine, Iter, IterOptions, Lsm, ReadAt, Snapshot};
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -102,7 +102,11 @@ fn hash_range(
         keys += 1;
         iter.next()?;
     }
-    Ok(StateHash { index, hash: hasher.digest(), keys })
+    Ok(StateHash {
+        index,
+        hash: hasher.digest(),
+        keys,
+    })
 }
 
 fn add(hasher: &mut Xxh3, iter: &dyn Iter) {

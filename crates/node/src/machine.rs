@@ -25,7 +25,7 @@ use crate::command::Command;
 use crate::flushed::FlushTracker;
 use crate::hash::Hashes;
 use crate::keys::{GroupField, META, group_key};
-use crate::snapshot::{Receiver, Reader};
+use crate::snapshot::{Reader, Receiver};
 
 /// The state machine of one shard's replica.
 pub(crate) struct ShardMachine {
@@ -83,7 +83,9 @@ impl ShardMachine {
         let mut batch = Batch::new();
         let key = group_key(self.shard.id, GroupField::Shard);
         batch.put(META, &key, &self.shard.to_bytes());
-        self.engine.write(&batch, WriteOptions::APPLY).map_err(engine_error)?;
+        self.engine
+            .write(&batch, WriteOptions::APPLY)
+            .map_err(engine_error)?;
         Ok(Position::default())
     }
 
@@ -107,7 +109,10 @@ impl ShardMachine {
 
     pub(crate) fn meta(&self, field: GroupField) -> io::Result<Option<Bytes>> {
         let key = group_key(self.shard.id, field);
-        let found = self.engine.get(META, &key, &ReadAt::NEWEST).map_err(engine_error)?;
+        let found = self
+            .engine
+            .get(META, &key, &ReadAt::NEWEST)
+            .map_err(engine_error)?;
         Ok(found.map(|entry| entry.value))
     }
 
@@ -179,7 +184,8 @@ impl ShardMachine {
         let (lower, upper) = crate::keys::shard_range(&self.shard);
         let snapshot = self.engine.snapshot();
         let engine = Arc::clone(&self.engine);
-        self.hashes.start(&self.env, engine, snapshot, at.index, lower, upper);
+        self.hashes
+            .start(&self.env, engine, snapshot, at.index, lower, upper);
     }
 }
 

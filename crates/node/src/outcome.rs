@@ -37,14 +37,21 @@ pub(crate) struct Outcomes {
 
 impl Outcomes {
     pub(crate) fn new() -> Outcomes {
-        Outcomes { bytes: vec![0; 4], count: 0 }
+        Outcomes {
+            bytes: vec![0; 4],
+            count: 0,
+        }
     }
 
     pub(crate) fn push(&mut self, outcome: &Outcome) {
         self.count += 1;
         let out = &mut self.bytes;
         match outcome {
-            Outcome::Done(Answer::Written { applied, version, group_version }) => {
+            Outcome::Done(Answer::Written {
+                applied,
+                version,
+                group_version,
+            }) => {
                 out.extend_from_slice(&[WRITTEN, u8::from(*applied)]);
                 put_u64(out, *version);
                 put_u64(out, *group_version);
@@ -53,7 +60,11 @@ impl Outcomes {
                 out.push(BATCH);
                 put_u64(out, *version);
             }
-            Outcome::Done(Answer::Compare { succeeded, results, version }) => {
+            Outcome::Done(Answer::Compare {
+                succeeded,
+                results,
+                version,
+            }) => {
                 out.extend_from_slice(&[COMPARE, u8::from(*succeeded)]);
                 put_u64(out, *version);
                 put_list(out, results, put_result);
@@ -82,7 +93,9 @@ fn outcome(reader: &mut Reader) -> Result<Outcome> {
             version: reader.u64()?,
             group_version: reader.u64()?,
         },
-        BATCH => Answer::Batch { version: reader.u64()? },
+        BATCH => Answer::Batch {
+            version: reader.u64()?,
+        },
         COMPARE => Answer::Compare {
             succeeded: reader.bool()?,
             version: reader.u64()?,
@@ -118,7 +131,13 @@ fn result(reader: &mut Reader) -> Result<OpResult> {
             let create_version = reader.u64()?;
             let write_count = reader.u64()?;
             let (key, value) = (reader.bytes()?, reader.bytes()?);
-            OpResult::Entry(Some(Entry { key, value, version, create_version, write_count }))
+            OpResult::Entry(Some(Entry {
+                key,
+                value,
+                version,
+                create_version,
+                write_count,
+            }))
         }
         _ => return Err(Damaged("a result has an unknown tag")),
     })

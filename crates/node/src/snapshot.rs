@@ -58,11 +58,24 @@ impl Reader {
         put_u64(&mut head, position.version);
         head.extend_from_slice(&machine.shard().to_bytes());
         let (lower, upper) = shard_range(machine.shard());
-        let options = IterOptions { at, ..IterOptions::range(&lower, &upper) };
-        let mut iter = machine.engine.iterate(DATA, options).map_err(engine_error)?;
+        let options = IterOptions {
+            at,
+            ..IterOptions::range(&lower, &upper)
+        };
+        let mut iter = machine
+            .engine
+            .iterate(DATA, options)
+            .map_err(engine_error)?;
         iter.seek_to_first().map_err(engine_error)?;
-        let applied = Applied { entry: position.entry, membership };
-        Ok(Reader { applied, head: Some(head.into()), iter })
+        let applied = Applied {
+            entry: position.entry,
+            membership,
+        };
+        Ok(Reader {
+            applied,
+            head: Some(head.into()),
+            iter,
+        })
     }
 }
 
@@ -100,11 +113,21 @@ pub(crate) struct Receiver {
 
 impl Receiver {
     pub(crate) fn open(machine: Arc<ShardMachine>) -> io::Result<Receiver> {
-        let name = format!("receive-{}-{:016x}", machine.shard().id, machine.env.random.next_u64());
+        let name = format!(
+            "receive-{}-{:016x}",
+            machine.shard().id,
+            machine.env.random.next_u64()
+        );
         let path = machine.spool_dir.join(name);
         machine.env.disk.create_dir_all(&machine.spool_dir)?;
         let file = machine.env.disk.create(&path)?;
-        Ok(Receiver { machine, path, file, end: 0, installed: false })
+        Ok(Receiver {
+            machine,
+            path,
+            file,
+            end: 0,
+            installed: false,
+        })
     }
 
     fn frame(&mut self, chunk: &[u8]) -> io::Result<()> {
@@ -123,13 +146,18 @@ impl SnapshotSink for Receiver {
         match chunk.first() {
             Some(&HEAD) if self.end == 0 => self.frame(&chunk),
             Some(&ENTRIES) if self.end > 0 => self.frame(&chunk),
-            _ => Err(invalid("a snapshot chunk of an unknown kind, or out of place")),
+            _ => Err(invalid(
+                "a snapshot chunk of an unknown kind, or out of place",
+            )),
         }
     }
 
     fn install(mut self: Box<Self>, applied: &Applied) -> io::Result<()> {
         let mut last = vec![LAST];
-        let position = Position { entry: applied.entry, version: 0 };
+        let position = Position {
+            entry: applied.entry,
+            version: 0,
+        };
         put_bytes(&mut last, &position.encode());
         put_bytes(&mut last, &applied.membership);
         self.frame(&last)?;
@@ -152,7 +180,9 @@ impl Drop for Receiver {
 }
 
 fn install_path(machine: &ShardMachine) -> PathBuf {
-    machine.spool_dir.join(format!("install-{}", machine.shard().id))
+    machine
+        .spool_dir
+        .join(format!("install-{}", machine.shard().id))
 }
 
 /// Ends what a crash cut off: installs a whole snapshot, removes the remains of others.
@@ -168,7 +198,11 @@ pub(crate) fn resume_install(machine: &ShardMachine) -> io::Result<()> {
         }
     }
     let whole = install_path(machine);
-    if disk.exists(&whole)? { install_file(machine, &whole) } else { Ok(()) }
+    if disk.exists(&whole)? {
+        install_file(machine, &whole)
+    } else {
+        Ok(())
+    }
 }
 
 fn install_file(machine: &ShardMachine, path: &Path) -> io::Result<()> {
@@ -202,8 +236,14 @@ impl Spool {
     fn open(machine: &ShardMachine, path: &Path) -> io::Result<Spool> {
         let file = machine.env.disk.open_read(path)?;
         let chunk = codec::Reader::new(Bytes::new());
-        let mut spool =
-            Spool { path: path.to_owned(), file, at: 0, version: 0, chunk, last: None };
+        let mut spool = Spool {
+            path: path.to_owned(),
+            file,
+            at: 0,
+            version: 0,
+            chunk,
+            last: None,
+        };
         let mut head = codec::Reader::new(spool.frame()?);
         if head.u8().map_err(invalid)? != HEAD || head.u8().map_err(invalid)? != FORMAT {
             return Err(spool.damaged("it does not begin with a head of format 1"));
@@ -214,7 +254,10 @@ impl Spool {
 
     fn damaged(&self, what: &str) -> io::Error {
         let path = self.path.display();
-        invalid(format!("the received snapshot {path} is damaged at byte {}: {what}", self.at))
+        invalid(format!(
+            "the received snapshot {path} is damaged at byte {}: {what}",
+            self.at
+        ))
     }
 
     fn frame(&mut self) -> io::Result<Bytes> {
@@ -246,7 +289,10 @@ impl Spool {
                 LAST => {
                     let position = chunk.bytes().and_then(Position::decode).map_err(invalid)?;
                     let membership = chunk.bytes().map_err(invalid)?;
-                    let position = Position { version: self.version, ..position };
+                    let position = Position {
+                        version: self.version,
+                        ..position
+                    };
                     self.last = Some((position, membership));
                 }
                 _ => return Err(self.damaged("a chunk of an unknown kind")),
@@ -255,9 +301,15 @@ impl Spool {
         let mut read = || {
             let key = self.chunk.bytes()?;
             let version = self.chunk.u64()?;
-            Ok(SpoolEntry { key, version, stored: self.chunk.bytes()? })
+            Ok(SpoolEntry {
+                key,
+                version,
+                stored: self.chunk.bytes()?,
+            })
         };
-        read().map(Some).map_err(|error: codec::Damaged| invalid(error))
+        read()
+            .map(Some)
+            .map_err(|error: codec::Damaged| invalid(error))
     }
 }
 
@@ -269,15 +321,26 @@ struct Installer<'a> {
     batch: Batch,
 }
 
-const INSTALL: WriteOptions = WriteOptions { durability: Durability::None, throttle: true };
+const INSTALL: WriteOptions = WriteOptions {
+    durability: Durability::None,
+    throttle: true,
+};
 
 impl<'a> Installer<'a> {
     fn new(machine: &'a ShardMachine, spool: &'a mut Spool) -> io::Result<Installer<'a>> {
         let (lower, upper) = shard_range(machine.shard());
         let options = IterOptions::range(&lower, &upper);
-        let mut stored = machine.engine.iterate(DATA, options).map_err(engine_error)?;
+        let mut stored = machine
+            .engine
+            .iterate(DATA, options)
+            .map_err(engine_error)?;
         stored.seek_to_first().map_err(engine_error)?;
-        Ok(Installer { machine, spool, stored, batch: Batch::new() })
+        Ok(Installer {
+            machine,
+            spool,
+            stored,
+            batch: Batch::new(),
+        })
     }
 
     fn run(mut self) -> io::Result<(Position, Sequence)> {
@@ -288,7 +351,8 @@ impl<'a> Installer<'a> {
                 && self.stored.version() == entry.version
                 && self.stored.value() == &entry.stored[..];
             if !same {
-                self.batch.put_at(DATA, &entry.key, entry.version, &entry.stored);
+                self.batch
+                    .put_at(DATA, &entry.key, entry.version, &entry.stored);
             }
             if self.stored.valid() && self.stored.key() == &entry.key[..] {
                 self.stored.next().map_err(engine_error)?;
@@ -296,21 +360,29 @@ impl<'a> Installer<'a> {
             self.write_if_full()?;
         }
         self.delete_stored_below(None)?;
-        let (position, membership) =
-            self.spool.last.take().ok_or_else(|| self.spool.damaged("it has no end"))?;
+        let (position, membership) = self
+            .spool
+            .last
+            .take()
+            .ok_or_else(|| self.spool.damaged("it has no end"))?;
         let group = self.machine.shard().id;
         let mut put = |field, value: &[u8]| self.batch.put(META, &group_key(group, field), value);
         put(GroupField::Applied, &position.encode());
         put(GroupField::Membership, &membership);
         put(GroupField::Shard, &self.machine.shard().to_bytes());
-        let sequence = self.machine.engine.write(&self.batch, INSTALL).map_err(engine_error)?;
+        let sequence = self
+            .machine
+            .engine
+            .write(&self.batch, INSTALL)
+            .map_err(engine_error)?;
         Ok((position, sequence))
     }
 
     /// Deletes what is stored and not in the snapshot, up to a key.
     fn delete_stored_below(&mut self, key: Option<&[u8]>) -> io::Result<()> {
         while self.stored.valid() && key.is_none_or(|key| self.stored.key() < key) {
-            self.batch.delete_at(DATA, self.stored.key(), self.spool.version);
+            self.batch
+                .delete_at(DATA, self.stored.key(), self.spool.version);
             self.stored.next().map_err(engine_error)?;
             self.write_if_full()?;
         }
@@ -321,7 +393,10 @@ impl<'a> Installer<'a> {
         if self.batch.size_bytes() < BATCH_BYTES {
             return Ok(());
         }
-        self.machine.engine.write(&self.batch, INSTALL).map_err(engine_error)?;
+        self.machine
+            .engine
+            .write(&self.batch, INSTALL)
+            .map_err(engine_error)?;
         self.batch.clear();
         Ok(())
     }

@@ -43,7 +43,10 @@ pub(crate) fn decode_header(stored: &[u8]) -> Result<Header> {
         bytes.copy_from_slice(&header[at..at + 8]);
         u64::from_be_bytes(bytes)
     };
-    Ok(Header { create_version: number(2), write_count: number(10) })
+    Ok(Header {
+        create_version: number(2),
+        write_count: number(10),
+    })
 }
 
 /// The entry that a stored value says.
@@ -58,7 +61,3 @@ pub(crate) fn to_entry(key: Bytes, version: Version, stored: &Bytes) -> Result<E
     })
 }
 
-/// The user's bytes inside a stored value.
-pub(crate) fn payload(stored: &[u8]) -> &[u8] {
-    stored.get(HEADER_LEN..).unwrap_or_default()
-}

@@ -22,11 +22,19 @@ mod codec;
 mod error;
 mod group;
 mod groups;
+mod inbox;
 mod log;
+mod machine;
+mod network;
 mod raft;
+mod reads;
 mod state_machine;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod transport;
 mod types;
+mod watch;
+mod wire;
 
 pub use error::{Error, Result};
 pub use group::{Group, Proposed};

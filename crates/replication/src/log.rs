@@ -224,7 +224,8 @@ impl SharedLog {
     /// Drops the entries past `after`.
     fn truncate(&self, replica: &Replica, after: Option<LogId>) -> Result<()> {
         let mut state = replica.state.lock();
-        self.submit(&record::truncate(replica.of, after.as_ref()), None).map_err(log_error)?;
+        let record = record::truncate(replica.of, after.as_ref());
+        self.inner.log.submit(&[&record], Durability::Buffered, None).map_err(log_error)?;
         state.truncate(after.map(|id| id.index + 1));
         Ok(())
     }

@@ -890,6 +890,9 @@ pub struct JoinRequest {
     >,
     #[prost(uint32, tag = "5")]
     pub protocol: u32,
+    /// Drawn when its data directory was made: a wiped node cannot come back as the old one.
+    #[prost(uint64, tag = "6")]
+    pub data_id: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinResponse {
