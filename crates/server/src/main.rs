@@ -1,2 +1,37 @@
-//! The binary `quorate`.
-fn main() {}
+//! The binary `quorate`: the server and the commands of its operators.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+mod args;
+mod commands;
+mod input;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Put(args) => commands::block_on(commands::put(args)),
+        Command::Get(args) => commands::block_on(commands::get(args)),
+        Command::Del(args) => commands::block_on(commands::del(args)),
+        Command::Scan(args) => commands::block_on(commands::scan(args)),
+        Command::Namespace(args) => commands::block_on(commands::namespace(args)),
+        Command::Status(args) => commands::block_on(commands::status(args)),
+        Command::Load(args) => commands::block_on(commands::load(args)),
+        Command::Verify(args) => commands::block_on(commands::verify(args)),
+        Command::Completion(args) => Ok(commands::completion(args)),
+    }
+}
