@@ -157,7 +157,9 @@ impl Group {
         }
         let _counted = InFlight::enter(&self.inner, command.len())?;
         let (responder, done) = ProgressResponder::complete_only();
-        let sent = self.raft().client_write_ff(Payload(command), Some(responder)).await;
+        // Out of tokio's budget: with none left, this poll would not queue it, and order would be lost.
+        let send = self.raft().client_write_ff(Payload(command), Some(responder));
+        let sent = tokio::task::unconstrained(send).await;
         sent.map_err(|fatal| stopped(&fatal))?;
         let answer = match tokio::time::timeout(timeout, done).await {
             Ok(Ok(answer)) => answer,

@@ -513,13 +513,12 @@ fn lossy_slow_network_loses_no_acknowledged_write_and_all_replicas_agree() {
                 let (disk, machine) = cluster.crash(down).await;
                 cluster.restart(down, disk, machine).await;
             }
-            for group in [1, 2, 3].map(|node| cluster.group(node)) {
-                if !group.is_leader() {
-                    continue;
-                }
-                if group.propose(bytes(n), Duration::from_secs(2)).await.is_ok() {
-                    acknowledged.push(bytes(n));
-                }
+            let groups = [1, 2, 3].map(|node| cluster.group(node));
+            let leader =
+                until("a leader", || async { groups.iter().find(|group| group.is_leader()) });
+            let write = leader.await.propose(bytes(n), Duration::from_secs(2));
+            if write.await.is_ok() {
+                acknowledged.push(bytes(n));
             }
         }
         cluster.network.lose_one_in(0);

@@ -118,18 +118,17 @@ impl RaftLogReader<TypeConfig> for GroupLog {
         Ok(self.replica.state.lock().vote)
     }
 
-    /// From memory: the ends of the range and where the leader changes.
+    /// From memory. The *last* id under each leader: the trait's documentation says the first ones,
+    /// but openraft's own reading of the list is this.
     async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
-        let (first, last) = (*range.start(), *range.end());
+        let (first, last) = (range.start().index, range.end().index);
         let state = self.replica.state.lock();
-        let mut keys = vec![first];
-        for meta in state.entries.range(state.positions(first.index + 1..last.index + 1)) {
-            if keys.last().is_some_and(|key| key.leader_id != meta.id.leader_id) {
-                keys.push(meta.id);
+        let mut keys: Vec<LogId> = Vec::new();
+        for meta in state.entries.range(state.positions(first..last.saturating_add(1))) {
+            match keys.last_mut().filter(|key| key.leader_id == meta.id.leader_id) {
+                Some(key) => *key = meta.id,
+                None => keys.push(meta.id),
             }
-        }
-        if keys.last() != Some(&last) {
-            keys.push(last);
         }
         Ok(keys)
     }

@@ -67,22 +67,12 @@ impl MemoryMachine {
     pub fn installs(&self) -> u64 {
         self.state.lock().installs
     }
-}
 
-impl StateMachine for MemoryMachine {
-    fn applied(&self) -> io::Result<Applied> {
-        Ok(self.state.lock().now.applied.clone())
-    }
-
-    fn apply(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
+    /// Applies without checking that no index is missing.
+    pub(crate) fn apply_with_holes(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
         let mut state = self.state.lock();
         let mut results = Vec::with_capacity(commands.len());
         for command in commands {
-            let expected = state.now.applied.entry.map_or(0, |entry| entry.index + 1);
-            if command.id.index != expected {
-                let got = command.id.index;
-                return Err(io::Error::other(format!("applied {got} in place of {expected}")));
-            }
             state.now.applied.entry = Some(command.id);
             let mut result = Bytes::new();
             match &command.body {
@@ -100,6 +90,24 @@ impl StateMachine for MemoryMachine {
             state.durable = state.now.clone();
         }
         Ok(results)
+    }
+}
+
+impl StateMachine for MemoryMachine {
+    fn applied(&self) -> io::Result<Applied> {
+        Ok(self.state.lock().now.applied.clone())
+    }
+
+    fn apply(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
+        let last = self.state.lock().now.applied.entry;
+        let first = last.map_or(0, |entry| entry.index + 1);
+        for (command, expected) in commands.iter().zip(first..) {
+            if command.id.index != expected {
+                let got = command.id.index;
+                return Err(io::Error::other(format!("applied {got} in place of {expected}")));
+            }
+        }
+        self.apply_with_holes(commands)
     }
 
     fn flushed(&self) -> Option<u64> {
