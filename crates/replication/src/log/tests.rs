@@ -26,11 +26,17 @@ pub(super) fn id(term: u64, index: u64) -> LogId {
 pub(super) fn entry(term: u64, index: u64, size: usize) -> Entry {
     let text = format!("{term}.{index}.");
     let payload: Vec<u8> = text.bytes().cycle().take(size).collect();
-    Entry { log_id: id(term, index), payload: EntryPayload::Normal(Payload(payload.into())) }
+    Entry {
+        log_id: id(term, index),
+        payload: EntryPayload::Normal(Payload(payload.into())),
+    }
 }
 
 fn vote(term: u64) -> Vote {
-    Vote { leader_id: LeaderId { term, node_id: 1 }, committed: false }
+    Vote {
+        leader_id: LeaderId { term, node_id: 1 },
+        committed: false,
+    }
 }
 
 fn real_env(disk: &SimDisk) -> Env {
@@ -57,7 +63,11 @@ async fn append(log: &mut GroupLog, entries: Vec<Entry>) {
 
 fn run(test: impl Future<Output = ()>) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().expect("a runtime").block_on(test);
+    builder
+        .enable_all()
+        .build()
+        .expect("a runtime")
+        .block_on(test);
 }
 
 struct Builder;
@@ -73,8 +83,15 @@ impl StoreBuilder<TypeConfig, GroupLog, Machine> for Builder {
         let live = Arc::new(true.into());
         let watch = Arc::new(AppliedWatch::default());
         let applied = Applied::default();
-        let machine =
-            Machine::new(inner, Arc::clone(&env.jobs), log.clone(), watch, &applied, 1 << 20, live);
+        let machine = Machine::new(
+            inner,
+            Arc::clone(&env.jobs),
+            log.clone(),
+            watch,
+            &applied,
+            1 << 20,
+            live,
+        );
         Ok(((), log, machine.expect("is empty")))
     }
 }
@@ -121,7 +138,9 @@ fn reopened_log_holds_entries_votes_and_purges_of_all_groups() {
                 let mut log = shared.open_replica(group, group * 10).expect("opens");
                 log.save_vote(&vote(group)).await.expect("votes");
                 append(&mut log, (0..20).map(|n| entry(1, n, 50)).collect()).await;
-                log.truncate_after(Some(id(1, 14))).await.expect("truncates");
+                log.truncate_after(Some(id(1, 14)))
+                    .await
+                    .expect("truncates");
                 append(&mut log, (15..18).map(|n| entry(2, n, 50)).collect()).await;
                 log.save_committed(Some(id(1, 14))).await.expect("notes");
                 append(&mut log, vec![entry(2, 18, 50)]).await;
@@ -144,7 +163,10 @@ fn reopened_log_holds_entries_votes_and_purges_of_all_groups() {
                 .chain((15..19).map(|n| entry(2, n, 50)))
                 .collect();
             assert_eq!(found, expected);
-            let keys = log.get_key_log_ids(id(1, group + 1)..=id(2, 18)).await.expect("reads");
+            let keys = log
+                .get_key_log_ids(id(1, group + 1)..=id(2, 18))
+                .await
+                .expect("reads");
             assert_eq!(keys, vec![id(1, 14), id(2, 18)]);
         }
     });
@@ -175,7 +197,10 @@ fn released_segments_take_no_vote_with_them() {
         assert_eq!(quiet.read_vote().await.expect("reads"), Some(vote(5)));
         let mut busy = shared.open_replica(2, 20).expect("opens");
         let found = busy.try_get_log_entries(..).await.expect("reads");
-        assert_eq!(found, (291..300).map(|n| entry(1, n, 2000)).collect::<Vec<_>>());
+        assert_eq!(
+            found,
+            (291..300).map(|n| entry(1, n, 2000)).collect::<Vec<_>>()
+        );
     });
 }
 
@@ -184,7 +209,10 @@ fn entries_for_a_peer_are_bounded_in_bytes_and_at_least_one() {
     run(async {
         let disk = disk();
         let shared = open(&disk, 1 << 20);
-        let mut log = shared.open_replica(1, 10).expect("opens").with_limits(1000, 1000);
+        let mut log = shared
+            .open_replica(1, 10)
+            .expect("opens")
+            .with_limits(1000, 1000);
         append(&mut log, (0..10).map(|n| entry(1, n, 400)).collect()).await;
         append(&mut log, vec![entry(1, 10, 5000)]).await;
         let found = log.limited_get_log_entries(0, 11).await.expect("reads");

@@ -30,10 +30,23 @@ type Model = BTreeMap<u64, Known>;
 
 #[derive(Debug, Clone)]
 enum Step {
-    Append { group: u64, ids: Vec<LogId>, size: usize },
-    Vote { group: u64, vote: Vote },
-    Truncate { group: u64, after: LogId },
-    Purge { group: u64, upto: LogId },
+    Append {
+        group: u64,
+        ids: Vec<LogId>,
+        size: usize,
+    },
+    Vote {
+        group: u64,
+        vote: Vote,
+    },
+    Truncate {
+        group: u64,
+        after: LogId,
+    },
+    Purge {
+        group: u64,
+        upto: LogId,
+    },
     Release,
 }
 
@@ -42,7 +55,11 @@ fn follow(model: &mut Model, step: &Step) {
         Step::Append { group, ids, .. } => model.entry(*group).or_default().ids.extend(ids),
         Step::Vote { group, vote } => model.entry(*group).or_default().vote = Some(*vote),
         Step::Truncate { group, after } => {
-            model.entry(*group).or_default().ids.retain(|id| id.index <= after.index);
+            model
+                .entry(*group)
+                .or_default()
+                .ids
+                .retain(|id| id.index <= after.index);
         }
         Step::Purge { group, upto } => {
             let known = model.entry(*group).or_default();
@@ -66,22 +83,37 @@ fn script(seed: u64, steps: usize) -> Vec<Step> {
         let step = match (random.below(12), last) {
             (0, _) => {
                 term += 1;
-                Step::Vote { group, vote: vote(term) }
+                Step::Vote {
+                    group,
+                    vote: vote(term),
+                }
             }
             (1, Some(_)) if known.ids.len() > 2 => {
                 let at = known.ids.len() - 1 - random.below(known.ids.len() as u64 / 2) as usize;
-                Step::Truncate { group, after: known.ids[at - 1] }
+                Step::Truncate {
+                    group,
+                    after: known.ids[at - 1],
+                }
             }
             (2 | 3, Some(_)) if known.ids.len() > 2 => {
                 let at = random.below(known.ids.len() as u64 - 1) as usize;
-                Step::Purge { group, upto: known.ids[at] }
+                Step::Purge {
+                    group,
+                    upto: known.ids[at],
+                }
             }
             (4, _) => Step::Release,
             _ => {
                 let first = last.map_or(0, |id| id.index + 1);
                 let count = 1 + random.below(4);
-                let ids = (first..first + count).map(|index| id(term, index)).collect();
-                Step::Append { group, ids, size: random.below(400) as usize }
+                let ids = (first..first + count)
+                    .map(|index| id(term, index))
+                    .collect();
+                Step::Append {
+                    group,
+                    ids,
+                    size: random.below(400) as usize,
+                }
             }
         };
         follow(&mut model, &step);
@@ -94,7 +126,9 @@ fn script(seed: u64, steps: usize) -> Vec<Step> {
 /// power is gone, and all later ones with it.
 fn live(sim: &Sim, script: &[Step]) -> usize {
     let acknowledged = Arc::new(Mutex::new(0));
-    let Ok(log) = SharedLog::open(&sim.env(), Path::new("/log"), SEGMENT, 2000) else { return 0 };
+    let Ok(log) = SharedLog::open(&sim.env(), Path::new("/log"), SEGMENT, 2000) else {
+        return 0;
+    };
     for (n, step) in script.iter().enumerate() {
         let told = Arc::clone(&acknowledged);
         let done = Box::new(move |result: quorate_log::Result<()>| {
@@ -104,13 +138,22 @@ fn live(sim: &Sim, script: &[Step]) -> usize {
         });
         let replica = |group: u64| -> Arc<Replica> {
             let mut replicas = log.inner.replicas.lock();
-            let of = Of { group, replica: group * 10 };
-            Arc::clone(replicas.entry(group).or_insert_with(|| Arc::new(Replica::new(of))))
+            let of = Of {
+                group,
+                replica: group * 10,
+            };
+            Arc::clone(
+                replicas
+                    .entry(group)
+                    .or_insert_with(|| Arc::new(Replica::new(of))),
+            )
         };
         let result = match step {
             Step::Append { group, ids, size } => {
-                let entries =
-                    ids.iter().map(|id| entry(id.leader_id.term, id.index, *size)).collect();
+                let entries = ids
+                    .iter()
+                    .map(|id| entry(id.leader_id.term, id.index, *size))
+                    .collect();
                 log.append(&replica(*group), entries, done)
             }
             Step::Vote { group, vote } => log.save_vote(&replica(*group), vote, done),
@@ -139,7 +182,9 @@ fn recovered(sim: &Sim) -> Result<Model, String> {
     let replicas: Vec<_> = log.inner.replicas.lock().values().cloned().collect();
     for replica in replicas {
         let found = SharedLog::collect(&replica, 0..u64::MAX, usize::MAX);
-        let entries = log.load(found).map_err(|error| format!("does not read: {error}"))?;
+        let entries = log
+            .load(found)
+            .map_err(|error| format!("does not read: {error}"))?;
         for found in &entries {
             let crate::raft::EntryPayload::Normal(payload) = &found.payload else {
                 return Err("another kind of entry".into());
@@ -151,7 +196,14 @@ fn recovered(sim: &Sim) -> Result<Model, String> {
         }
         let state = replica.state.lock();
         let ids = entries.iter().map(|entry| entry.log_id).collect();
-        model.insert(replica.of.group, Known { vote: state.vote, purged: state.purged, ids });
+        model.insert(
+            replica.of.group,
+            Known {
+                vote: state.vote,
+                purged: state.purged,
+                ids,
+            },
+        );
     }
     model.retain(|_, known| *known != Known::default());
     Ok(model)
@@ -170,7 +222,9 @@ fn check(script: &[Step], acknowledged: usize, found: &Model) -> Result<(), Stri
     if model == *found {
         return Ok(());
     }
-    Err(format!("no prefix past the {acknowledged} acknowledged steps looks like it: {found:?}"))
+    Err(format!(
+        "no prefix past the {acknowledged} acknowledged steps looks like it: {found:?}"
+    ))
 }
 
 /// Crashes at every operation of one script; what fails.
@@ -190,7 +244,9 @@ fn crash_everywhere(seed: u64) -> Result<u64, String> {
         // Once more: to open it again changes nothing.
         let again = recovered(&after.crash());
         if again.as_ref() != Ok(&found) {
-            return Err(format!("seed {seed}, operation {at}: reopened as {again:?}"));
+            return Err(format!(
+                "seed {seed}, operation {at}: reopened as {again:?}"
+            ));
         }
     }
     Ok(operations)
