@@ -113,6 +113,32 @@ impl Operation {
         }
     }
 
+    /// The bytes of keys and values in it.
+    pub fn size_bytes(&self) -> usize {
+        let ops = |ops: &[Op]| -> usize {
+            ops.iter()
+                .map(|op| match op {
+                    Op::Mutate(mutation) => mutation.size_bytes(),
+                    other => other.key().len(),
+                })
+                .sum()
+        };
+        match self {
+            Operation::Get { key, .. } | Operation::Delete { key, .. } => key.len(),
+            Operation::Put { key, value, .. } => key.len() + value.len(),
+            Operation::Batch { mutations } => mutations.iter().map(Mutation::size_bytes).sum(),
+            Operation::Compare {
+                conditions,
+                then_ops,
+                else_ops,
+            } => {
+                let keys: usize = conditions.iter().map(|(key, _)| key.len()).sum();
+                keys + ops(then_ops) + ops(else_ops)
+            }
+            Operation::Scan { start, end, .. } => start.len() + end.len(),
+        }
+    }
+
     /// How fresh it has to be, if it only reads.
     pub fn level(&self) -> Option<ReadLevel> {
         match self {
