@@ -55,6 +55,29 @@ impl Default for LogOptions {
     }
 }
 
+/// A record that is queued and that its owner has yet to wait for.
+#[must_use = "the log may wait for its holder to write"]
+#[derive(Debug)]
+pub struct Ticket {
+    at: Position,
+    wait: Wait,
+}
+
+impl Ticket {
+    /// Where the record will begin.
+    pub fn position(&self) -> Position {
+        self.at
+    }
+}
+
+/// What a thread waits for, and which cuts of the queue it has to hear of.
+#[derive(Debug)]
+pub(crate) struct Wait {
+    pub end: Position,
+    pub durability: Durability,
+    pub cuts_before: usize,
+}
+
 /// A log that is open. All methods take `&self` and may be called from many threads. Clones are
 /// handles of one log.
 #[derive(Clone)]
@@ -192,6 +215,25 @@ impl Log {
         let end = state.tail;
         self.inner.wait_for(state, end, durability)?;
         Ok(at)
+    }
+
+    /// Queues one record and returns at once with a ticket, which the caller must hand to
+    /// [`Log::wait`] soon: the log counts on it as the next writer. The two halves of
+    /// [`Log::append`], for callers that queue under a lock of their own and wait outside it.
+    pub fn enqueue(&self, parts: &[&[u8]], durability: Durability) -> Result<Ticket> {
+        let mut state = self.inner.state.lock();
+        let at = self.inner.enqueue(&mut state, parts, durability, None)?;
+        let end = state.tail;
+        Ok(Ticket {
+            at,
+            wait: state.begin_wait(end, durability),
+        })
+    }
+
+    /// Waits until the record of a ticket is as durable as was asked; returns where it begins.
+    pub fn wait(&self, ticket: Ticket) -> Result<Position> {
+        self.inner.finish_wait(ticket.wait)?;
+        Ok(ticket.at)
     }
 
     /// Waits until everything submitted so far is durable.

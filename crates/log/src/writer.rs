@@ -7,7 +7,7 @@ use quorate_env::{File, JobClass};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HEADER_LEN, SEAL, SegmentId, encode_record};
-use crate::log::{Chunk, Durability, Inner, Position, State};
+use crate::log::{Chunk, Durability, Inner, Position, State, Wait};
 
 /// Why writing stopped, and the end of what is sound.
 type Cut = (Error, Position);
@@ -39,15 +39,19 @@ impl Inner {
         end: Position,
         durability: Durability,
     ) -> Result<()> {
-        state.waiting += 1;
-        let cuts_before = state.cuts.len();
+        let wait = state.begin_wait(end, durability);
         drop(state);
+        self.finish_wait(wait)
+    }
+
+    /// The rest of a wait that began under the lock.
+    pub(crate) fn finish_wait(self: &Arc<Self>, wait: Wait) -> Result<()> {
         let mut outcome = None;
         while outcome.is_none() {
             let mut my_turn = false;
             let mut look = || {
                 let mut state = self.state.lock();
-                outcome = state.outcome(end, durability, cuts_before);
+                outcome = state.outcome(&wait);
                 if outcome.is_none() && !state.writing && !state.queue.is_empty() {
                     state.writing = true;
                     my_turn = true;
@@ -216,19 +220,25 @@ impl Inner {
 }
 
 impl State {
-    fn outcome(
-        &self,
-        end: Position,
-        durability: Durability,
-        cuts_before: usize,
-    ) -> Option<Result<()>> {
-        if self.cuts.iter().skip(cuts_before).any(|cut| *cut < end) {
+    /// Counts one more thread as waiting; [`Inner::finish_wait`] counts it off.
+    pub(crate) fn begin_wait(&mut self, end: Position, durability: Durability) -> Wait {
+        self.waiting += 1;
+        Wait {
+            end,
+            durability,
+            cuts_before: self.cuts.len(),
+        }
+    }
+
+    fn outcome(&self, wait: &Wait) -> Option<Result<()>> {
+        let mut cuts = self.cuts.iter().skip(wait.cuts_before);
+        if cuts.any(|cut| *cut < wait.end) {
             return Some(Err(Error::new(
                 ErrorKind::DiskFull,
                 "the disk of the log is full",
             )));
         }
-        if self.reached(end, durability) {
+        if self.reached(wait.end, wait.durability) {
             return Some(Ok(()));
         }
         self.poison.clone().map(Err)

@@ -8,6 +8,8 @@ use quorate_kv::{Limits, Version};
 use quorate_sharding::ShardMap;
 use tokio::sync::watch;
 
+use crate::latency::Latencies;
+
 /// Shared by the node and its shards.
 pub(crate) struct Context {
     pub env: Env,
@@ -16,8 +18,12 @@ pub(crate) struct Context {
     pub map: watch::Receiver<Arc<ShardMap>>,
     /// Set while the disk has less space than its reserve.
     pub disk_full: AtomicBool,
+    /// The disk's space at the last look, in bytes.
+    pub free_bytes: AtomicU64,
     /// Where Raft's work runs.
     pub raft_runtime: tokio::runtime::Handle,
+    /// How long requests took.
+    pub latencies: Latencies,
     /// The newest stamp given, so that they never go back.
     pub last_stamp: AtomicU64,
 }

@@ -18,13 +18,13 @@ use quorate_replication::{
     Applied, Command as Committed, CommandBody, EntryId, SnapshotSink, SnapshotSource, StateMachine,
 };
 use quorate_sharding::{NamespaceKind, Shard};
-use quorate_storage::{Batch, Engine, Lsm, ReadAt, WriteOptions};
+use quorate_storage::{Batch, Engine, KeyRange, Lsm, ReadAt, WriteOptions};
 
 use crate::apply::{Applier, ApplyError, Position};
 use crate::command::Command;
 use crate::flushed::FlushTracker;
 use crate::hash::Hashes;
-use crate::keys::{GroupField, META, group_key};
+use crate::keys::{DATA, GroupField, META, group_key};
 use crate::snapshot::{Reader, Receiver};
 
 /// The state machine of one shard's replica.
@@ -105,6 +105,14 @@ impl ShardMachine {
     /// Whether a snapshot is half installed: nothing may be read without a barrier now.
     pub(crate) fn is_installing(&self) -> bool {
         self.installing.load(Ordering::Acquire)
+    }
+
+    /// About how many bytes its data takes in tables.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let (lower, upper) = crate::keys::shard_range(&self.shard);
+        self.engine
+            .approximate_bytes(DATA, KeyRange::new(&lower, &upper))
+            .unwrap_or_default()
     }
 
     pub(crate) fn meta(&self, field: GroupField) -> io::Result<Option<Bytes>> {

@@ -20,6 +20,7 @@ use crate::context::Context;
 use crate::coordinator::{self, ClusterCommand};
 use crate::error::{Error, Result};
 use crate::identity::{DataDir, Identity};
+use crate::latency::Latencies;
 use crate::replies::Replies;
 use crate::shard::ShardReplica;
 use crate::{keys, reconcile, upkeep};
@@ -69,7 +70,9 @@ impl Node {
             limits: config.limits,
             map: map.subscribe(),
             disk_full: AtomicBool::new(false),
+            free_bytes: AtomicU64::new(0),
             raft_runtime: tokio::runtime::Handle::current(),
+            latencies: Latencies::default(),
             last_stamp: AtomicU64::new(0),
             env: env.clone(),
         };
@@ -104,6 +107,11 @@ impl Node {
     /// The newest shard map known here.
     pub fn map(&self) -> Arc<ShardMap> {
         self.inner.context.map()
+    }
+
+    /// How long requests took so far.
+    pub fn latencies(&self) -> &Latencies {
+        &self.inner.context.latencies
     }
 
     /// Follows the shard map: the transport learns addresses from it.

@@ -46,6 +46,7 @@ struct Queue {
 
 struct Waiting {
     request: Request,
+    since: Instant,
     deadline: Instant,
     replies: Replies,
 }
@@ -138,8 +139,10 @@ impl ShardReplica {
             return Err(error.with_retry_after(Duration::from_millis(50)).into());
         }
         queue.bytes += bytes;
-        let deadline = Instant::now() + request.timeout;
+        let since = Instant::now();
+        let deadline = since + request.timeout;
         queue.waiting.push(Waiting {
+            since,
             request,
             deadline,
             replies: replies.clone(),
@@ -224,7 +227,10 @@ impl ShardReplica {
     }
 
     fn answer(&self, batch: Vec<Waiting>, outcomes: Vec<Outcome>) {
+        let now = Instant::now();
+        let writes = &self.context.latencies.writes;
         let answers = batch.into_iter().zip(outcomes).map(|(waiting, outcome)| {
+            writes.add(now - waiting.since, 1);
             let response = match outcome {
                 Outcome::Done(answer) => Ok(answer),
                 Outcome::WrongEpoch => Err(self.wrong_epoch()),
@@ -250,11 +256,12 @@ impl ShardReplica {
         if reads.is_empty() {
             return;
         }
+        let since = Instant::now();
         let (ready, behind): (Vec<_>, Vec<_>) = reads
             .into_iter()
             .partition(|request| self.can_read_now(request));
         if !ready.is_empty() {
-            self.run_reads(ready, replies.clone());
+            self.run_reads(ready, replies.clone(), since);
         }
         if behind.is_empty() {
             return;
@@ -267,7 +274,7 @@ impl ShardReplica {
                 .max()
                 .unwrap_or_default();
             match replica.group.read_barrier(timeout).await {
-                Ok(_) => replica.run_reads(behind, replies),
+                Ok(_) => replica.run_reads(behind, replies, since),
                 Err(error) => {
                     let failure = replica.failure(error);
                     let fail = |r: Request| (r.request_id, Err(failure.clone()));
@@ -289,11 +296,13 @@ impl ShardReplica {
         }
     }
 
-    fn run_reads(self: &Arc<Self>, reads: Vec<Request>, replies: Replies) {
+    fn run_reads(self: &Arc<Self>, reads: Vec<Request>, replies: Replies, since: Instant) {
         let replica = Arc::clone(self);
         let job = move || {
+            let count = reads.len() as u64;
             let answer = |request: Request| (request.request_id, replica.read(&request.operation));
             replies.send(reads.into_iter().map(answer).collect());
+            replica.context.latencies.reads.add(since.elapsed(), count);
         };
         self.context.env.jobs.spawn(JobClass::Read, Box::new(job));
     }

@@ -24,6 +24,8 @@ pub struct NodeStatus {
     pub map_version: u64,
     /// Whether it refuses client writes for want of space.
     pub disk_full: bool,
+    /// The space that the disk has left.
+    pub free_bytes: u64,
     /// The shared log's files.
     pub log_bytes: u64,
     /// The storage engine.
@@ -47,6 +49,8 @@ pub struct ReplicaStatus {
     pub group: GroupStatus,
     /// The newest version applied here.
     pub version: Version,
+    /// About how many bytes of keys and values it holds on disk.
+    pub size_bytes: u64,
 }
 
 impl Node {
@@ -62,6 +66,7 @@ impl Node {
                 epoch: epoch.unwrap_or_default(),
                 group: group.status(),
                 version: 0,
+                size_bytes: 0,
             });
         }
         let mut shards: Vec<_> = inner.shards.read().values().cloned().collect();
@@ -74,6 +79,7 @@ impl Node {
                 epoch: shard.epoch,
                 group: replica.group.status(),
                 version: replica.version(),
+                size_bytes: replica.machine.size_bytes(),
             }
         }));
         NodeStatus {
@@ -82,6 +88,7 @@ impl Node {
             uptime: inner.env().clock.now().saturating_sub(inner.started),
             map_version: self.map().version,
             disk_full: inner.context.disk_full.load(Ordering::Relaxed),
+            free_bytes: inner.context.free_bytes.load(Ordering::Relaxed),
             log_bytes: inner.groups.log_bytes(),
             engine: inner.engine.stats(),
             replicas,

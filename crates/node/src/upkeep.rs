@@ -38,7 +38,13 @@ async fn watch_space(inner: &Arc<Inner>) {
     })
     .await;
     let full = match space {
-        Ok(space) => space.free < inner.config.free_bytes_min,
+        Ok(space) => {
+            inner
+                .context
+                .free_bytes
+                .store(space.free, Ordering::Relaxed);
+            space.free < inner.config.free_bytes_min
+        }
         Err(error) => {
             tracing::warn!(%error, "the free space of the data directory is not known");
             return;
@@ -72,7 +78,7 @@ async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
     }
     let engine = Arc::clone(&inner.engine);
     jobs::run(inner.env(), move || engine.flush()).await?;
-    let segments = excess.div_ceil(inner.config.log_segment_bytes) as usize;
+    let segments = excess.div_ceil(inner.config.log_segment_bytes);
     for (group, upto) in inner.groups.pinning(segments) {
         if let Ok(group) = inner.groups.group(group) {
             group.purge(upto).await?;

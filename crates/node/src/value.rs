@@ -60,4 +60,3 @@ pub(crate) fn to_entry(key: Bytes, version: Version, stored: &Bytes) -> Result<E
         write_count: header.write_count,
     })
 }
-

@@ -118,7 +118,10 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub fn new(bytes: Bytes) -> Reader {
-        Reader { whole: bytes.len(), rest: bytes }
+        Reader {
+            whole: bytes.len(),
+            rest: bytes,
+        }
     }
 
     /// How many bytes have been read.
@@ -140,11 +143,19 @@ impl Reader {
 
     /// Checks that nothing is left.
     pub fn end(&self) -> Result<()> {
-        if self.rest.is_empty() { Ok(()) } else { Err(Malformed("goes on too long")) }
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(Malformed("goes on too long"))
+        }
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let found = self.rest.first_chunk::<N>().copied().ok_or(Malformed("ends too early"))?;
+        let found = self
+            .rest
+            .first_chunk::<N>()
+            .copied()
+            .ok_or(Malformed("ends too early"))?;
         let _ = self.rest.split_to(N);
         Ok(found)
     }
@@ -180,17 +191,33 @@ impl Reader {
     }
 
     pub fn log_id(&mut self) -> Result<LogId> {
-        let leader_id = LeaderId { term: self.u64()?, node_id: self.u64()? };
-        Ok(LogId { leader_id, index: self.u64()? })
+        let leader_id = LeaderId {
+            term: self.u64()?,
+            node_id: self.u64()?,
+        };
+        Ok(LogId {
+            leader_id,
+            index: self.u64()?,
+        })
     }
 
     pub fn opt_log_id(&mut self) -> Result<Option<LogId>> {
-        if self.bool()? { self.log_id().map(Some) } else { Ok(None) }
+        if self.bool()? {
+            self.log_id().map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     pub fn vote(&mut self) -> Result<Vote> {
-        let leader_id = LeaderId { term: self.u64()?, node_id: self.u64()? };
-        Ok(Vote { leader_id, committed: self.bool()? })
+        let leader_id = LeaderId {
+            term: self.u64()?,
+            node_id: self.u64()?,
+        };
+        Ok(Vote {
+            leader_id,
+            committed: self.bool()?,
+        })
     }
 
     pub fn membership(&mut self) -> Result<Membership> {

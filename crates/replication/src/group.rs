@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::ReadPolicy;
 use openraft::RaftMetrics;
+use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
+use openraft::errors::ForwardReason;
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
 };
-use openraft::errors::ForwardReason;
 use openraft::impls::ProgressResponder;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, ServerState};
@@ -89,14 +89,20 @@ impl<'a> InFlight<'a> {
         let entered = InFlight { inner, bytes };
         let full = count >= config.inflight_proposals_max
             || (before > 0 && before + bytes > config.inflight_bytes_max);
-        if full { Err(Error::Overloaded) } else { Ok(entered) }
+        if full {
+            Err(Error::Overloaded)
+        } else {
+            Ok(entered)
+        }
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.inner.inflight.fetch_sub(1, Ordering::Relaxed);
-        self.inner.inflight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.inner
+            .inflight_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -114,7 +120,9 @@ impl Group {
             inflight_bytes: AtomicUsize::new(0),
             inflight: AtomicUsize::new(0),
         };
-        Group { inner: Arc::new(inner) }
+        Group {
+            inner: Arc::new(inner),
+        }
     }
 
     fn raft(&self) -> &Raft<TypeConfig, Machine> {
@@ -135,7 +143,9 @@ impl Group {
     /// same, once or many times, in any order; a group that has members already is left alone.
     pub async fn bootstrap(&self, members: BTreeMap<ReplicaId, NodeId>) -> Result<()> {
         if members.get(&self.replica()) != Some(&self.inner.parts.config.node) {
-            return Err(Error::Invalid("this replica is not among the first members".into()));
+            return Err(Error::Invalid(
+                "this replica is not among the first members".into(),
+            ));
         }
         match self.raft().initialize(members).await {
             Ok(()) => Ok(()),
@@ -153,11 +163,18 @@ impl Group {
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Proposed> {
         let limit = self.inner.parts.config.proposal_bytes_max;
         if command.len() > limit {
-            return Err(Error::TooLarge { bytes: command.len(), limit });
+            return Err(Error::TooLarge {
+                bytes: command.len(),
+                limit,
+            });
         }
         let _counted = InFlight::enter(&self.inner, command.len())?;
         let (responder, done) = ProgressResponder::complete_only();
-        let sent = self.raft().client_write_ff(Payload(command), Some(responder)).await;
+        // Out of tokio's budget: with none left, this poll would not queue it, and order would be lost.
+        let send = self
+            .raft()
+            .client_write_ff(Payload(command), Some(responder));
+        let sent = tokio::task::unconstrained(send).await;
         sent.map_err(|fatal| stopped(&fatal))?;
         let answer = match tokio::time::timeout(timeout, done).await {
             Ok(Ok(answer)) => answer,
@@ -165,9 +182,10 @@ impl Group {
             Err(_) => return Err(Error::OutcomeUnknown("the deadline passed".into())),
         };
         match answer {
-            Ok(written) => {
-                Ok(Proposed { index: written.log_id.index, result: written.data })
-            }
+            Ok(written) => Ok(Proposed {
+                index: written.log_id.index,
+                result: written.data,
+            }),
             Err(error) => Err(write_error(error)),
         }
     }
@@ -205,7 +223,10 @@ impl Group {
                 }
             }
         };
-        self.inner.rounds.join(&self.inner.parts.runtime, round).await
+        self.inner
+            .rounds
+            .join(&self.inner.parts.runtime, round)
+            .await
     }
 
     /// A round to the leader, which makes one to a quorum.
@@ -215,9 +236,15 @@ impl Group {
             return self.local_read_index().await;
         }
         let parts = &self.inner.parts;
-        let route = Route { to: leader.replica, from: parts.replica };
+        let route = Route {
+            to: leader.replica,
+            from: parts.replica,
+        };
         let payload = wire::read(route);
-        let reply = parts.network.transport.send(leader.node, Class::Vote, parts.id, payload);
+        let reply = parts
+            .network
+            .transport
+            .send(leader.node, Class::Vote, parts.id, payload);
         let reply = within(parts.config.timing.election_max * 2, "ReadIndex", reply).await?;
         let reply = reply.map_err(|_| Error::NotLeader { leader: None })?;
         let mut reader = wire::decode_reply(parts.id, reply)?;
@@ -243,7 +270,9 @@ impl Group {
 
     /// Waits until this replica has applied an index.
     pub async fn wait_applied(&self, index: u64, timeout: Duration) -> Result<()> {
-        let Some(ready) = self.inner.parts.watch.wait(index) else { return Ok(()) };
+        let Some(ready) = self.inner.parts.watch.wait(index) else {
+            return Ok(());
+        };
         let ready = within(timeout, "applying", ready).await?;
         ready.map_err(|_| Error::Stopped("the group stopped".into()))
     }
@@ -280,13 +309,19 @@ impl Group {
             flushed: self.inner.parts.machine.flushed(),
             purged: self.inner.parts.log.purged().map(|id| id.index),
             members: members_of(&metrics),
-            matched: matched.map(|(id, upto)| (*id, upto.map(|id| id.index))).collect(),
+            matched: matched
+                .map(|(id, upto)| (*id, upto.map(|id| id.index)))
+                .collect(),
         }
     }
 
     /// Stands for election now, if a quorum would have it (pre-vote).
     pub async fn elect(&self) -> Result<()> {
-        self.raft().trigger().elect(true).await.map_err(|fatal| stopped(&fatal))
+        self.raft()
+            .trigger()
+            .elect(true)
+            .await
+            .map_err(|fatal| stopped(&fatal))
     }
 
     /// Stops the replica.
@@ -332,10 +367,16 @@ fn leader_of(metrics: &RaftMetrics<TypeConfig>) -> Option<Leader> {
 fn members_of(metrics: &RaftMetrics<TypeConfig>) -> Members {
     let membership = metrics.membership_config.membership();
     let voters: std::collections::BTreeSet<u64> = membership.voter_ids().collect();
-    let mut members =
-        Members { joint: membership.get_joint_config().len() > 1, ..Members::default() };
+    let mut members = Members {
+        joint: membership.get_joint_config().len() > 1,
+        ..Members::default()
+    };
     for (replica, node) in membership.nodes() {
-        let of = if voters.contains(replica) { &mut members.voters } else { &mut members.learners };
+        let of = if voters.contains(replica) {
+            &mut members.voters
+        } else {
+            &mut members.learners
+        };
         of.insert(*replica, *node);
     }
     members
@@ -348,9 +389,9 @@ fn stopped(fatal: &Fatal<TypeConfig>) -> Error {
 fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> Error {
     match (forward.reason, forward.leader_id, forward.leader_node) {
         (ForwardReason::LeaseExpired, _, _) => Error::NoQuorum,
-        (_, Some(replica), Some(node)) => {
-            Error::NotLeader { leader: Some(Leader { replica, node }) }
-        }
+        (_, Some(replica), Some(node)) => Error::NotLeader {
+            leader: Some(Leader { replica, node }),
+        },
         _ => Error::NotLeader { leader: None },
     }
 }

@@ -53,8 +53,12 @@ impl Groups {
     pub fn open(config: Config, env: Env, transport: Arc<dyn Transport>) -> Result<Groups> {
         let raft_config = Arc::new(raft_config(&config)?);
         let runtime = Handle::try_current().map_err(|e| Error::Invalid(e.to_string()))?;
-        let log =
-            SharedLog::open(&env, &config.log_dir, config.segment_bytes, config.cache_bytes)?;
+        let log = SharedLog::open(
+            &env,
+            &config.log_dir,
+            config.segment_bytes,
+            config.cache_bytes,
+        )?;
         let inner = Inner {
             config: Arc::new(config),
             raft_config,
@@ -66,7 +70,9 @@ impl Groups {
             stopped: AtomicBool::new(false),
             changing: tokio::sync::Mutex::new(()),
         };
-        Ok(Groups { inner: Arc::new(inner) })
+        Ok(Groups {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The groups that have something in the log: those to open after a restart.
@@ -90,7 +96,10 @@ impl Groups {
             return Err(Error::Invalid(format!("group {group} is open already")));
         }
         let inner = Arc::clone(&self.inner);
-        let opening = self.inner.runtime.spawn(start(inner, group, replica, machine));
+        let opening = self
+            .inner
+            .runtime
+            .spawn(start(inner, group, replica, machine));
         let opened = opening.await.map_err(|e| Error::Stopped(e.to_string()))??;
         self.inner.groups.write().insert(group, opened.clone());
         Ok(opened)
@@ -110,12 +119,19 @@ impl Groups {
         });
         self.inner.log.remove_replica(group, done)?;
         let gone = || Error::Stopped("the log has stopped".into());
-        rx.await.map_err(|_| gone())?.map_err(|e| Error::Io(e.to_string()))
+        rx.await
+            .map_err(|_| gone())?
+            .map_err(|e| Error::Io(e.to_string()))
     }
 
     /// The running replica of a group.
     pub fn group(&self, group: GroupId) -> Result<Group> {
-        self.inner.groups.read().get(&group).cloned().ok_or(Error::NoSuchGroup(group))
+        self.inner
+            .groups
+            .read()
+            .get(&group)
+            .cloned()
+            .ok_or(Error::NoSuchGroup(group))
     }
 
     /// All running replicas.
@@ -165,12 +181,21 @@ impl Groups {
     pub async fn shutdown(&self) -> Result<()> {
         let _alone = self.inner.changing.lock().await;
         self.inner.stopped.store(true, Ordering::Release);
-        let groups: Vec<Group> = self.inner.groups.write().drain().map(|(_, group)| group).collect();
+        let groups: Vec<Group> = self
+            .inner
+            .groups
+            .write()
+            .drain()
+            .map(|(_, group)| group)
+            .collect();
         for group in groups {
             group.shutdown().await?;
         }
         let log = self.inner.log.clone();
-        run_job(&self.inner.env.jobs, JobClass::Compaction, move || log.sync()).await?
+        run_job(&self.inner.env.jobs, JobClass::Compaction, move || {
+            log.sync()
+        })
+        .await?
     }
 }
 
@@ -191,6 +216,13 @@ async fn start(
     let jobs = Arc::clone(&host.env.jobs);
     let opened = Arc::clone(&machine);
     let applied = run_job(&jobs, JobClass::Read, move || opened.applied()).await??;
+    let next = applied.entry.map_or(0, |entry| entry.index + 1);
+    if log.purged().is_some_and(|purged| purged.index >= next) {
+        return Err(Error::Corrupt(format!(
+            "the state of group {group} ends before entry {next}, which the log has purged: \
+             it lost data; remove this replica and add one under a new id"
+        )));
+    }
     let adapter = Machine::new(
         Arc::clone(&machine),
         jobs,
@@ -215,7 +247,17 @@ async fn start(
     live.store(true, Ordering::Release);
     let runtime = host.runtime.clone();
     let id = group;
-    Ok(Group::new(Parts { id, replica, config, runtime, raft, machine, log, watch, network }))
+    Ok(Group::new(Parts {
+        id,
+        replica,
+        config,
+        runtime,
+        raft,
+        machine,
+        log,
+        watch,
+        network,
+    }))
 }
 
 fn raft_config(config: &Config) -> Result<openraft::Config> {

@@ -31,14 +31,22 @@ fn out_of_place(what: &str) -> io::Error {
 
 impl Inbox {
     pub fn new(machine: Arc<dyn StateMachine>, jobs: Arc<dyn Jobs>) -> Inbox {
-        Inbox { machine, jobs, session: Mutex::new(None) }
+        Inbox {
+            machine,
+            jobs,
+            session: Mutex::new(None),
+        }
     }
 
     /// Starts to receive; what was under way is dropped.
     pub async fn begin(&self, from: ReplicaId, session: u64) -> io::Result<()> {
         let machine = Arc::clone(&self.machine);
         let sink = run_job(&self.jobs, JobClass::Read, move || machine.receive()).await??;
-        let new = Session { id: (from, session), next: 0, sink: Some(sink) };
+        let new = Session {
+            id: (from, session),
+            next: 0,
+            sink: Some(sink),
+        };
         *self.session.lock() = Some(new);
         Ok(())
     }
@@ -61,7 +69,9 @@ impl Inbox {
             if number > of.next {
                 return Err(out_of_place("a later chunk"));
             }
-            of.sink.take().ok_or_else(|| out_of_place("a chunk too many"))?
+            of.sink
+                .take()
+                .ok_or_else(|| out_of_place("a chunk too many"))?
         };
         let write = move || {
             let written = sink.write(bytes);
@@ -88,7 +98,9 @@ impl Inbox {
         chunks: u64,
     ) -> io::Result<Box<dyn SnapshotSink>> {
         let mut held = self.session.lock();
-        let whole = held.as_ref().is_some_and(|s| s.id == (from, session) && s.next == chunks);
+        let whole = held
+            .as_ref()
+            .is_some_and(|s| s.id == (from, session) && s.next == chunks);
         if !whole {
             return Err(out_of_place("the end"));
         }

@@ -74,9 +74,13 @@ impl SharedLog {
     pub fn open(env: &Env, dir: &Path, segment_bytes: u64, cache_bytes: usize) -> Result<Self> {
         let cache = Cache::new(cache_bytes);
         let mut replicas = BTreeMap::new();
-        let options = LogOptions { segment_bytes, ..LogOptions::default() };
+        let options = LogOptions {
+            segment_bytes,
+            ..LogOptions::default()
+        };
         let log = Log::open(env, dir, options, &mut |at, bytes| {
-            let record = record::decode(Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
+            let record =
+                record::decode(Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
             replay(&mut replicas, &cache, at, record)
         })
         .map_err(log_error)?;
@@ -84,33 +88,51 @@ impl SharedLog {
             let mut state = replica.state.lock();
             if !state.is_whole() {
                 let group = replica.of.group;
-                return Err(Error::Corrupt(format!("the log of group {group} has a hole")));
+                return Err(Error::Corrupt(format!(
+                    "the log of group {group} has a hole"
+                )));
             }
             if state.committed.is_none() {
                 state.committed = state.purged;
             }
         }
         let replicas = Mutex::new(replicas);
-        Ok(SharedLog { inner: Arc::new(Inner { env: env.clone(), log, cache, replicas }) })
+        Ok(SharedLog {
+            inner: Arc::new(Inner {
+                env: env.clone(),
+                log,
+                cache,
+                replicas,
+            }),
+        })
     }
 
     /// The replicas that have something in the log.
     pub fn stored(&self) -> Vec<(GroupId, ReplicaId)> {
         let replicas = self.inner.replicas.lock();
-        let stored = replicas.values().filter(|replica| !replica.state.lock().is_blank());
-        stored.map(|replica| (replica.of.group, replica.of.replica)).collect()
+        let stored = replicas
+            .values()
+            .filter(|replica| !replica.state.lock().is_blank());
+        stored
+            .map(|replica| (replica.of.group, replica.of.replica))
+            .collect()
     }
 
     /// The log of one replica, new or stored.
     pub fn open_replica(&self, group: GroupId, replica: ReplicaId) -> Result<GroupLog> {
         let of = Of { group, replica };
         let mut replicas = self.inner.replicas.lock();
-        let found = replicas.entry(group).or_insert_with(|| Arc::new(Replica::new(of)));
+        let found = replicas
+            .entry(group)
+            .or_insert_with(|| Arc::new(Replica::new(of)));
         if found.of != of && found.state.lock().is_blank() {
             *found = Arc::new(Replica::new(of));
         }
         if found.of != of {
-            let message = format!("group {group} is stored here as replica {}", found.of.replica);
+            let message = format!(
+                "group {group} is stored here as replica {}",
+                found.of.replica
+            );
             return Err(Error::Invalid(message));
         }
         Ok(GroupLog::new(self.clone(), Arc::clone(found)))
@@ -123,7 +145,9 @@ impl SharedLog {
             done(Ok(()));
             return Ok(());
         };
-        self.submit(&record::removed(replica.of), Some(done)).map(|_| ()).map_err(log_error)
+        self.submit(&record::removed(replica.of), Some(done))
+            .map(|_| ())
+            .map_err(log_error)
     }
 
     /// The size of the log on disk, in bytes.
@@ -157,13 +181,20 @@ impl SharedLog {
             // Whatever is submitted from here on lies in this segment or later.
             let tail = log.end().segment;
             let oldest = |replica: &Arc<Replica>| replica.state.lock().oldest_segment();
-            let keep = replicas.values().filter_map(oldest).min().map_or(tail, |at| at.min(tail));
+            let keep = replicas
+                .values()
+                .filter_map(oldest)
+                .min()
+                .map_or(tail, |at| at.min(tail));
             if keep <= log.first_segment() {
                 return Ok(0);
             }
-            let states: Vec<_> =
-                replicas.values().map(|r| r.state.lock().checkpoint(r.of)).collect();
-            self.submit(&record::state(&states), None).map_err(log_error)?;
+            let states: Vec<_> = replicas
+                .values()
+                .map(|r| r.state.lock().checkpoint(r.of))
+                .collect();
+            self.submit(&record::state(&states), None)
+                .map_err(log_error)?;
             keep
         };
         log.sync().map_err(log_error)?;
@@ -195,7 +226,11 @@ impl SharedLog {
             let done = if later.is_empty() { done.take() } else { None };
             let at = self.submit(&record, done).map_err(log_error)?;
             for (entry, (offset, length)) in rest.into_iter().zip(places) {
-                let place = Place { record: at, at: offset, length };
+                let place = Place {
+                    record: at,
+                    at: offset,
+                    length,
+                };
                 let pushed = state.push(Meta::new(entry, place));
                 debug_assert!(pushed, "an append leaves a hole");
             }
@@ -210,13 +245,16 @@ impl SharedLog {
     fn submit_empty(&self, replica: &Arc<Replica>, done: Completion) -> Result<()> {
         let state = replica.state.lock();
         let record = record::entries(replica.of, state.committed.as_ref(), &[], &mut Vec::new());
-        self.submit(&record, Some(done)).map(|_| ()).map_err(log_error)
+        self.submit(&record, Some(done))
+            .map(|_| ())
+            .map_err(log_error)
     }
 
     /// Keeps a vote; `done` hears when it is durable.
     fn save_vote(&self, replica: &Replica, vote: &Vote, done: Completion) -> Result<()> {
         let mut state = replica.state.lock();
-        self.submit(&record::vote(replica.of, vote), Some(done)).map_err(log_error)?;
+        self.submit(&record::vote(replica.of, vote), Some(done))
+            .map_err(log_error)?;
         state.vote = Some(*vote);
         Ok(())
     }
@@ -225,7 +263,10 @@ impl SharedLog {
     fn truncate(&self, replica: &Replica, after: Option<LogId>) -> Result<()> {
         let mut state = replica.state.lock();
         let record = record::truncate(replica.of, after.as_ref());
-        self.inner.log.submit(&[&record], Durability::Buffered, None).map_err(log_error)?;
+        self.inner
+            .log
+            .submit(&[&record], Durability::Buffered, None)
+            .map_err(log_error)?;
         state.truncate(after.map(|id| id.index + 1));
         Ok(())
     }
@@ -234,7 +275,10 @@ impl SharedLog {
     fn purge(&self, replica: &Replica, upto: LogId) -> Result<()> {
         let mut state = replica.state.lock();
         let record = record::purge(replica.of, &upto);
-        self.inner.log.submit(&[&record], Durability::Buffered, None).map_err(log_error)?;
+        self.inner
+            .log
+            .submit(&[&record], Durability::Buffered, None)
+            .map_err(log_error)?;
         state.purge(upto);
         Ok(())
     }
@@ -251,7 +295,10 @@ impl SharedLog {
                 break;
             }
             found.push(match &meta.cached {
-                Some(payload) => Found::Here(Entry { log_id: meta.id, payload: payload.clone() }),
+                Some(payload) => Found::Here(Entry {
+                    log_id: meta.id,
+                    payload: payload.clone(),
+                }),
                 None => Found::At(meta.id, meta.tag, meta.place),
             });
         }
@@ -272,7 +319,12 @@ impl SharedLog {
             };
             let bytes = match record.take() {
                 Some((at, bytes)) if at == place.record => bytes,
-                _ => Bytes::from(self.inner.log.read(place.record).map_err(io::Error::other)?),
+                _ => Bytes::from(
+                    self.inner
+                        .log
+                        .read(place.record)
+                        .map_err(io::Error::other)?,
+                ),
             };
             let payload = payload_at(&bytes, tag, place)?;
             record = Some((place.record, bytes));
@@ -315,7 +367,11 @@ fn replay(
     record: Record,
 ) -> std::result::Result<(), String> {
     match record {
-        Record::Entries { of, committed, entries } => {
+        Record::Entries {
+            of,
+            committed,
+            entries,
+        } => {
             let replica = replica_of(replicas, of);
             let Some(first) = entries.first().map(|placed| placed.entry.log_id.index) else {
                 return Ok(());
@@ -323,7 +379,11 @@ fn replay(
             let (count, mut bytes) = (entries.len(), 0);
             let mut state = replica.state.lock();
             for placed in entries {
-                let place = Place { record: at, at: placed.at, length: placed.length };
+                let place = Place {
+                    record: at,
+                    at: placed.at,
+                    length: placed.length,
+                };
                 bytes += placed.length as usize;
                 let index = placed.entry.log_id.index;
                 if !state.push(Meta::new(placed.entry, place)) {
@@ -359,7 +419,10 @@ fn replay(
             *replicas = kept;
         }
         Record::Removed { of } => {
-            if replicas.get(&of.group).is_some_and(|replica| replica.of == of) {
+            if replicas
+                .get(&of.group)
+                .is_some_and(|replica| replica.of == of)
+            {
                 replicas.remove(&of.group);
             }
         }
@@ -370,7 +433,9 @@ fn replay(
 /// The replica that a record is about. A record of another replica of the group means that the one
 /// before is no more.
 fn replica_of(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, of: Of) -> Arc<Replica> {
-    let replica = replicas.entry(of.group).or_insert_with(|| Arc::new(Replica::new(of)));
+    let replica = replicas
+        .entry(of.group)
+        .or_insert_with(|| Arc::new(Replica::new(of)));
     if replica.of != of {
         *replica = Arc::new(Replica::new(of));
     }

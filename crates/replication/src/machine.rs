@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::OptionalSend;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use quorate_env::{JobClass, Jobs};
 use tokio::sync::oneshot;
 
@@ -29,6 +29,8 @@ use crate::watch::AppliedWatch;
 
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<crate::raft::LeaderId, u64, u64>;
 pub(crate) type Snapshot = openraft::Snapshot<crate::raft::LeaderId, u64, u64, SnapshotData>;
+
+const COPY_CHUNK_BYTES: usize = 1 << 20;
 
 /// What a snapshot carries.
 pub(crate) enum SnapshotData {
@@ -65,7 +67,8 @@ pub(crate) async fn run_job<T: Send + 'static>(
         let _ = tx.send(work());
     };
     jobs.spawn(class, Box::new(job));
-    rx.await.map_err(|_| io::Error::other("a job was dropped: the node is stopping"))
+    rx.await
+        .map_err(|_| io::Error::other("a job was dropped: the node is stopping"))
 }
 
 /// The position of a state machine in openraft's terms.
@@ -106,7 +109,16 @@ impl Machine {
             watch.advance(last.index);
         }
         let memberships = VecDeque::from([membership]);
-        Ok(Machine { machine, jobs, log, watch, apply_bytes_max, last, memberships, live })
+        Ok(Machine {
+            machine,
+            jobs,
+            log,
+            watch,
+            apply_bytes_max,
+            last,
+            memberships,
+            live,
+        })
     }
 
     /// The flushed position, and the membership there.
@@ -115,13 +127,19 @@ impl Machine {
         let last = self.last.filter(|last| last.index <= flushed);
         let last = last.or_else(|| self.log.id_at(flushed))?;
         let follows = |membership: &StoredMembership| {
-            membership.log_id().as_ref().is_none_or(|id| id.index <= last.index)
+            membership
+                .log_id()
+                .as_ref()
+                .is_none_or(|id| id.index <= last.index)
         };
         while self.memberships.get(1).is_some_and(follows) {
             self.memberships.pop_front();
         }
         let last_membership = self.memberships.front().cloned()?;
-        Some(SnapshotMeta { last_log_id: Some(last), last_membership })
+        Some(SnapshotMeta {
+            last_log_id: Some(last),
+            last_membership,
+        })
     }
 
     async fn apply_step(&mut self, step: &mut Step) -> io::Result<()> {
@@ -132,7 +150,9 @@ impl Machine {
         let work = move || machine.apply(&commands);
         let results = run_job(&self.jobs, JobClass::Apply, work).await??;
         if results.len() != count {
-            return Err(io::Error::other("the state machine answered not every command"));
+            return Err(io::Error::other(
+                "the state machine answered not every command",
+            ));
         }
         self.last = Some(last);
         self.memberships.extend(step.memberships.drain(..));
@@ -190,7 +210,10 @@ impl RaftStateMachine<TypeConfig> for Machine {
     type SnapshotBuilder = PositionBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.last, self.memberships.back().cloned().unwrap_or_default()))
+        Ok((
+            self.last,
+            self.memberships.back().cloned().unwrap_or_default(),
+        ))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
@@ -207,12 +230,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
         self.apply_step(&mut step).await
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<PositionBuilder> {
-        self.flushed().map(|meta| PositionBuilder { meta: Some(meta) })
+    /// When forced, there must be one: of the position before the first entry if nothing is flushed.
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<PositionBuilder> {
+        let meta = self.flushed();
+        (meta.is_some() || force).then_some(PositionBuilder { meta })
     }
 
     async fn get_snapshot_builder(&mut self) -> PositionBuilder {
-        PositionBuilder { meta: self.flushed() }
+        PositionBuilder {
+            meta: self.flushed(),
+        }
     }
 
     async fn install_snapshot(
@@ -220,11 +247,15 @@ impl RaftStateMachine<TypeConfig> for Machine {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> io::Result<()> {
-        let SnapshotData::Received(sink) = snapshot else {
-            return Err(io::Error::other("a snapshot without data can't be installed"));
-        };
         let applied = encode_applied(meta);
-        let work = move || sink.install(&applied);
+        let machine = Arc::clone(&self.machine);
+        let work = move || match snapshot {
+            SnapshotData::Received(sink) => sink.install(&applied),
+            SnapshotData::Source(source) => copy(source, machine.receive()?)?.install(&applied),
+            SnapshotData::Position => Err(io::Error::other(
+                "a snapshot without data can't be installed",
+            )),
+        };
         run_job(&self.jobs, JobClass::Apply, work).await??;
         self.last = meta.last_log_id;
         self.memberships = VecDeque::from([meta.last_membership.clone()]);
@@ -237,14 +268,37 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         if !self.live.load(Ordering::Acquire) {
             let meta = self.flushed();
-            return Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::Position }));
+            return Ok(meta.map(|meta| Snapshot {
+                meta,
+                snapshot: SnapshotData::Position,
+            }));
+        }
+        if self.last.is_none() {
+            return Ok(None);
         }
         let machine = Arc::clone(&self.machine);
         let source = run_job(&self.jobs, JobClass::Read, move || machine.snapshot()).await??;
         let (last_log_id, last_membership) = decode_applied(source.applied())?;
-        let meta = SnapshotMeta { last_log_id, last_membership };
-        Ok(Some(Snapshot { meta, snapshot: SnapshotData::Source(source) }))
+        let meta = SnapshotMeta {
+            last_log_id,
+            last_membership,
+        };
+        Ok(Some(Snapshot {
+            meta,
+            snapshot: SnapshotData::Source(source),
+        }))
     }
+}
+
+/// Hands a snapshot over within the node.
+fn copy(
+    mut source: Box<dyn SnapshotSource>,
+    mut sink: Box<dyn SnapshotSink>,
+) -> io::Result<Box<dyn SnapshotSink>> {
+    while let Some(chunk) = source.next_chunk(COPY_CHUNK_BYTES)? {
+        sink.write(chunk)?;
+    }
+    Ok(sink)
 }
 
 /// "Builds" a snapshot that is only a position.
@@ -257,6 +311,9 @@ impl RaftSnapshotBuilder<TypeConfig> for PositionBuilder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let meta = self.meta.clone().unwrap_or_default();
-        Ok(Snapshot { meta, snapshot: SnapshotData::Position })
+        Ok(Snapshot {
+            meta,
+            snapshot: SnapshotData::Position,
+        })
     }
 }

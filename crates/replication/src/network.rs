@@ -61,8 +61,16 @@ pub(crate) struct Peer {
 
 impl Network {
     fn peer(&self, to: ReplicaId, node: NodeId, class: Class) -> Peer {
-        let route = Route { to, from: self.replica };
-        Peer { network: self.clone(), node, route, class }
+        let route = Route {
+            to,
+            from: self.replica,
+        };
+        Peer {
+            network: self.clone(),
+            node,
+            route,
+            class,
+        }
     }
 }
 
@@ -113,13 +121,21 @@ impl Peer {
         action: RPCTypes,
     ) -> impl Future<Output = Result<Reader, RpcError>> + Send + use<> {
         let (id, target, group) = (self.route.from, self.route.to, self.network.group);
-        let reply = self.network.transport.send(self.node, class, group, payload);
+        let reply = self
+            .network
+            .transport
+            .send(self.node, class, group, payload);
         async move {
             match tokio::time::timeout(timeout, reply).await {
                 Ok(Ok(bytes)) => wire::decode_reply(group, bytes).map_err(peer_error),
                 Ok(Err(TransportError::Unreachable(why))) => Err(unreachable_error(why)),
                 Ok(Err(TransportError::Broken(why))) => Err(network_error(why)),
-                Err(_) => Err(RPCError::Timeout(Timeout { action, id, target, timeout })),
+                Err(_) => Err(RPCError::Timeout(Timeout {
+                    action,
+                    id,
+                    target,
+                    timeout,
+                })),
             }
         }
     }
@@ -130,10 +146,12 @@ impl Peer {
         let payload = wire::append(self.route, &request);
         let timeout = self.network.message_timeout;
         let call = self.call(self.class, payload, timeout, RPCTypes::AppendEntries);
-        let reply = async move {
-            wire::decode_append_reply(call.await?).map_err(malformed)
-        };
-        InFlight { prev, last, reply: reply.boxed() }
+        let reply = async move { wire::decode_append_reply(call.await?).map_err(malformed) };
+        InFlight {
+            prev,
+            last,
+            reply: reply.boxed(),
+        }
     }
 
     async fn send_vote(
@@ -144,13 +162,16 @@ impl Peer {
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let payload = wire::vote(self.route, pre, &request);
         let timeout = option.hard_ttl().min(self.network.message_timeout);
-        let reader = self.call(Class::Vote, payload, timeout, RPCTypes::Vote).await?;
+        let reader = self
+            .call(Class::Vote, payload, timeout, RPCTypes::Vote)
+            .await?;
         wire::decode_vote_reply(reader).map_err(malformed)
     }
 
     async fn snapshot_step(&self, payload: Bytes) -> Result<Reader, RpcError> {
         let timeout = self.network.snapshot_timeout;
-        self.call(Class::Snapshot, payload, timeout, RPCTypes::InstallSnapshot).await
+        self.call(Class::Snapshot, payload, timeout, RPCTypes::InstallSnapshot)
+            .await
     }
 
     async fn send_snapshot(
@@ -164,7 +185,8 @@ impl Peer {
         };
         let (route, jobs) = (self.route, &self.network.env.jobs);
         let session = self.network.env.random.next_u64();
-        self.snapshot_step(wire::snapshot_begin(route, session)).await?;
+        self.snapshot_step(wire::snapshot_begin(route, session))
+            .await?;
         let chunk_bytes = self.network.snapshot_chunk_bytes;
         let mut number = 0;
         loop {
@@ -172,11 +194,15 @@ impl Peer {
                 let chunk = source.next_chunk(chunk_bytes);
                 (source, chunk)
             };
-            let (back, chunk) =
-                run_job(jobs, JobClass::Read, read).await.map_err(unreachable_error)?;
+            let (back, chunk) = run_job(jobs, JobClass::Read, read)
+                .await
+                .map_err(unreachable_error)?;
             source = back;
-            let Some(chunk) = chunk.map_err(unreachable_error)? else { break };
-            self.snapshot_step(wire::snapshot_chunk(route, session, number, &chunk)).await?;
+            let Some(chunk) = chunk.map_err(unreachable_error)? else {
+                break;
+            };
+            self.snapshot_step(wire::snapshot_chunk(route, session, number, &chunk))
+                .await?;
             number += 1;
         }
         let install = wire::snapshot_install(route, session, number, &vote, &snapshot.meta);
@@ -200,7 +226,10 @@ impl InFlight {
     ) -> (Result<StreamAppendResult<TypeConfig>, RpcError>, bool) {
         let response = match reply {
             Ok(AppendEntriesResponse::Conflict) if self.prev.is_none() => {
-                return (Err(network_error("a conflict before the first entry")), false);
+                return (
+                    Err(network_error("a conflict before the first entry")),
+                    false,
+                );
             }
             Ok(response) => response,
             Err(error) => return (Err(error), false),
@@ -210,7 +239,10 @@ impl InFlight {
             AppendEntriesResponse::PartialSuccess(upto) => *upto == self.last,
             _ => false,
         };
-        (Ok(response.into_stream_result(self.prev, self.last)), goes_on)
+        (
+            Ok(response.into_stream_result(self.prev, self.last)),
+            goes_on,
+        )
     }
 }
 
@@ -242,9 +274,15 @@ where
         }
         let Some(first) = this.under_way.front_mut() else {
             let over = this.ended || this.input.is_none();
-            return if over { Poll::Ready(None) } else { Poll::Pending };
+            return if over {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            };
         };
-        let Poll::Ready(reply) = first.reply.poll_unpin(cx) else { return Poll::Pending };
+        let Poll::Ready(reply) = first.reply.poll_unpin(cx) else {
+            return Poll::Pending;
+        };
         let (result, goes_on) = first.resolve(reply);
         this.under_way.pop_front();
         if !goes_on {
@@ -277,8 +315,12 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
-        let pipeline =
-            Pipeline { peer: self, input: Some(input), under_way: VecDeque::new(), ended: false };
+        let pipeline = Pipeline {
+            peer: self,
+            input: Some(input),
+            under_way: VecDeque::new(),
+            ended: false,
+        };
         let replies: BoxStream<'s, _> = Box::pin(pipeline);
         Box::pin(std::future::ready(Ok(replies)))
     }
@@ -320,12 +362,16 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
         let payload = wire::transfer(self.route, &request);
         let timeout = self.network.message_timeout;
-        let mut reader =
-            self.call(Class::Vote, payload, timeout, RPCTypes::TransferLeader).await?;
+        let mut reader = self
+            .call(Class::Vote, payload, timeout, RPCTypes::TransferLeader)
+            .await?;
         if reader.bool().map_err(malformed)? {
             return Ok(Ok(()));
         }
         let expected = request.last_log_id().copied();
-        Ok(Err(TransferLeaderError::LogNotFlushed { expected, actual: None }))
+        Ok(Err(TransferLeaderError::LogNotFlushed {
+            expected,
+            actual: None,
+        }))
     }
 }

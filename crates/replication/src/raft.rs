@@ -43,9 +43,19 @@ pub(crate) type Membership = openraft::Membership<u64, u64>;
 pub(crate) type StoredMembership = openraft::StoredMembership<LeaderId, u64, u64>;
 
 pub(crate) fn log_id(id: EntryId) -> LogId {
-    LogId::new(LeaderId { term: id.term, node_id: id.leader }, id.index)
+    LogId::new(
+        LeaderId {
+            term: id.term,
+            node_id: id.leader,
+        },
+        id.index,
+    )
 }
 
 pub(crate) fn entry_id(id: &LogId) -> EntryId {
-    EntryId { term: id.leader_id.term, leader: id.leader_id.node_id, index: id.index }
+    EntryId {
+        term: id.leader_id.term,
+        leader: id.leader_id.node_id,
+        index: id.index,
+    }
 }

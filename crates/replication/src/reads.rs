@@ -49,7 +49,8 @@ impl Rounds {
                 std::mem::forget(running);
             });
         }
-        rx.await.unwrap_or_else(|_| Err(Error::Stopped("the node is stopping".into())))
+        rx.await
+            .unwrap_or_else(|_| Err(Error::Stopped("the node is stopping".into())))
     }
 
     fn next(&self) -> Option<Vec<Waiter>> {

@@ -91,7 +91,11 @@ impl Status {
     /// How many entries a replica is behind this one, if this one leads and knows.
     pub fn lag(&self, replica: ReplicaId) -> Option<u64> {
         let matched = self.matched.get(&replica)?.map_or(0, |index| index + 1);
-        Some(self.last_index.map_or(0, |index| index + 1).saturating_sub(matched))
+        Some(
+            self.last_index
+                .map_or(0, |index| index + 1)
+                .saturating_sub(matched),
+        )
     }
 }
 

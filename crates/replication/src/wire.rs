@@ -74,9 +74,20 @@ pub(crate) enum Message {
     PreVote(VoteRequest<TypeConfig>),
     Transfer(TransferLeaderRequest<TypeConfig>),
     Read,
-    Begin { session: u64 },
-    Chunk { session: u64, number: u64, bytes: Bytes },
-    Install { session: u64, chunks: u64, vote: Vote, meta: SnapshotMeta },
+    Begin {
+        session: u64,
+    },
+    Chunk {
+        session: u64,
+        number: u64,
+        bytes: Bytes,
+    },
+    Install {
+        session: u64,
+        chunks: u64,
+        vote: Vote,
+        meta: SnapshotMeta,
+    },
 }
 
 fn begin(kind: u8, route: Route, capacity: usize) -> Vec<u8> {
@@ -156,10 +167,15 @@ pub(crate) fn snapshot_install(
 pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
     let mut reader = Reader::new(bytes);
     if reader.u8()? != VERSION {
-        return Err(Malformed("a message of a version that this program does not know"));
+        return Err(Malformed(
+            "a message of a version that this program does not know",
+        ));
     }
     let kind = reader.u8()?;
-    let route = Route { to: reader.u64()?, from: reader.u64()? };
+    let route = Route {
+        to: reader.u64()?,
+        from: reader.u64()?,
+    };
     let message = match kind {
         APPEND => Message::Append(decode_append(&mut reader)?),
         VOTE => Message::Vote(decode_vote(&mut reader)?),
@@ -169,18 +185,39 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
             Message::Transfer(TransferLeaderRequest::new(vote, to, reader.opt_log_id()?))
         }
         READ => Message::Read,
-        BEGIN => Message::Begin { session: reader.u64()? },
+        BEGIN => Message::Begin {
+            session: reader.u64()?,
+        },
         CHUNK => {
             let (session, number) = (reader.u64()?, reader.u64()?);
-            return Ok((route, Message::Chunk { session, number, bytes: reader.rest() }));
+            return Ok((
+                route,
+                Message::Chunk {
+                    session,
+                    number,
+                    bytes: reader.rest(),
+                },
+            ));
         }
         INSTALL => {
             let (session, chunks, vote) = (reader.u64()?, reader.u64()?, reader.vote()?);
             let last_log_id = reader.opt_log_id()?;
-            let meta = SnapshotMeta { last_log_id, last_membership: reader.stored_membership()? };
-            Message::Install { session, chunks, vote, meta }
+            let meta = SnapshotMeta {
+                last_log_id,
+                last_membership: reader.stored_membership()?,
+            };
+            Message::Install {
+                session,
+                chunks,
+                vote,
+                meta,
+            }
         }
-        _ => return Err(Malformed("a message of a kind that this program does not know")),
+        _ => {
+            return Err(Malformed(
+                "a message of a kind that this program does not know",
+            ));
+        }
     };
     reader.end()?;
     Ok((route, message))
@@ -201,7 +238,12 @@ fn decode_append(reader: &mut Reader) -> Result<AppendEntriesRequest<TypeConfig>
         next = Some(entry.log_id.index + 1);
         entries.push(entry);
     }
-    Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
+    Ok(AppendEntriesRequest {
+        vote,
+        prev_log_id,
+        entries,
+        leader_commit,
+    })
 }
 
 fn decode_vote(reader: &mut Reader) -> Result<VoteRequest<TypeConfig>, Malformed> {
@@ -289,7 +331,9 @@ pub(crate) fn decode_reply(group: GroupId, bytes: Bytes) -> Result<Reader, Error
     let mut reader = Reader::new(bytes);
     let malformed = |e: Malformed| Error::Corrupt(format!("a peer's reply is {e}"));
     if reader.u8().map_err(malformed)? != VERSION {
-        return Err(malformed(Malformed("of a version that this program does not know")));
+        return Err(malformed(Malformed(
+            "of a version that this program does not know",
+        )));
     }
     match reader.u8().map_err(malformed)? {
         DONE => Ok(reader),
@@ -298,13 +342,20 @@ pub(crate) fn decode_reply(group: GroupId, bytes: Bytes) -> Result<Reader, Error
                 if !reader.bool()? {
                     return Ok(None);
                 }
-                Ok(Some(Leader { replica: reader.u64()?, node: reader.u64()? }))
+                Ok(Some(Leader {
+                    replica: reader.u64()?,
+                    node: reader.u64()?,
+                }))
             };
-            Err(Error::NotLeader { leader: leader().map_err(malformed)? })
+            Err(Error::NotLeader {
+                leader: leader().map_err(malformed)?,
+            })
         }
         NO_REPLICA => Err(Error::NoSuchGroup(group)),
         NO_QUORUM => Err(Error::NoQuorum),
-        _ => Err(Error::Stopped(String::from_utf8_lossy(&reader.rest()).into_owned())),
+        _ => Err(Error::Stopped(
+            String::from_utf8_lossy(&reader.rest()).into_owned(),
+        )),
     }
 }
 
@@ -322,9 +373,7 @@ pub(crate) fn decode_append_reply(
 }
 
 /// The body of a reply to a vote or pre-vote.
-pub(crate) fn decode_vote_reply(
-    mut reader: Reader,
-) -> Result<VoteResponse<TypeConfig>, Malformed> {
+pub(crate) fn decode_vote_reply(mut reader: Reader) -> Result<VoteResponse<TypeConfig>, Malformed> {
     let (vote, granted) = (reader.vote()?, reader.bool()?);
     Ok(VoteResponse::new(vote, reader.opt_log_id()?, granted))
 }

@@ -26,6 +26,8 @@ pub struct Cli {
 /// What the binary can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a node
+    Serve(crate::serve::Flags),
     /// Write one key
     Put(PutArgs),
     /// Read one key

@@ -8,8 +8,12 @@ use clap::Parser;
 mod args;
 mod commands;
 mod input;
+mod serve;
 
 use args::{Cli, Command};
+
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -24,6 +28,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
+        Command::Serve(flags) => serve::run(flags).map(|()| ExitCode::SUCCESS),
         Command::Put(args) => commands::block_on(commands::put(args)),
         Command::Get(args) => commands::block_on(commands::get(args)),
         Command::Del(args) => commands::block_on(commands::del(args)),

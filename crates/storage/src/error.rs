@@ -70,6 +70,14 @@ impl Error {
         Error::new(kind, format!("{what} {}: {cause}", path.display()))
     }
 
+    /// A full disk where it can't be recovered from.
+    pub(crate) fn not_full(mut self) -> Self {
+        if self.kind == ErrorKind::DiskFull {
+            self.kind = ErrorKind::Io;
+        }
+        self
+    }
+
     /// The same failure, told to those who come after it.
     pub(crate) fn poisoned(&self) -> Self {
         Error::new(

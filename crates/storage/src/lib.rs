@@ -1,15 +1,24 @@
 //! LSM storage engine with versioned keyspaces
 
 mod batch;
+mod cache;
 mod codec;
+mod compaction;
+mod cursor;
 mod engine;
 mod error;
+mod header;
+mod iter;
 mod key;
 mod keyspaces;
+mod levels;
 mod lsm;
+mod memtable;
+mod merge;
 mod model;
 mod options;
 mod stats;
+mod table;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};

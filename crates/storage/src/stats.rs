@@ -19,6 +19,8 @@ pub struct Stats {
     pub memtables: u64,
     /// Their content.
     pub memtable_bytes: u64,
+    /// What indexes and filters of open tables take.
+    pub table_memory_bytes: u64,
     /// What the block cache holds.
     pub cache_bytes: u64,
     /// Blocks found in the cache.

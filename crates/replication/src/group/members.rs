@@ -37,7 +37,11 @@ impl Group {
         let change = async {
             let known: BTreeSet<ReplicaId> = {
                 let members = self.status().members;
-                members.voters.into_keys().chain(members.learners.into_keys()).collect()
+                members
+                    .voters
+                    .into_keys()
+                    .chain(members.learners.into_keys())
+                    .collect()
             };
             for (replica, node) in &voters {
                 if !known.contains(replica) {
@@ -58,7 +62,11 @@ impl Group {
         node: NodeId,
         timeout: Duration,
     ) -> Result<()> {
-        self.changing(timeout, changed(self.raft().add_learner(replica, node, true))).await
+        self.changing(
+            timeout,
+            changed(self.raft().add_learner(replica, node, true)),
+        )
+        .await
     }
 
     /// A change that does not end in time may still end later.
@@ -82,15 +90,26 @@ impl Group {
         }
         let status = self.status();
         if !self.is_leader() {
-            return Err(Error::NotLeader { leader: status.leader });
+            return Err(Error::NotLeader {
+                leader: status.leader,
+            });
         }
         if !status.members.voters.contains_key(&to) {
-            return Err(Error::Invalid(format!("replica {to} is no voter of group {}", self.id())));
+            return Err(Error::Invalid(format!(
+                "replica {to} is no voter of group {}",
+                self.id()
+            )));
         }
         if status.lag(to).is_none_or(|lag| lag > TRANSFER_LAG_MAX) {
-            return Err(Error::Invalid(format!("replica {to} is too far behind to lead")));
+            return Err(Error::Invalid(format!(
+                "replica {to} is too far behind to lead"
+            )));
         }
-        self.raft().trigger().transfer_leader(to).await.map_err(|fatal| stopped(&fatal))?;
+        self.raft()
+            .trigger()
+            .transfer_leader(to)
+            .await
+            .map_err(|fatal| stopped(&fatal))?;
         self.wait_for(timeout, "the transfer", |metrics| {
             metrics.state != ServerState::Leader && metrics.current_leader == Some(to)
         })
@@ -101,22 +120,34 @@ impl Group {
     /// replicas that still need them will be sent a snapshot. Returns the index asked for after that
     /// bound; the purge itself follows soon.
     pub async fn purge(&self, upto: u64) -> Result<Option<u64>> {
-        let Some(flushed) = self.inner.parts.machine.flushed() else { return Ok(None) };
+        let Some(flushed) = self.inner.parts.machine.flushed() else {
+            return Ok(None);
+        };
         let upto = upto.min(flushed);
         let log = &self.inner.parts.log;
         if log.purged().is_some_and(|purged| purged.index >= upto) {
             return Ok(log.purged().map(|purged| purged.index));
         }
-        let noted = self.inner.metrics.borrow_watched().snapshot.map(|id| id.index);
+        let noted = self
+            .inner
+            .metrics
+            .borrow_watched()
+            .snapshot
+            .map(|id| id.index);
         let trigger = self.raft().trigger();
         if noted.is_none_or(|noted| noted < upto) {
             trigger.snapshot().await.map_err(|fatal| stopped(&fatal))?;
-            self.wait_for(PURGE_NOTE_TIMEOUT, "noting the flushed position", |metrics| {
-                metrics.snapshot.is_some_and(|id| id.index >= upto)
-            })
+            self.wait_for(
+                PURGE_NOTE_TIMEOUT,
+                "noting the flushed position",
+                |metrics| metrics.snapshot.is_some_and(|id| id.index >= upto),
+            )
             .await?;
         }
-        trigger.purge_log(upto).await.map_err(|fatal| stopped(&fatal))?;
+        trigger
+            .purge_log(upto)
+            .await
+            .map_err(|fatal| stopped(&fatal))?;
         Ok(Some(upto))
     }
 }

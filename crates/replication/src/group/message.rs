@@ -39,9 +39,7 @@ impl Group {
             Message::Append(request) => {
                 wire::append_reply(&raft.append_entries(request).await.map_err(fatal)?)
             }
-            Message::Vote(request) => {
-                wire::vote_reply(&raft.vote(request).await.map_err(fatal)?)
-            }
+            Message::Vote(request) => wire::vote_reply(&raft.vote(request).await.map_err(fatal)?),
             Message::PreVote(request) => {
                 wire::vote_reply(&raft.pre_vote(request).await.map_err(fatal)?)
             }
@@ -51,7 +49,9 @@ impl Group {
             }
             Message::Read => {
                 if !self.is_leader() {
-                    return Err(Error::NotLeader { leader: self.leader() });
+                    return Err(Error::NotLeader {
+                        leader: self.leader(),
+                    });
                 }
                 wire::read_reply(self.local_read_index().await?)
             }
@@ -59,13 +59,25 @@ impl Group {
                 inbox.begin(route.from, session).await?;
                 wire::done_reply()
             }
-            Message::Chunk { session, number, bytes } => {
+            Message::Chunk {
+                session,
+                number,
+                bytes,
+            } => {
                 inbox.chunk(route.from, session, number, bytes).await?;
                 wire::done_reply()
             }
-            Message::Install { session, chunks, vote, meta } => {
+            Message::Install {
+                session,
+                chunks,
+                vote,
+                meta,
+            } => {
                 let sink = inbox.finish(route.from, session, chunks)?;
-                let snapshot = Snapshot { meta, snapshot: SnapshotData::Received(sink) };
+                let snapshot = Snapshot {
+                    meta,
+                    snapshot: SnapshotData::Received(sink),
+                };
                 let done = raft.install_full_snapshot(vote, snapshot).await;
                 wire::install_reply(&done.map_err(|fatal| stopped(&fatal))?.vote)
             }

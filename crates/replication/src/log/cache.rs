@@ -33,7 +33,10 @@ struct Run {
 
 impl Cache {
     pub fn new(limit: usize) -> Cache {
-        Cache { limit, held: Mutex::default() }
+        Cache {
+            limit,
+            held: Mutex::default(),
+        }
     }
 
     /// Counts entries that were just put into a replica, and evicts others if they are too many.
@@ -45,15 +48,24 @@ impl Cache {
         {
             let mut held = self.held.lock();
             held.bytes += bytes;
-            held.runs.push_back(Run { replica: Arc::downgrade(replica), first, end, bytes });
+            held.runs.push_back(Run {
+                replica: Arc::downgrade(replica),
+                first,
+                end,
+                bytes,
+            });
             while held.bytes > self.limit {
-                let Some(run) = held.runs.pop_front() else { break };
+                let Some(run) = held.runs.pop_front() else {
+                    break;
+                };
                 held.bytes -= run.bytes;
                 evicted.push(run);
             }
         }
         for run in evicted {
-            let Some(replica) = run.replica.upgrade() else { continue };
+            let Some(replica) = run.replica.upgrade() else {
+                continue;
+            };
             let mut state = replica.state.lock();
             let positions = state.positions(run.first..run.end);
             for meta in state.entries.range_mut(positions) {

@@ -37,12 +37,27 @@ const REMOVED: u8 = 6;
 /// A record, decoded.
 #[derive(Debug)]
 pub(crate) enum Record {
-    Entries { of: Of, committed: Option<LogId>, entries: Vec<Placed> },
-    Vote { of: Of, vote: Vote },
-    Truncate { of: Of, after: Option<LogId> },
-    Purge { of: Of, upto: LogId },
+    Entries {
+        of: Of,
+        committed: Option<LogId>,
+        entries: Vec<Placed>,
+    },
+    Vote {
+        of: Of,
+        vote: Vote,
+    },
+    Truncate {
+        of: Of,
+        after: Option<LogId>,
+    },
+    Purge {
+        of: Of,
+        upto: LogId,
+    },
     State(Vec<ReplicaState>),
-    Removed { of: Of },
+    Removed {
+        of: Of,
+    },
 }
 
 /// Whose record it is.
@@ -95,7 +110,11 @@ pub(crate) fn entries(
     places: &mut Vec<(u32, u32)>,
 ) -> Vec<u8> {
     let payloads: usize = entries.iter().map(payload_size).sum();
-    let mut out = begin(ENTRIES, Some(of), 64 + entries.len() * ENTRY_HEADER + payloads);
+    let mut out = begin(
+        ENTRIES,
+        Some(of),
+        64 + entries.len() * ENTRY_HEADER + payloads,
+    );
     put_opt_log_id(&mut out, committed);
     out.put_u32_le(entries.len() as u32);
     for entry in entries {
@@ -146,23 +165,43 @@ pub(crate) fn state(replicas: &[ReplicaState]) -> Vec<u8> {
 pub(crate) fn decode(bytes: Bytes) -> Result<Record, Malformed> {
     let mut reader = Reader::new(bytes);
     if reader.u8()? != VERSION {
-        return Err(Malformed("a record of a version that this program does not know"));
+        return Err(Malformed(
+            "a record of a version that this program does not know",
+        ));
     }
     let record = match reader.u8()? {
         ENTRIES => decode_entries(&mut reader)?,
-        VOTE => Record::Vote { of: of(&mut reader)?, vote: reader.vote()? },
-        TRUNCATE => Record::Truncate { of: of(&mut reader)?, after: reader.opt_log_id()? },
-        PURGE => Record::Purge { of: of(&mut reader)?, upto: reader.log_id()? },
+        VOTE => Record::Vote {
+            of: of(&mut reader)?,
+            vote: reader.vote()?,
+        },
+        TRUNCATE => Record::Truncate {
+            of: of(&mut reader)?,
+            after: reader.opt_log_id()?,
+        },
+        PURGE => Record::Purge {
+            of: of(&mut reader)?,
+            upto: reader.log_id()?,
+        },
         STATE => decode_state(&mut reader)?,
-        REMOVED => Record::Removed { of: of(&mut reader)? },
-        _ => return Err(Malformed("a record of a kind that this program does not know")),
+        REMOVED => Record::Removed {
+            of: of(&mut reader)?,
+        },
+        _ => {
+            return Err(Malformed(
+                "a record of a kind that this program does not know",
+            ));
+        }
     };
     reader.end()?;
     Ok(record)
 }
 
 fn of(reader: &mut Reader) -> Result<Of, Malformed> {
-    Ok(Of { group: reader.u64()?, replica: reader.u64()? })
+    Ok(Of {
+        group: reader.u64()?,
+        replica: reader.u64()?,
+    })
 }
 
 fn decode_entries(reader: &mut Reader) -> Result<Record, Malformed> {
@@ -176,9 +215,17 @@ fn decode_entries(reader: &mut Reader) -> Result<Record, Malformed> {
         if next.is_some_and(|next| entry.log_id.index != next) {
             return Err(Malformed("entries that do not follow each other"));
         }
-        entries.push(Placed { entry, at: at as u32, length: length as u32 });
+        entries.push(Placed {
+            entry,
+            at: at as u32,
+            length: length as u32,
+        });
     }
-    Ok(Record::Entries { of, committed, entries })
+    Ok(Record::Entries {
+        of,
+        committed,
+        entries,
+    })
 }
 
 fn decode_state(reader: &mut Reader) -> Result<Record, Malformed> {
@@ -186,8 +233,16 @@ fn decode_state(reader: &mut Reader) -> Result<Record, Malformed> {
     let mut replicas = Vec::with_capacity(count);
     for _ in 0..count {
         let of = of(reader)?;
-        let vote = if reader.bool()? { Some(reader.vote()?) } else { None };
-        replicas.push(ReplicaState { of, vote, purged: reader.opt_log_id()? });
+        let vote = if reader.bool()? {
+            Some(reader.vote()?)
+        } else {
+            None
+        };
+        replicas.push(ReplicaState {
+            of,
+            vote,
+            purged: reader.opt_log_id()?,
+        });
     }
     Ok(Record::State(replicas))
 }

@@ -36,13 +36,21 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub fn new(entry: Entry, place: Place) -> Meta {
-        Meta { id: entry.log_id, tag: tag_of(&entry), place, cached: Some(entry.payload) }
+        Meta {
+            id: entry.log_id,
+            tag: tag_of(&entry),
+            place,
+            cached: Some(entry.payload),
+        }
     }
 }
 
 impl Replica {
     pub fn new(of: Of) -> Replica {
-        Replica { of, state: Mutex::default() }
+        Replica {
+            of,
+            state: Mutex::default(),
+        }
     }
 }
 
@@ -59,7 +67,9 @@ impl State {
 
     /// The part of `indexes` that is here, as positions in `entries`.
     pub fn positions(&self, indexes: Range<u64>) -> Range<usize> {
-        let Some(first) = self.first_index() else { return 0..0 };
+        let Some(first) = self.first_index() else {
+            return 0..0;
+        };
         let end = first + self.entries.len() as u64;
         let from = indexes.start.clamp(first, end);
         let to = indexes.end.clamp(from, end);
@@ -87,14 +97,22 @@ impl State {
     /// Drops entries from this index on; all, without one.
     pub fn truncate(&mut self, from: Option<u64>) {
         let from = from.unwrap_or(0);
-        while self.entries.back().is_some_and(|meta| meta.id.index >= from) {
+        while self
+            .entries
+            .back()
+            .is_some_and(|meta| meta.id.index >= from)
+        {
             self.entries.pop_back();
         }
     }
 
     /// Drops entries up to and with `upto`.
     pub fn purge(&mut self, upto: LogId) {
-        while self.entries.front().is_some_and(|meta| meta.id.index <= upto.index) {
+        while self
+            .entries
+            .front()
+            .is_some_and(|meta| meta.id.index <= upto.index)
+        {
             self.entries.pop_front();
         }
         if self.purged.is_none_or(|purged| purged.index < upto.index) {
@@ -111,12 +129,17 @@ impl State {
 
     /// The committed id as far as the log here reaches.
     pub fn committed(&self) -> Option<LogId> {
-        self.committed.filter(|id| self.last().is_some_and(|last| id.index <= last.index))
+        self.committed
+            .filter(|id| self.last().is_some_and(|last| id.index <= last.index))
     }
 
     /// What a state record says of it.
     pub fn checkpoint(&self, of: Of) -> ReplicaState {
-        ReplicaState { of, vote: self.vote, purged: self.purged }
+        ReplicaState {
+            of,
+            vote: self.vote,
+            purged: self.purged,
+        }
     }
 
     /// Whether nothing was ever kept for it.
@@ -140,7 +163,9 @@ impl State {
 
     /// The last index whose entry lies below a segment.
     pub fn last_below(&self, segment: u64) -> Option<u64> {
-        let below = self.entries.partition_point(|meta| meta.place.record.segment < segment);
+        let below = self
+            .entries
+            .partition_point(|meta| meta.place.record.segment < segment);
         below.checked_sub(1).map(|at| self.entries[at].id.index)
     }
 }

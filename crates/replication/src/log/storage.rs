@@ -27,7 +27,12 @@ pub(crate) struct GroupLog {
 
 impl GroupLog {
     pub(super) fn new(shared: SharedLog, replica: Arc<Replica>) -> GroupLog {
-        GroupLog { shared, replica, append_bytes_max: 1 << 20, apply_bytes_max: 4 << 20 }
+        GroupLog {
+            shared,
+            replica,
+            append_bytes_max: 1 << 20,
+            apply_bytes_max: 4 << 20,
+        }
     }
 
     /// The same log with other limits: bytes of entries in one message to a peer, and in one step of
@@ -63,7 +68,11 @@ impl GroupLog {
         let job = move || {
             let _ = tx.send(shared.load(found));
         };
-        self.shared.inner.env.jobs.spawn(JobClass::Read, Box::new(job));
+        self.shared
+            .inner
+            .env
+            .jobs
+            .spawn(JobClass::Read, Box::new(job));
         match rx.await.map_err(|_| stopped())? {
             Ok(entries) => Ok(entries),
             Err(error) => {
@@ -100,36 +109,44 @@ impl RaftLogReader<TypeConfig> for GroupLog {
         let (start, end) = bounds(&range);
         let log = self.clone();
         let step = (log, start, Vec::new().into_iter());
-        Box::pin(stream::try_unfold(step, move |(log, start, mut ready)| async move {
-            if let Some(entry) = ready.next() {
-                return Ok(Some((entry, (log, start, ready))));
-            }
-            if start >= end {
-                return Ok(None);
-            }
-            let mut ready = log.read(start, end, log.apply_bytes_max).await?.into_iter();
-            let start = start + ready.len() as u64;
-            let next = ready.next();
-            Ok(next.map(|entry| (entry, (log, start, ready))))
-        }))
+        Box::pin(stream::try_unfold(
+            step,
+            move |(log, start, mut ready)| async move {
+                if let Some(entry) = ready.next() {
+                    return Ok(Some((entry, (log, start, ready))));
+                }
+                if start >= end {
+                    return Ok(None);
+                }
+                let mut ready = log.read(start, end, log.apply_bytes_max).await?.into_iter();
+                let start = start + ready.len() as u64;
+                let next = ready.next();
+                Ok(next.map(|entry| (entry, (log, start, ready))))
+            },
+        ))
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
         Ok(self.replica.state.lock().vote)
     }
 
-    /// From memory: the ends of the range and where the leader changes.
+    /// From memory. The *last* id under each leader: the trait's documentation says the first ones,
+    /// but openraft's own reading of the list is this.
     async fn get_key_log_ids(&mut self, range: RangeInclusive<LogId>) -> io::Result<Vec<LogId>> {
-        let (first, last) = (*range.start(), *range.end());
+        let (first, last) = (range.start().index, range.end().index);
         let state = self.replica.state.lock();
-        let mut keys = vec![first];
-        for meta in state.entries.range(state.positions(first.index + 1..last.index + 1)) {
-            if keys.last().is_some_and(|key| key.leader_id != meta.id.leader_id) {
-                keys.push(meta.id);
+        let mut keys: Vec<LogId> = Vec::new();
+        for meta in state
+            .entries
+            .range(state.positions(first..last.saturating_add(1)))
+        {
+            match keys
+                .last_mut()
+                .filter(|key| key.leader_id == meta.id.leader_id)
+            {
+                Some(key) => *key = meta.id,
+                None => keys.push(meta.id),
             }
-        }
-        if keys.last() != Some(&last) {
-            keys.push(last);
         }
         Ok(keys)
     }
@@ -140,7 +157,10 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
         let state = self.replica.state.lock();
-        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last() })
+        Ok(LogState {
+            last_purged_log_id: state.purged,
+            last_log_id: state.last(),
+        })
     }
 
     async fn get_log_reader(&mut self) -> GroupLog {
@@ -152,7 +172,9 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         let done = Box::new(move |result| {
             let _ = tx.send(result);
         });
-        self.shared.save_vote(&self.replica, vote, done).map_err(io_error)?;
+        self.shared
+            .save_vote(&self.replica, vote, done)
+            .map_err(io_error)?;
         rx.await.map_err(|_| stopped())?.map_err(io::Error::other)
     }
 
@@ -175,11 +197,15 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
         let done = Box::new(move |result: quorate_log::Result<()>| {
             callback.io_completed(result.map_err(io::Error::other));
         });
-        self.shared.append(&self.replica, entries, done).map_err(io_error)
+        self.shared
+            .append(&self.replica, entries, done)
+            .map_err(io_error)
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        self.shared.truncate(&self.replica, last_log_id).map_err(io_error)
+        self.shared
+            .truncate(&self.replica, last_log_id)
+            .map_err(io_error)
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {

@@ -42,7 +42,10 @@ impl MemoryMachine {
 
     /// An empty one that flushes at each step.
     pub fn flushing() -> MemoryMachine {
-        MemoryMachine { flush_always: true, ..MemoryMachine::default() }
+        MemoryMachine {
+            flush_always: true,
+            ..MemoryMachine::default()
+        }
     }
 
     /// Makes what is applied durable.
@@ -54,8 +57,15 @@ impl MemoryMachine {
     /// As it comes up after a crash.
     pub fn reopen(&self) -> MemoryMachine {
         let durable = self.state.lock().durable.clone();
-        let state = Both { now: durable.clone(), durable, installs: 0 };
-        MemoryMachine { state: Arc::new(Mutex::new(state)), flush_always: self.flush_always }
+        let state = Both {
+            now: durable.clone(),
+            durable,
+            installs: 0,
+        };
+        MemoryMachine {
+            state: Arc::new(Mutex::new(state)),
+            flush_always: self.flush_always,
+        }
     }
 
     /// All writes applied, in order.
@@ -67,22 +77,12 @@ impl MemoryMachine {
     pub fn installs(&self) -> u64 {
         self.state.lock().installs
     }
-}
 
-impl StateMachine for MemoryMachine {
-    fn applied(&self) -> io::Result<Applied> {
-        Ok(self.state.lock().now.applied.clone())
-    }
-
-    fn apply(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
+    /// Applies without checking that no index is missing.
+    pub(crate) fn apply_with_holes(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
         let mut state = self.state.lock();
         let mut results = Vec::with_capacity(commands.len());
         for command in commands {
-            let expected = state.now.applied.entry.map_or(0, |entry| entry.index + 1);
-            if command.id.index != expected {
-                let got = command.id.index;
-                return Err(io::Error::other(format!("applied {got} in place of {expected}")));
-            }
             state.now.applied.entry = Some(command.id);
             let mut result = Bytes::new();
             match &command.body {
@@ -101,9 +101,34 @@ impl StateMachine for MemoryMachine {
         }
         Ok(results)
     }
+}
+
+impl StateMachine for MemoryMachine {
+    fn applied(&self) -> io::Result<Applied> {
+        Ok(self.state.lock().now.applied.clone())
+    }
+
+    fn apply(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
+        let last = self.state.lock().now.applied.entry;
+        let first = last.map_or(0, |entry| entry.index + 1);
+        for (command, expected) in commands.iter().zip(first..) {
+            if command.id.index != expected {
+                let got = command.id.index;
+                return Err(io::Error::other(format!(
+                    "applied {got} in place of {expected}"
+                )));
+            }
+        }
+        self.apply_with_holes(commands)
+    }
 
     fn flushed(&self) -> Option<u64> {
-        self.state.lock().durable.applied.entry.map(|entry| entry.index)
+        self.state
+            .lock()
+            .durable
+            .applied
+            .entry
+            .map(|entry| entry.index)
     }
 
     fn snapshot(&self) -> io::Result<Box<dyn SnapshotSource>> {
@@ -113,11 +138,17 @@ impl StateMachine for MemoryMachine {
             bytes.put_u32_le(write.len() as u32);
             bytes.extend_from_slice(write);
         }
-        Ok(Box::new(Source { applied: state.applied, rest: bytes.into() }))
+        Ok(Box::new(Source {
+            applied: state.applied,
+            rest: bytes.into(),
+        }))
     }
 
     fn receive(&self) -> io::Result<Box<dyn SnapshotSink>> {
-        Ok(Box::new(Sink { state: Arc::clone(&self.state), bytes: Vec::new() }))
+        Ok(Box::new(Sink {
+            state: Arc::clone(&self.state),
+            bytes: Vec::new(),
+        }))
     }
 }
 
@@ -160,7 +191,10 @@ impl SnapshotSink for Sink {
             writes.push(write().map_err(io::Error::other)?);
         }
         let mut state = self.state.lock();
-        state.now = State { applied: applied.clone(), writes };
+        state.now = State {
+            applied: applied.clone(),
+            writes,
+        };
         state.durable = state.now.clone();
         state.installs += 1;
         Ok(())

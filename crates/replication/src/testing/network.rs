@@ -41,12 +41,18 @@ struct Letter {
 impl MemoryNetwork {
     /// A network without faults; `seed` decides which messages the faults to come will hit.
     pub fn new(seed: u64) -> MemoryNetwork {
-        MemoryNetwork { state: Arc::default(), random: Random::from_seed(seed) }
+        MemoryNetwork {
+            state: Arc::default(),
+            random: Random::from_seed(seed),
+        }
     }
 
     /// What a node sends by.
     pub fn transport(&self, from: NodeId) -> Arc<dyn Transport> {
-        Arc::new(Sender { network: self.clone(), from })
+        Arc::new(Sender {
+            network: self.clone(),
+            from,
+        })
     }
 
     /// Lets a node receive.
@@ -89,7 +95,12 @@ impl MemoryNetwork {
 
     /// How many messages of a class were delivered.
     pub fn delivered(&self, class: Class) -> u64 {
-        self.state.lock().delivered.get(&class).copied().unwrap_or(0)
+        self.state
+            .lock()
+            .delivered
+            .get(&class)
+            .copied()
+            .unwrap_or(0)
     }
 
     fn passes(&self, from: NodeId, to: NodeId) -> bool {
@@ -152,12 +163,19 @@ impl Transport for Sender {
             let gone = TransportError::Unreachable(format!("node {to} is down"));
             return std::future::ready(Err(gone)).boxed();
         }
-        let stream = state.streams.entry((self.from, to, class)).or_insert_with(|| {
-            let (tx, rx) = mpsc::unbounded_channel();
-            tokio::spawn(self.network.clone().carry(self.from, to, class, rx));
-            tx
+        let stream = state
+            .streams
+            .entry((self.from, to, class))
+            .or_insert_with(|| {
+                let (tx, rx) = mpsc::unbounded_channel();
+                tokio::spawn(self.network.clone().carry(self.from, to, class, rx));
+                tx
+            });
+        let _ = stream.send(Letter {
+            group,
+            payload,
+            reply,
         });
-        let _ = stream.send(Letter { group, payload, reply });
         async move {
             match answer.await {
                 Ok(bytes) => Ok(bytes),

@@ -173,13 +173,12 @@ impl<'a> Load<'a> {
             Err(InputError::Unreadable { .. }) => return self.cannot_go_on(item),
             Err(error) => {
                 let what = format!("{}: {error}", self.args.file.display());
-                self.order.pass(item.number);
-                // What was passed over before was reported before.
-                return if item.number < self.first {
-                    Ok(())
-                } else {
-                    self.skip(what)
-                };
+                // What an earlier load passed over, it reported.
+                if item.number >= self.first {
+                    self.skip(what)?;
+                    self.order.pass(item.number);
+                }
+                return Ok(());
             }
         };
         if !self.keys.insert(xxh3_128(&record.key)) {

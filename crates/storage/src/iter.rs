@@ -1,0 +1,332 @@
+//! The iterator that users get: of all entries, those that a read may see.
+//!
+//! Entries fall into *groups*, of which at most one is yielded: all entries of a user key, or, when
+//! every version is asked for, all entries of a user key and version. Going forward the first
+//! visible entry of a group is the newest. Going back it is the last one met, so the whole group is
+//! walked and the candidate kept aside; the cursor then stands before the group.
+
+use bytes::Bytes;
+
+use crate::cursor::Cursor;
+use crate::engine::{Iter, IterOptions, Sequence};
+use crate::error::{Error, Result};
+use crate::key::{self, Key, Kind};
+use crate::options::KeyspaceId;
+
+/// After this many entries of one group it is cheaper to seek past it.
+const STEPS_BEFORE_SEEK: usize = 8;
+
+/// Where the iterator is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stand {
+    /// Nowhere.
+    None,
+    /// The cursor stands on the entry.
+    On,
+    /// The entry is in `saved`; the cursor stands before its group.
+    Before,
+}
+
+/// The entry or group last looked at.
+struct Saved {
+    place: Vec<u8>,
+    version: u64,
+    kind: Kind,
+    value: Bytes,
+}
+
+/// An [`Iter`] over a [`Cursor`].
+pub(crate) struct UserIter<C> {
+    cursor: C,
+    lower: Vec<u8>,
+    /// Not in the range; `None` only behind the last keyspace.
+    upper: Option<Vec<u8>>,
+    keyspace: KeyspaceId,
+    version: u64,
+    sequence: Sequence,
+    all_versions: bool,
+    stand: Stand,
+    saved: Saved,
+    failed: Option<Error>,
+}
+
+impl<C: Cursor> UserIter<C> {
+    pub(crate) fn new(
+        cursor: C,
+        keyspace: KeyspaceId,
+        options: &IterOptions,
+        sequence: Sequence,
+    ) -> Self {
+        let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
+        UserIter {
+            cursor,
+            lower,
+            upper,
+            keyspace,
+            version: options.at.version,
+            sequence,
+            all_versions: options.all_versions,
+            stand: Stand::None,
+            saved: Saved {
+                place: Vec::new(),
+                version: 0,
+                kind: Kind::Put,
+                value: Bytes::new(),
+            },
+            failed: None,
+        }
+    }
+
+    /// Whether a key belongs to the group in `saved`.
+    fn in_saved_group(&self, key: &Key<'_>) -> bool {
+        (!self.all_versions || key.version == self.saved.version) && key.place == self.saved.place
+    }
+
+    fn sees(&self, key: &Key<'_>) -> bool {
+        key.version <= self.version && key.sequence <= self.sequence
+    }
+
+    /// From where the cursor is, forward to an entry to yield; first past the group in `saved`, if
+    /// `skip`.
+    fn forward(&mut self, mut skip: bool) -> Result<()> {
+        self.stand = Stand::None;
+        let mut steps = 0;
+        while self.cursor.valid() {
+            let key = self.cursor.key();
+            if self
+                .upper
+                .as_deref()
+                .is_some_and(|upper| key.place >= upper)
+            {
+                return Ok(());
+            }
+            if skip && self.in_saved_group(&key) {
+                steps += 1;
+                let version = if self.all_versions { key.version } else { 0 };
+                let is_end = key.version == version && key.sequence == 0;
+                if steps > STEPS_BEFORE_SEEK && !is_end {
+                    steps = 0;
+                    let end = Key {
+                        version,
+                        sequence: 0,
+                        ..Key::last_of(&self.saved.place)
+                    };
+                    self.cursor.seek(&end)?;
+                } else {
+                    self.cursor.next()?;
+                }
+                continue;
+            }
+            if !self.sees(&key) {
+                steps += 1;
+                if steps > STEPS_BEFORE_SEEK && key.version > self.version {
+                    steps = 0;
+                    let place = key.place.to_vec();
+                    self.cursor.seek(&Key::seek(&place, self.version))?;
+                } else {
+                    self.cursor.next()?;
+                }
+                continue;
+            }
+            self.saved.place.clear();
+            self.saved.place.extend_from_slice(key.place);
+            self.saved.version = key.version;
+            if key.kind != Kind::Delete || self.all_versions {
+                self.stand = Stand::On;
+                return Ok(());
+            }
+            skip = true;
+            steps = 0;
+            self.cursor.next()?;
+        }
+        Ok(())
+    }
+
+    /// From where the cursor is, back to an entry to yield.
+    fn back(&mut self) -> Result<()> {
+        self.stand = Stand::None;
+        loop {
+            let mut candidate = false;
+            while self.cursor.valid() {
+                let key = self.cursor.key();
+                if key.place < self.lower.as_slice() {
+                    break;
+                }
+                if candidate && !self.in_saved_group(&key) {
+                    break;
+                }
+                if self.sees(&key) {
+                    candidate = true;
+                    self.saved.place.clear();
+                    self.saved.place.extend_from_slice(key.place);
+                    self.saved.version = key.version;
+                    self.saved.kind = key.kind;
+                    self.saved.value = self.cursor.value_bytes();
+                }
+                self.cursor.prev()?;
+            }
+            if !candidate {
+                return Ok(());
+            }
+            if self.saved.kind != Kind::Delete || self.all_versions {
+                self.stand = Stand::Before;
+                return Ok(());
+            }
+        }
+    }
+
+    /// The entry after the current one.
+    fn step_forward(&mut self) -> Result<()> {
+        match self.stand {
+            Stand::None => return Ok(()),
+            Stand::On => self.cursor.next()?,
+            Stand::Before => {
+                let first = Key::seek(&self.saved.place, self.group_version());
+                self.cursor.seek(&first)?;
+            }
+        }
+        self.forward(true)
+    }
+
+    /// The entry before the current one.
+    fn step_back(&mut self) -> Result<()> {
+        match self.stand {
+            Stand::None => return Ok(()),
+            Stand::Before => {}
+            Stand::On => {
+                let first = Key::seek(&self.saved.place, self.group_version());
+                self.cursor.seek_before(&first)?;
+            }
+        }
+        self.back()
+    }
+
+    /// The highest version in the group in `saved`.
+    fn group_version(&self) -> u64 {
+        match self.all_versions {
+            true => self.saved.version,
+            false => u64::MAX,
+        }
+    }
+
+    /// Remembers an error; a seek forgets it.
+    fn keep(&mut self, result: Result<()>) -> Result<()> {
+        if let Err(error) = &result {
+            self.stand = Stand::None;
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    fn seek_place(&mut self, place: &[u8]) -> Result<()> {
+        self.failed = None;
+        let sought = self.cursor.seek(&Key::first_of(place));
+        let sought = sought.and_then(|()| self.forward(false));
+        self.keep(sought)
+    }
+
+    /// Goes to the last entry before the first one of `place`; before the end if there is none.
+    fn seek_back(&mut self, place: Option<&[u8]>) -> Result<()> {
+        self.failed = None;
+        let sought = match place {
+            Some(place) => self.cursor.seek_before(&Key::first_of(place)),
+            None => self.cursor.seek_to_last(),
+        };
+        let sought = sought.and_then(|()| self.back());
+        self.keep(sought)
+    }
+}
+
+/// A range of user keys as a range of places.
+pub(crate) fn bounds(
+    keyspace: KeyspaceId,
+    lower: &[u8],
+    upper: Option<&[u8]>,
+) -> (Vec<u8>, Option<Vec<u8>>) {
+    let upper = match upper {
+        Some(upper) => Some(key::place(keyspace, upper)),
+        None => key::end_of_keyspace(keyspace),
+    };
+    (key::place(keyspace, lower), upper)
+}
+
+impl<C: Cursor> Iter for UserIter<C> {
+    fn seek_to_first(&mut self) -> Result<()> {
+        let lower = self.lower.clone();
+        self.seek_place(&lower)
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        let upper = self.upper.clone();
+        self.seek_back(upper.as_deref())
+    }
+
+    fn seek(&mut self, key: &[u8]) -> Result<()> {
+        let place = key::place(self.keyspace, key).max(self.lower.clone());
+        self.seek_place(&place)
+    }
+
+    fn seek_for_prev(&mut self, key: &[u8]) -> Result<()> {
+        // The first place behind that of the key.
+        let mut place = key::place(self.keyspace, key);
+        place.push(0);
+        match &self.upper {
+            Some(upper) if *upper < place => self.seek_to_last(),
+            _ => self.seek_back(Some(&place)),
+        }
+    }
+
+    fn next(&mut self) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let stepped = self.step_forward();
+        self.keep(stepped)
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let stepped = self.step_back();
+        self.keep(stepped)
+    }
+
+    fn valid(&self) -> bool {
+        self.stand != Stand::None
+    }
+
+    fn key(&self) -> &[u8] {
+        assert!(self.valid(), "the iterator stands on an entry");
+        self.saved
+            .place
+            .get(key::KEYSPACE_BYTES..)
+            .unwrap_or_default()
+    }
+
+    fn version(&self) -> u64 {
+        assert!(self.valid(), "the iterator stands on an entry");
+        self.saved.version
+    }
+
+    fn value(&self) -> &[u8] {
+        match self.stand {
+            Stand::On => self.cursor.value(),
+            _ => &self.saved.value,
+        }
+    }
+
+    fn value_bytes(&self) -> Bytes {
+        match self.stand {
+            Stand::On => self.cursor.value_bytes(),
+            _ => self.saved.value.clone(),
+        }
+    }
+
+    fn is_deletion(&self) -> bool {
+        match self.stand {
+            Stand::On => self.cursor.key().kind == Kind::Delete,
+            _ => self.saved.kind == Kind::Delete,
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Edits: what changes in the levels at once, as the manifest records it.
+
+use std::sync::Arc;
+
+use crate::codec::{Reader, put_bytes, put_varint};
+use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::table::Properties;
+
+/// What the manifest knows of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TableMeta {
+    pub(crate) number: u64,
+    pub(crate) size_bytes: u64,
+    pub(crate) properties: Properties,
+}
+
+/// A change, all of which happens or none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Edit {
+    pub(crate) keyspaces: Vec<KeyspaceOptions>,
+    pub(crate) added: Vec<(usize, Arc<TableMeta>)>,
+    /// Level and number.
+    pub(crate) removed: Vec<(usize, u64)>,
+    pub(crate) flushed_sequence: Option<u64>,
+    pub(crate) next_file: Option<u64>,
+    /// Below these versions entries may have been dropped.
+    pub(crate) watermarks: Vec<(KeyspaceId, u64)>,
+}
+
+const KEYSPACE: u64 = 1;
+const ADDED: u64 = 2;
+const REMOVED: u64 = 3;
+const FLUSHED: u64 = 4;
+const NEXT_FILE: u64 = 5;
+const WATERMARK: u64 = 6;
+
+impl Edit {
+    /// Fields, each a number and a length before its content.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut field = |tag: u64, write: &dyn Fn(&mut Vec<u8>)| {
+            let mut content = Vec::new();
+            write(&mut content);
+            put_varint(&mut out, tag);
+            put_bytes(&mut out, &content);
+        };
+        for k in &self.keyspaces {
+            field(KEYSPACE, &|out| {
+                put_varint(out, u64::from(k.id.0));
+                put_varint(out, u64::from(k.versioned));
+                put_bytes(out, k.name.as_bytes());
+            });
+        }
+        for (level, table) in &self.added {
+            field(ADDED, &|out| {
+                put_varint(out, *level as u64);
+                put_varint(out, table.number);
+                put_varint(out, table.size_bytes);
+                table.properties.encode(out);
+            });
+        }
+        for (level, number) in &self.removed {
+            field(REMOVED, &|out| {
+                put_varint(out, *level as u64);
+                put_varint(out, *number);
+            });
+        }
+        if let Some(sequence) = self.flushed_sequence {
+            field(FLUSHED, &|out| put_varint(out, sequence));
+        }
+        if let Some(number) = self.next_file {
+            field(NEXT_FILE, &|out| put_varint(out, number));
+        }
+        for (id, version) in &self.watermarks {
+            field(WATERMARK, &|out| {
+                put_varint(out, u64::from(id.0));
+                put_varint(out, *version);
+            });
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Edit> {
+        let mut edit = Edit::default();
+        let mut reader = Reader::new(bytes);
+        while !reader.is_empty() {
+            let tag = reader.varint()?;
+            let mut content = Reader::new(reader.bytes()?);
+            edit.decode_field(tag, &mut content)?;
+            if !content.is_empty() {
+                return None;
+            }
+        }
+        Some(edit)
+    }
+
+    fn decode_field(&mut self, tag: u64, content: &mut Reader<'_>) -> Option<()> {
+        match tag {
+            KEYSPACE => self.keyspaces.push(KeyspaceOptions {
+                id: keyspace_id(content)?,
+                versioned: content.varint()? != 0,
+                name: String::from_utf8(content.bytes()?.to_vec()).ok()?,
+            }),
+            ADDED => {
+                let level = content.length()?;
+                let table = TableMeta {
+                    number: content.varint()?,
+                    size_bytes: content.varint()?,
+                    properties: Properties::decode(content)?,
+                };
+                self.added.push((level, Arc::new(table)));
+            }
+            REMOVED => self.removed.push((content.length()?, content.varint()?)),
+            FLUSHED => self.flushed_sequence = Some(content.varint()?),
+            NEXT_FILE => self.next_file = Some(content.varint()?),
+            WATERMARK => self
+                .watermarks
+                .push((keyspace_id(content)?, content.varint()?)),
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+fn keyspace_id(content: &mut Reader<'_>) -> Option<KeyspaceId> {
+    Some(KeyspaceId(u16::try_from(content.varint()?).ok()?))
+}

@@ -1,0 +1,376 @@
+//! Levels: which tables there are, and how they lie above each other.
+//!
+//! Level 0 holds what was flushed, the newest first; its tables overlap. In each deeper level tables
+//! are disjoint and ascend. A `Levels` never changes: an edit makes a new one, and whoever reads
+//! keeps the one he began with, and by it its files.
+//!
+//! Invariants:
+//! - From level 1 on, no place is in two tables of a level.
+//! - For one place, entries in a level have higher sequences than those in deeper ones, or belong
+//!   to other versions. In level 0 the same holds from newer tables to older ones.
+
+mod edit;
+mod manifest;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_env::Disk;
+
+use crate::cache::BlockCache;
+use crate::cursor::Cursor;
+use crate::error::{Error, Result};
+use crate::key::Key;
+use crate::table::{Table, TableCursor};
+
+pub(crate) use edit::{Edit, TableMeta};
+pub(crate) use manifest::{Manifest, manifest_path};
+
+/// How many levels there are.
+pub(crate) const LEVELS: usize = 7;
+
+/// Where tables are and what they are read through.
+pub(crate) struct Shelf {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) dir: PathBuf,
+    pub(crate) cache: Arc<BlockCache>,
+    /// Tables that nothing refers to any more.
+    garbage: Mutex<Vec<u64>>,
+}
+
+pub(crate) fn table_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:016x}.table"))
+}
+
+impl Shelf {
+    pub(crate) fn new(disk: Arc<dyn Disk>, dir: &Path, cache: Arc<BlockCache>) -> Self {
+        Shelf {
+            disk,
+            dir: dir.to_owned(),
+            cache,
+            garbage: Mutex::default(),
+        }
+    }
+
+    /// Removes the files of tables that nothing refers to. What can't be removed now, the next
+    /// opening removes.
+    pub(crate) fn purge(&self) {
+        let garbage = std::mem::take(&mut *self.garbage.lock());
+        for number in garbage {
+            let _ = self.disk.remove(&table_path(&self.dir, number));
+        }
+    }
+}
+
+/// A table of a level; its file is opened when it is first read.
+pub(crate) struct TableFile {
+    pub(crate) meta: Arc<TableMeta>,
+    shelf: Arc<Shelf>,
+    open: OnceLock<Arc<Table>>,
+    obsolete: AtomicBool,
+}
+
+impl TableFile {
+    pub(crate) fn new(meta: Arc<TableMeta>, shelf: &Arc<Shelf>) -> Arc<Self> {
+        Arc::new(TableFile {
+            meta,
+            shelf: Arc::clone(shelf),
+            open: OnceLock::new(),
+            obsolete: AtomicBool::new(false),
+        })
+    }
+
+    /// Its file may go when nobody reads it any more: the manifest no longer has it.
+    pub(crate) fn retire(&self) {
+        self.obsolete.store(true, Ordering::Release);
+    }
+
+    /// The table, opened.
+    pub(crate) fn table(&self) -> Result<&Arc<Table>> {
+        if let Some(table) = self.open.get() {
+            return Ok(table);
+        }
+        let shelf = &self.shelf;
+        let table = Table::open(
+            shelf.disk.as_ref(),
+            &table_path(&shelf.dir, self.meta.number),
+            self.meta.number,
+            self.meta.size_bytes,
+            Arc::clone(&shelf.cache),
+        )?;
+        Ok(self.open.get_or_init(|| Arc::new(table)))
+    }
+
+    /// What it takes in memory, blocks in the cache not counted.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.open.get().map_or(0, |table| table.memory_bytes())
+    }
+
+    pub(crate) fn cursor(&self, fill_cache: bool) -> Result<TableCursor> {
+        Ok(TableCursor::new(Arc::clone(self.table()?), fill_cache))
+    }
+}
+
+impl TableMeta {
+    /// Whether it may hold places from `lower` up to, and with `upper_inclusive`, or below.
+    pub(crate) fn overlaps(&self, lower: &[u8], upper_inclusive: &[u8]) -> bool {
+        self.properties.smallest.as_slice() <= upper_inclusive
+            && lower <= self.properties.largest.as_slice()
+    }
+}
+
+impl Drop for TableFile {
+    fn drop(&mut self) {
+        if self.obsolete.load(Ordering::Acquire) {
+            self.shelf.garbage.lock().push(self.meta.number);
+        }
+    }
+}
+
+/// The tables of all levels.
+#[derive(Clone, Default)]
+pub(crate) struct Levels {
+    levels: [Vec<Arc<TableFile>>; LEVELS],
+}
+
+impl Levels {
+    /// The tables of a level.
+    pub(crate) fn level(&self, level: usize) -> &[Arc<TableFile>] {
+        self.levels.get(level).map_or(&[], Vec::as_slice)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[Arc<TableFile>]> {
+        self.levels.iter().map(Vec::as_slice)
+    }
+
+    /// The size of a level.
+    pub(crate) fn bytes(&self, level: usize) -> u64 {
+        self.level(level).iter().map(|t| t.meta.size_bytes).sum()
+    }
+
+    /// The tables of a level that may hold places in a range, its end included.
+    pub(crate) fn overlapping(
+        &self,
+        level: usize,
+        lower: &[u8],
+        upper: &[u8],
+    ) -> &[Arc<TableFile>] {
+        debug_assert!(level > 0, "tables of level 0 are not in order");
+        let all = self.level(level);
+        let from = all.partition_point(|t| t.meta.properties.largest.as_slice() < lower);
+        let to = all.partition_point(|t| t.meta.properties.smallest.as_slice() <= upper);
+        all.get(from..to.max(from)).unwrap_or_default()
+    }
+
+    /// The one table of a level that may hold a place.
+    pub(crate) fn holding(&self, level: usize, place: &[u8]) -> Option<&Arc<TableFile>> {
+        let all = self.level(level);
+        let at = all.partition_point(|t| t.meta.properties.largest.as_slice() < place);
+        let table = all.get(at)?;
+        (table.meta.properties.smallest.as_slice() <= place).then_some(table)
+    }
+
+    /// Whether no level from `level` down holds the place.
+    pub(crate) fn nothing_from(&self, level: usize, place: &[u8]) -> bool {
+        (level..LEVELS).all(|level| match level {
+            0 => !self.level(0).iter().any(|t| t.meta.overlaps(place, place)),
+            _ => self.holding(level, place).is_none(),
+        })
+    }
+
+    /// The levels after an edit, and the tables that it removes; the text says why it can't be.
+    pub(crate) fn apply(
+        &self,
+        edit: &Edit,
+        shelf: &Arc<Shelf>,
+    ) -> std::result::Result<(Levels, Vec<Arc<TableFile>>), String> {
+        let mut next = self.clone();
+        let mut carried: Vec<Arc<TableFile>> = Vec::new();
+        for (level, number) in &edit.removed {
+            let tables = next.levels.get_mut(*level).ok_or("a level is not there")?;
+            let at = tables.iter().position(|t| t.meta.number == *number);
+            let at = at.ok_or_else(|| format!("table {number} is not in level {level}"))?;
+            carried.push(tables.remove(at));
+        }
+        for (level, meta) in &edit.added {
+            let tables = next.levels.get_mut(*level).ok_or("a level is not there")?;
+            // A table that only moves keeps its open file.
+            let file = match carried.iter().position(|t| t.meta.number == meta.number) {
+                Some(at) => carried.swap_remove(at),
+                None => TableFile::new(Arc::clone(meta), shelf),
+            };
+            let at = match level {
+                0 => tables.partition_point(|t| t.meta.number > meta.number),
+                _ => tables
+                    .partition_point(|t| t.meta.properties.smallest < meta.properties.smallest),
+            };
+            tables.insert(at, file);
+        }
+        next.check()?;
+        Ok((next, carried))
+    }
+
+    /// From level 1 on tables are disjoint and ascend.
+    fn check(&self) -> std::result::Result<(), String> {
+        for (level, tables) in self.levels.iter().enumerate().skip(1) {
+            for pair in tables.windows(2) {
+                if let [a, b] = pair
+                    && a.meta.properties.largest >= b.meta.properties.smallest
+                {
+                    return Err(format!(
+                        "tables {} and {} of level {level} overlap",
+                        a.meta.number, b.meta.number
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The edit that makes these levels from nothing.
+    pub(crate) fn as_edit(&self) -> Edit {
+        let mut edit = Edit::default();
+        for (level, tables) in self.levels.iter().enumerate() {
+            let added = tables.iter().map(|t| (level, Arc::clone(&t.meta)));
+            edit.added.extend(added);
+        }
+        edit
+    }
+}
+
+/// A place in tables that are disjoint and ascend.
+pub(crate) struct LevelCursor {
+    tables: Vec<Arc<TableFile>>,
+    at: usize,
+    cursor: Option<TableCursor>,
+    fill_cache: bool,
+}
+
+impl LevelCursor {
+    pub(crate) fn new(tables: Vec<Arc<TableFile>>, fill_cache: bool) -> Self {
+        LevelCursor {
+            tables,
+            at: 0,
+            cursor: None,
+            fill_cache,
+        }
+    }
+
+    /// Opens the table at a position; behind the last there is none.
+    fn open(&mut self, at: usize) -> Result<Option<&mut TableCursor>> {
+        if self.cursor.is_none() || self.at != at {
+            self.cursor = None;
+            let Some(file) = self.tables.get(at) else {
+                return Ok(None);
+            };
+            self.cursor = Some(file.cursor(self.fill_cache)?);
+            self.at = at;
+        }
+        Ok(self.cursor.as_mut())
+    }
+
+    fn skip_forward(&mut self) -> Result<()> {
+        while self.cursor.as_ref().is_some_and(|c| !c.valid()) {
+            if let Some(cursor) = self.open(self.at + 1)? {
+                cursor.seek_to_first()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn skip_back(&mut self) -> Result<()> {
+        while self.cursor.as_ref().is_some_and(|c| !c.valid()) {
+            match self.at.checked_sub(1) {
+                None => self.cursor = None,
+                Some(at) => {
+                    if let Some(cursor) = self.open(at)? {
+                        cursor.seek_to_last()?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn current(&self) -> &TableCursor {
+        self.cursor.as_ref().expect("the cursor stands on an entry")
+    }
+}
+
+impl Cursor for LevelCursor {
+    fn seek_to_first(&mut self) -> Result<()> {
+        if let Some(cursor) = self.open(0)? {
+            cursor.seek_to_first()?;
+        }
+        self.skip_forward()
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        let last = self.tables.len().saturating_sub(1);
+        if let Some(cursor) = self.open(last)? {
+            cursor.seek_to_last()?;
+        }
+        self.skip_back()
+    }
+
+    fn seek(&mut self, target: &Key<'_>) -> Result<()> {
+        let place = target.place;
+        let before = |t: &Arc<TableFile>| t.meta.properties.largest.as_slice() < place;
+        let at = self.tables.partition_point(before);
+        if let Some(cursor) = self.open(at)? {
+            cursor.seek(target)?;
+        }
+        self.skip_forward()
+    }
+
+    fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
+        let place = target.place;
+        let before = |t: &Arc<TableFile>| t.meta.properties.largest.as_slice() < place;
+        let at = self.tables.partition_point(before);
+        if at == self.tables.len() {
+            return self.seek_to_last();
+        }
+        if let Some(cursor) = self.open(at)? {
+            cursor.seek_before(target)?;
+        }
+        self.skip_back()
+    }
+
+    fn next(&mut self) -> Result<()> {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.next()?;
+        }
+        self.skip_forward()
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.prev()?;
+        }
+        self.skip_back()
+    }
+
+    fn valid(&self) -> bool {
+        self.cursor.as_ref().is_some_and(Cursor::valid)
+    }
+
+    fn key(&self) -> Key<'_> {
+        self.current().key()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.current().value()
+    }
+
+    fn value_bytes(&self) -> Bytes {
+        self.current().value_bytes()
+    }
+}
+
+/// What is wrong with a manifest whose edits don't fit.
+pub(crate) fn bad_edit(dir: &Path, number: u64, what: &str) -> Error {
+    Error::corrupt(&manifest_path(dir, number), what)
+}

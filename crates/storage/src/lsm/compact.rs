@@ -1,0 +1,269 @@
+//! Running compactions: those that the policy chooses, and those that are asked for.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use quorate_env::JobClass;
+
+use super::{Inner, Work};
+use crate::compaction::{Choice, CompactionPolicy, Failure, Keep, Outputs, View, compact};
+use crate::engine::KeyRange;
+use crate::error::{ErrorKind, Result};
+use crate::iter::bounds;
+use crate::levels::{Edit, LEVELS, Levels, TableFile};
+use crate::options::KeyspaceId;
+
+/// What was asked to be compacted: places from `lower` to `upper`, which is not in it.
+pub(super) struct Manual {
+    lower: Vec<u8>,
+    upper: Option<Vec<u8>>,
+}
+
+impl Manual {
+    pub(super) fn range(keyspace: KeyspaceId, range: KeyRange<'_>) -> Self {
+        let (lower, upper) = bounds(keyspace, range.lower, range.upper);
+        Manual { lower, upper }
+    }
+
+    pub(super) fn all() -> Self {
+        Manual {
+            lower: Vec::new(),
+            upper: None,
+        }
+    }
+
+    fn concerns(&self, table: &TableFile) -> bool {
+        let p = &table.meta.properties;
+        p.largest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.smallest < *upper)
+    }
+}
+
+impl Inner {
+    /// Lets jobs run all compactions that the policy wants now.
+    pub(super) fn spawn_compactions(self: &Arc<Self>) {
+        while self.spawn_compaction() {}
+    }
+
+    fn spawn_compaction(self: &Arc<Self>) -> bool {
+        let mut work = self.work.lock();
+        let may = self.options.auto_compact
+            && !work.manual
+            && !work.closing
+            && work.poison.is_none()
+            && work.unreadable.is_none()
+            && work.compactions < self.options.compactions;
+        if !may {
+            return false;
+        }
+        let levels = Arc::clone(&self.state().levels);
+        let view = View {
+            levels: &levels,
+            busy: &work.busy,
+        };
+        let Some(choice) = self.policy.pick(&view) else {
+            return false;
+        };
+        self.start(&mut work, choice, levels, true);
+        true
+    }
+
+    /// Marks a choice as running and hands it to a job.
+    fn start(
+        self: &Arc<Self>,
+        work: &mut Work,
+        choice: Choice,
+        levels: Arc<Levels>,
+        may_move: bool,
+    ) {
+        let numbers = || {
+            choice
+                .upper
+                .iter()
+                .chain(&choice.lower)
+                .map(|t| t.meta.number)
+        };
+        work.busy.extend(numbers());
+        work.compactions += 1;
+        let numbers: Vec<u64> = numbers().collect();
+        let inner = Arc::clone(self);
+        let job = move || {
+            let done = inner.carry_out(&choice, &levels, may_move);
+            drop((choice, levels));
+            let again = inner.finish(&numbers, done);
+            inner.shelf.purge();
+            inner.judge_speed();
+            inner.progress.notify();
+            if again {
+                inner.spawn_compactions();
+            }
+        };
+        self.env.jobs.spawn(JobClass::Compaction, Box::new(job));
+    }
+
+    fn carry_out(
+        self: &Arc<Self>,
+        choice: &Choice,
+        levels: &Levels,
+        may_move: bool,
+    ) -> std::result::Result<(), Failure> {
+        let mut edit = Edit::default();
+        for table in &choice.upper {
+            edit.removed.push((choice.level, table.meta.number));
+        }
+        for table in &choice.lower {
+            edit.removed.push((choice.output, table.meta.number));
+        }
+        let counters = &self.counters;
+        if choice.moves && may_move && choice.level != choice.output {
+            let moved = choice.upper.iter().map(|t| Arc::clone(&t.meta));
+            edit.added = moved.map(|meta| (choice.output, meta)).collect();
+            counters.moves.fetch_add(1, Ordering::Relaxed);
+            return self.install(&edit, None).map_err(Failure::Output);
+        }
+        let keep = Keep {
+            snapshots: self.snapshots.list(),
+        };
+        let outputs = Outputs {
+            shelf: &self.shelf,
+            next_file: &self.next_file,
+            options: self.table_options(choice.output),
+            table_bytes: self.options.table_bytes,
+            below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
+        };
+        let stop = || self.trouble.load(Ordering::Relaxed) && self.work.lock().closing;
+        let made = compact(choice, levels, &self.keyspaces, keep, &outputs, &stop)?;
+        let read = choice.upper.iter().chain(&choice.lower);
+        let read: u64 = read.map(|t| t.meta.size_bytes).sum();
+        let written: u64 = made.iter().map(|t| t.size_bytes).sum();
+        let added = made.into_iter().map(|meta| (choice.output, meta));
+        edit.added = added.collect();
+        self.install(&edit, None).map_err(Failure::Output)?;
+        counters.compactions.fetch_add(1, Ordering::Relaxed);
+        counters
+            .compaction_read_bytes
+            .fetch_add(read, Ordering::Relaxed);
+        counters
+            .compaction_write_bytes
+            .fetch_add(written, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Notes the end of a compaction; whether to look for more.
+    fn finish(&self, numbers: &[u64], done: std::result::Result<(), Failure>) -> bool {
+        let again = done.is_ok();
+        match done {
+            Ok(()) => self.heal(),
+            Err(Failure::Output(error)) if error.kind() == ErrorKind::DiskFull => {
+                self.note_full(error);
+            }
+            Err(Failure::Output(error)) => self.poison(error),
+            Err(Failure::Input(error)) if error.kind() == ErrorKind::Closed => {}
+            Err(Failure::Input(error)) => self.work.lock().unreadable = Some(error),
+        }
+        let mut work = self.work.lock();
+        for number in numbers {
+            work.busy.remove(number);
+        }
+        work.compactions -= 1;
+        again
+    }
+
+    /// Compacts what was asked for, level by level; waits for it.
+    pub(super) fn compact_manually(self: &Arc<Self>, manual: &Manual) -> Result<()> {
+        self.begin_manual()?;
+        let done = self.run_manual(manual);
+        self.work.lock().manual = false;
+        self.progress.notify();
+        self.spawn_compactions();
+        done
+    }
+
+    /// Waits until it may begin: nothing else compacts.
+    fn begin_manual(self: &Arc<Self>) -> Result<()> {
+        let mut mine = false;
+        let mut failed = None;
+        let mut look = || {
+            let mut work = self.work.lock();
+            failed = self.check_alive(&work).err();
+            if failed.is_none() && !work.manual {
+                work.manual = true;
+                mine = true;
+            }
+            mine || failed.is_some()
+        };
+        self.env.jobs.wait(&self.progress, &mut look, None);
+        match failed {
+            Some(error) => Err(error),
+            None => self.wait_idle(),
+        }
+    }
+
+    /// Waits until no compaction runs; fails with what the last one failed of.
+    fn wait_idle(&self) -> Result<()> {
+        let mut idle = || self.work.lock().compactions == 0;
+        self.env.jobs.wait(&self.progress, &mut idle, None);
+        let work = self.work.lock();
+        self.check_alive(&work)?;
+        match work.full.as_ref().or(work.unreadable.as_ref()) {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    fn run_manual(self: &Arc<Self>, manual: &Manual) -> Result<()> {
+        // A failure of earlier compactions must not be taken for one of these.
+        self.work.lock().unreadable = None;
+        let before: BTreeSet<u64> = {
+            let levels = Arc::clone(&self.state().levels);
+            levels.iter().flatten().map(|t| t.meta.number).collect()
+        };
+        let bottom = {
+            let levels = Arc::clone(&self.state().levels);
+            let concerned = |l: &usize| levels.level(*l).iter().any(|t| manual.concerns(t));
+            (1..LEVELS).rev().find(concerned).unwrap_or(1)
+        };
+        for level in 0..bottom {
+            self.run_level(manual, level, level + 1, &|_| true)?;
+        }
+        // What is down there already was perhaps not touched.
+        self.run_level(manual, bottom, bottom, &|t| before.contains(&t.meta.number))
+    }
+
+    fn run_level(
+        self: &Arc<Self>,
+        manual: &Manual,
+        level: usize,
+        output: usize,
+        wanted: &dyn Fn(&TableFile) -> bool,
+    ) -> Result<()> {
+        let levels = Arc::clone(&self.state().levels);
+        let tables = levels.level(level).iter();
+        // Of level 0 all go, since an older one may lie below one that is concerned.
+        let concerned = |t: &&Arc<TableFile>| level == 0 || manual.concerns(t) && wanted(t);
+        let upper: Vec<Arc<TableFile>> = tables.filter(concerned).cloned().collect();
+        // Level by level in one piece from 0; further down one table at a time, for bounded space.
+        let pieces: Vec<Vec<Arc<TableFile>>> = match level {
+            0 if !upper.is_empty() => vec![upper],
+            0 => Vec::new(),
+            _ => upper.into_iter().map(|t| vec![t]).collect(),
+        };
+        drop(levels);
+        for piece in pieces {
+            let mut work = self.work.lock();
+            self.check_alive(&work)?;
+            let levels = Arc::clone(&self.state().levels);
+            let busy = BTreeSet::new();
+            let view = View {
+                levels: &levels,
+                busy: &busy,
+            };
+            if let Some(choice) = crate::compaction::choose(&view, level, output, piece) {
+                self.start(&mut work, choice, levels, false);
+            }
+            drop(work);
+            self.wait_idle()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,281 @@
+//! Writing memtables out: the oldest first, each to one table of level 0.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use quorate_env::JobClass;
+
+use super::{Inner, Sealed, State};
+use crate::compaction::{Failure, Keep, Outputs, write_table};
+use crate::engine::Sequence;
+use crate::error::{Error, ErrorKind, Result};
+use crate::levels::{Edit, TableFile, TableMeta, table_path};
+use crate::options::Compression;
+use crate::table::TableOptions;
+
+impl Inner {
+    /// Starts the flush of everything; returns the last sequence in it.
+    pub(super) fn start_flush(self: &Arc<Self>) -> Result<Sequence> {
+        self.check_alive(&self.work.lock())?;
+        let mut commit = self.commit.lock();
+        let last = commit.last;
+        if commit.reserved > 0 {
+            self.rotate(&mut commit, 0);
+        }
+        drop(commit);
+        self.spawn_flush();
+        Ok(last)
+    }
+
+    pub(super) fn flush_and_wait(self: &Arc<Self>) -> Result<Sequence> {
+        let tried_before = self.work.lock().flushes_tried;
+        let target = self.start_flush()?;
+        let mut outcome = None;
+        let mut look = || {
+            outcome = self.flush_outcome(target, tried_before);
+            outcome.is_some()
+        };
+        self.env.jobs.wait(&self.progress, &mut look, None);
+        outcome.unwrap_or(Ok(target))
+    }
+
+    fn flush_outcome(&self, target: Sequence, tried_before: u64) -> Option<Result<Sequence>> {
+        let flushed = self.flushed.load(Ordering::Acquire);
+        if flushed >= target {
+            return Some(Ok(flushed));
+        }
+        let work = self.work.lock();
+        if let Err(error) = self.check_alive(&work) {
+            return Some(Err(error));
+        }
+        let failed = work.flushes_tried > tried_before && !work.flushing;
+        work.full.clone().filter(|_| failed).map(Err)
+    }
+
+    /// Lets a job flush, if there is what to flush and none does.
+    pub(super) fn spawn_flush(self: &Arc<Self>) {
+        let mut work = self.work.lock();
+        if work.flushing || work.closing || work.poison.is_some() || self.state().sealed.is_empty()
+        {
+            return;
+        }
+        work.flushing = true;
+        drop(work);
+        let inner = Arc::clone(self);
+        let job = move || inner.flush_job();
+        self.env.jobs.spawn(JobClass::Flush, Box::new(job));
+    }
+
+    fn flush_job(self: &Arc<Self>) {
+        loop {
+            let more = self.flush_oldest();
+            {
+                let mut work = self.work.lock();
+                work.flushes_tried += 1;
+                let go_on = matches!(more, Ok(true)) && !work.closing;
+                if !go_on || self.state().sealed.is_empty() {
+                    work.flushing = false;
+                    break;
+                }
+            }
+            self.announce_flush();
+        }
+        self.announce_flush();
+    }
+
+    fn announce_flush(self: &Arc<Self>) {
+        self.judge_speed();
+        self.progress.notify();
+        self.flushed_event.notify();
+        self.spawn_compactions();
+    }
+
+    /// Writes the oldest sealed memtable out; false if there is none.
+    pub(super) fn flush_oldest(self: &Arc<Self>) -> Result<bool> {
+        let Some(sealed) = self.state().sealed.last().cloned() else {
+            return Ok(false);
+        };
+        // Reads that are under way see it as a whole, and so do snapshots from here on.
+        self.publisher.wait_for(&self.env, sealed.last);
+        match self.write_out(&sealed) {
+            Ok(()) => {
+                self.heal();
+                Ok(true)
+            }
+            Err(error) => {
+                if error.kind() == ErrorKind::DiskFull {
+                    self.note_full(error.clone());
+                } else if error.kind() != ErrorKind::Closed {
+                    self.poison(error.clone());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn write_out(self: &Arc<Self>, sealed: &Arc<Sealed>) -> Result<()> {
+        let levels = Arc::clone(&self.state().levels);
+        let keep = Keep {
+            snapshots: self.snapshots.list(),
+        };
+        let outputs = Outputs {
+            shelf: &self.shelf,
+            next_file: &self.next_file,
+            options: self.table_options(0),
+            table_bytes: u64::MAX,
+            below: None,
+        };
+        // Memtables above are newer; older ones are flushed.
+        let at_bottom = |place: &[u8]| levels.nothing_from(0, place);
+        let mut cursor = sealed.memtable.cursor();
+        let written = write_table(
+            &mut cursor,
+            &self.keyspaces,
+            keep,
+            &at_bottom,
+            &outputs,
+            &|| false,
+        );
+        let added = written.map_err(|failure: Failure| failure.error().clone())?;
+        let bytes: u64 = added.iter().map(|t| t.size_bytes).sum();
+        let edit = Edit {
+            added: added.into_iter().map(|meta| (0, meta)).collect(),
+            flushed_sequence: Some(sealed.last),
+            ..Edit::default()
+        };
+        self.install(&edit, Some(sealed))?;
+        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
+        self.counters
+            .flush_bytes
+            .fetch_add(bytes, Ordering::Relaxed);
+        self.release_log();
+        Ok(())
+    }
+
+    /// How tables of a level are written.
+    pub(super) fn table_options(&self, level: usize) -> TableOptions {
+        TableOptions {
+            block_bytes: self.options.block_bytes,
+            filter_bits_per_key: self.options.filter_bits_per_key,
+            compression: match level {
+                0 => Compression::None,
+                _ => self.options.compression,
+            },
+        }
+    }
+
+    /// Makes an edit durable, then visible. A memtable that it writes out is let go. If the disk is
+    /// full, the edit did not happen, and the files that it was to add are removed.
+    pub(super) fn install(self: &Arc<Self>, edit: &Edit, flushed: Option<&Sealed>) -> Result<()> {
+        let installed = self.try_install(edit.clone(), flushed);
+        let full = |e: &Error| e.kind() == ErrorKind::DiskFull;
+        if installed.as_ref().is_err_and(full) {
+            let moved = |n: u64| edit.removed.iter().any(|(_, removed)| *removed == n);
+            for (_, table) in edit.added.iter().filter(|(_, t)| !moved(t.number)) {
+                let path = table_path(&self.dir, table.number);
+                let _ = self.env.disk.remove(&path);
+            }
+        }
+        installed
+    }
+
+    fn try_install(self: &Arc<Self>, mut edit: Edit, flushed: Option<&Sealed>) -> Result<()> {
+        let mut manifest = self.manifest.lock();
+        edit.next_file = Some(self.next_file.load(Ordering::Relaxed) + 1);
+        edit.watermarks = self.watermarks();
+        let (levels, gone) = self.applied(&edit, manifest.number())?;
+        let result = if manifest.wants_roll() {
+            let mut everything = self.everything(&levels);
+            everything.flushed_sequence = edit.flushed_sequence.or(everything.flushed_sequence);
+            let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+            everything.next_file = Some(number + 1);
+            manifest.roll(number, &everything)
+        } else {
+            manifest.append(&edit)
+        };
+        result?;
+        {
+            let mut state = self.state.write();
+            let mut next = State::clone(&state);
+            next.levels = Arc::new(levels);
+            if let Some(sealed) = flushed {
+                next.sealed.retain(|s| s.last != sealed.last);
+                self.flushed.store(sealed.last, Ordering::Release);
+            }
+            *state = Arc::new(next);
+        }
+        drop(manifest);
+        gone.iter().for_each(|table| table.retire());
+        drop(gone);
+        self.shelf.purge();
+        Ok(())
+    }
+
+    fn applied(
+        &self,
+        edit: &Edit,
+        manifest: u64,
+    ) -> Result<(crate::levels::Levels, Vec<Arc<TableFile>>)> {
+        let levels = Arc::clone(&self.state().levels);
+        let applied = levels.apply(edit, &self.shelf);
+        applied.map_err(|what| crate::levels::bad_edit(&self.dir, manifest, &what))
+    }
+
+    /// The watermarks that this edit's dropping of entries may have relied on.
+    fn watermarks(&self) -> Vec<(crate::options::KeyspaceId, u64)> {
+        let raised = self.keyspaces.iter().filter(|k| k.watermark() > 0);
+        raised.map(|k| (k.id, k.watermark())).collect()
+    }
+
+    /// The edit that makes the whole store from nothing, with these levels.
+    pub(super) fn everything(&self, levels: &crate::levels::Levels) -> Edit {
+        Edit {
+            keyspaces: self.keyspace_list.clone(),
+            flushed_sequence: Some(self.flushed.load(Ordering::Acquire)),
+            next_file: Some(self.next_file.load(Ordering::Relaxed) + 1),
+            watermarks: self.watermarks(),
+            ..levels.as_edit()
+        }
+    }
+
+    /// The disk is full: writes are refused until a flush or compaction succeeds.
+    pub(super) fn note_full(&self, error: Error) {
+        let text = format!("{error}: writes are refused until there is space");
+        self.work.lock().full = Some(Error::new(ErrorKind::DiskFull, text));
+        self.trouble.store(true, Ordering::Release);
+        self.progress.notify();
+    }
+
+    /// Background work succeeded: what it failed of before is over.
+    pub(super) fn heal(&self) {
+        if !self.trouble.load(Ordering::Acquire) {
+            return;
+        }
+        let mut work = self.work.lock();
+        work.full = None;
+        let trouble = work.poison.is_some() || work.closing;
+        self.trouble.store(trouble, Ordering::Release);
+    }
+
+    /// The disk was full: tries again what could not be written.
+    pub(super) fn retry(self: &Arc<Self>) {
+        self.spawn_flush();
+        self.spawn_compactions();
+        let idle = {
+            let work = self.work.lock();
+            !work.flushing && work.compactions == 0
+        };
+        if idle {
+            // Nothing is left to be written: nothing will show whether there is space.
+            self.heal();
+        }
+    }
+
+    /// Whether a table's content is what was asked to be written; for tests.
+    #[cfg(test)]
+    pub(super) fn all_tables(&self) -> Vec<Arc<TableMeta>> {
+        let state = self.state();
+        let tables = state.levels.iter().flatten();
+        tables.map(|t| Arc::clone(&t.meta)).collect()
+    }
+}

@@ -1,0 +1,329 @@
+//! Opening: the lock, the manifest, the log, and what a crash left behind.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use quorate_env::{DiskLock, Env, Event};
+use quorate_log::{Log, LogOptions, Position};
+
+use super::snapshots::Snapshots;
+use super::write::{Commit, Publisher, log_error};
+use super::{Counters, Inner, State, Work};
+use crate::batch::Batch;
+use crate::cache::BlockCache;
+use crate::compaction::Leveled;
+use crate::error::{Error, ErrorKind, Result};
+use crate::keyspaces::Keyspaces;
+use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
+use crate::memtable::{Memtable, bytes_needed};
+use crate::options::{KeyspaceOptions, Options};
+
+/// What a manifest says, all edits together.
+#[derive(Default)]
+struct Recovered {
+    levels: Levels,
+    keyspaces: Vec<KeyspaceOptions>,
+    flushed: u64,
+    next_file: u64,
+    watermarks: Vec<(crate::options::KeyspaceId, u64)>,
+}
+
+impl Inner {
+    pub(super) fn open(env: &Env, dir: &Path, options: Options) -> Result<Arc<Inner>> {
+        options.check()?;
+        let made = env.disk.create_dir_all(dir);
+        made.map_err(|e| Error::disk(dir, "can't make", &e))?;
+        let lock = take_lock(env, dir)?;
+        let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
+        let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, cache));
+        let current = Manifest::current(env.disk.as_ref(), dir)?;
+        let mut recovered = match current {
+            Some(number) => read_manifest(&shelf, number)?,
+            None => Recovered::default(),
+        };
+        let names = list(env, dir)?;
+        if current.is_none() && names.iter().any(|name| name.ends_with(".table")) {
+            let what = "there are tables, but no CURRENT that says which count";
+            return Err(Error::corrupt(dir, what));
+        }
+        recovered.next_file = first_free(&names, recovered.next_file);
+        recovered.keyspaces = match_keyspaces(dir, &recovered.keyspaces, &options.keyspaces)?;
+        check_tables(env, dir, &recovered.levels)?;
+
+        let number = recovered.next_file;
+        let everything = Edit {
+            keyspaces: recovered.keyspaces.clone(),
+            flushed_sequence: Some(recovered.flushed),
+            next_file: Some(number + 1),
+            watermarks: recovered.watermarks.clone(),
+            ..recovered.levels.as_edit()
+        };
+        let manifest = Manifest::begin(&env.disk, dir, number, &everything)?;
+        recovered.next_file = number + 1;
+        remove_orphans(env, dir, &recovered.levels, number)?;
+
+        let inner = Arc::new(Inner::with(env, dir, options, recovered, shelf, manifest));
+        *inner.lock.lock() = Some(lock);
+        inner.open_log()?;
+        inner.judge_speed();
+        inner.spawn_flush();
+        inner.spawn_compactions();
+        Ok(inner)
+    }
+
+    fn with(
+        env: &Env,
+        dir: &Path,
+        options: Options,
+        recovered: Recovered,
+        shelf: Arc<Shelf>,
+        manifest: Manifest,
+    ) -> Inner {
+        let keyspaces = Keyspaces::new(&recovered.keyspaces);
+        for (id, version) in &recovered.watermarks {
+            if let Some(keyspace) = keyspaces.find(*id) {
+                keyspace.raise_watermark(*version);
+            }
+        }
+        let memtable = Arc::new(Memtable::new(options.memtable_bytes));
+        let state = State {
+            active: Arc::clone(&memtable),
+            sealed: Vec::new(),
+            levels: Arc::new(recovered.levels),
+        };
+        Inner {
+            env: env.clone(),
+            dir: dir.to_owned(),
+            keyspaces,
+            keyspace_list: recovered.keyspaces,
+            shelf,
+            policy: Leveled::new(&options),
+            wal: OnceLock::new(),
+            commit: Mutex::new(Commit {
+                last: recovered.flushed,
+                memtable,
+                reserved: 0,
+            }),
+            publisher: Publisher::new(recovered.flushed),
+            state: RwLock::new(Arc::new(state)),
+            snapshots: Arc::new(Snapshots::default()),
+            manifest: Mutex::new(manifest),
+            work: Mutex::new(Work::default()),
+            trouble: AtomicBool::new(false),
+            slow: AtomicBool::new(false),
+            owed_nanos: AtomicU64::new(0),
+            progress: Event::new(),
+            flushed_event: Arc::new(Event::new()),
+            flushed: AtomicU64::new(recovered.flushed),
+            next_file: AtomicU64::new(recovered.next_file),
+            counters: Counters::default(),
+            lock: Mutex::new(None),
+            options,
+        }
+    }
+
+    /// Opens the log and takes over what it holds. An engine that has no log any more writes what
+    /// the log holds to tables.
+    fn open_log(self: &Arc<Self>) -> Result<()> {
+        let dir = self.dir.join("wal");
+        let exists = self.env.disk.exists(&dir);
+        let exists = exists.map_err(|e| Error::disk(&dir, "can't look for", &e))?;
+        if !self.options.wal && !exists {
+            return Ok(());
+        }
+        let log_options = LogOptions {
+            segment_bytes: self.options.wal_segment_bytes,
+            ..LogOptions::default()
+        };
+        let mut failed = None;
+        let mut replay = |at: Position, record: &[u8]| match self.replay(at.segment, record) {
+            Ok(()) => Ok(()),
+            Err(Replay::Nonsense(what)) => Err(what),
+            Err(Replay::Failed(error)) => {
+                let what = error.to_string();
+                failed = Some(error);
+                Err(what)
+            }
+        };
+        let log = Log::open(&self.env, &dir, log_options, &mut replay);
+        let log = log.map_err(|e| failed.take().unwrap_or_else(|| log_error(&e)))?;
+        if self.options.wal {
+            let _ = self.wal.set(log);
+            return Ok(());
+        }
+        let mut commit = self.commit.lock();
+        if commit.reserved > 0 {
+            self.seal_for_replay(&mut commit, 0);
+        }
+        drop(commit);
+        while self.flush_oldest()? {}
+        // The last segment stays, and is skipped at the next opening.
+        log.release(log.end().segment).map_err(|e| log_error(&e))
+    }
+
+    /// Applies a record of the log, unless tables hold it.
+    fn replay(self: &Arc<Self>, segment: u64, record: &[u8]) -> std::result::Result<(), Replay> {
+        let (first, batch) = Batch::decode(record).map_err(Replay::Nonsense)?;
+        let last = first + (batch.len() as u64).saturating_sub(1);
+        let flushed = self.flushed.load(Ordering::Acquire);
+        if last <= flushed {
+            return Ok(());
+        }
+        self.keyspaces
+            .check(&batch)
+            .map_err(|e| Replay::Nonsense(e.to_string()))?;
+        let mut commit = self.commit.lock();
+        if first <= commit.last {
+            let last = commit.last;
+            let what =
+                format!("a batch begins at sequence {first}, after one that ended at {last}");
+            return Err(Replay::Nonsense(what));
+        }
+        let need = bytes_needed(batch.payload_bytes(), first, batch.len());
+        if commit.reserved + need > commit.memtable.capacity() {
+            self.seal_for_replay(&mut commit, need);
+            // Bounded memory: out with it before more comes in.
+            while self.flush_oldest().map_err(Replay::Failed)? {}
+        }
+        commit.memtable.note_segment(segment);
+        commit.memtable.apply(&batch, first);
+        commit.reserved += need;
+        commit.last = last;
+        self.publisher.start_at(last);
+        Ok(())
+    }
+
+    fn seal_for_replay(self: &Arc<Self>, commit: &mut Commit, need: usize) {
+        // No job: the opening flushes by itself.
+        self.work.lock().flushing = true;
+        self.rotate(commit, need);
+        self.work.lock().flushing = false;
+    }
+}
+
+/// Why a record was not taken over.
+enum Replay {
+    Nonsense(String),
+    Failed(Error),
+}
+
+fn take_lock(env: &Env, dir: &Path) -> Result<Box<dyn DiskLock>> {
+    let path = dir.join("LOCK");
+    env.disk.lock(&path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::WouldBlock => Error::new(
+            ErrorKind::AlreadyOpen,
+            format!(
+                "{} is already open, here or in another process",
+                dir.display()
+            ),
+        ),
+        _ => Error::disk(&path, "can't lock", &e),
+    })
+}
+
+fn list(env: &Env, dir: &Path) -> Result<Vec<String>> {
+    let names = env.disk.list(dir);
+    names.map_err(|e| Error::disk(dir, "can't list", &e))
+}
+
+fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    for edit in Manifest::read(shelf.disk.as_ref(), &shelf.dir, number)? {
+        let applied = recovered.levels.apply(&edit, shelf);
+        let (levels, _) = applied.map_err(|what| bad_edit(&shelf.dir, number, &what))?;
+        recovered.levels = levels;
+        recovered.keyspaces.extend(edit.keyspaces);
+        recovered.flushed = edit.flushed_sequence.unwrap_or(recovered.flushed);
+        recovered.next_file = edit.next_file.unwrap_or(recovered.next_file);
+        recovered.watermarks.extend(edit.watermarks);
+    }
+    // Only the highest of each counts.
+    recovered.watermarks.sort();
+    recovered.watermarks.reverse();
+    recovered.watermarks.dedup_by_key(|(id, _)| *id);
+    Ok(recovered)
+}
+
+/// The number of a file of this engine.
+fn number_of(name: &str) -> Option<u64> {
+    let (number, kind) = name.split_once('.')?;
+    match kind {
+        "table" | "manifest" => u64::from_str_radix(number, 16).ok(),
+        _ => None,
+    }
+}
+
+/// A number above all that were ever used.
+fn first_free(names: &[String], next_file: u64) -> u64 {
+    let used = names.iter().filter_map(|name| number_of(name));
+    used.map(|n| n + 1).chain([next_file, 1]).max().unwrap_or(1)
+}
+
+/// The keyspaces that the store has and those that are new; fails if the two lists don't agree.
+fn match_keyspaces(
+    dir: &Path,
+    stored: &[KeyspaceOptions],
+    wanted: &[KeyspaceOptions],
+) -> Result<Vec<KeyspaceOptions>> {
+    let kind = |k: &KeyspaceOptions| {
+        let versions = if k.versioned { "versioned" } else { "plain" };
+        format!("{} ({}, {versions})", k.name, k.id.0)
+    };
+    let mismatch = |what: String| {
+        let text = format!("{}: {what}", dir.display());
+        Err(Error::new(ErrorKind::Incompatible, text))
+    };
+    for has in stored {
+        match wanted.iter().find(|k| k.id == has.id || k.name == has.name) {
+            None => return mismatch(format!("keyspace {} is not in the options", kind(has))),
+            Some(other) if other != has => {
+                let what = format!("keyspace {} is {} in the options", kind(has), kind(other));
+                return mismatch(what);
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(wanted.to_vec())
+}
+
+/// All tables of the manifest must be there, of the right size.
+fn check_tables(env: &Env, dir: &Path, levels: &Levels) -> Result<()> {
+    for table in levels.iter().flatten() {
+        let path = table_path(dir, table.meta.number);
+        let size = env.disk.open_read(&path).and_then(|file| file.size());
+        match size {
+            Ok(size) if size == table.meta.size_bytes => {}
+            Ok(size) => {
+                let what = format!("it has {size} bytes instead of {}", table.meta.size_bytes);
+                return Err(Error::corrupt(&path, what));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::corrupt(&path, "the file is missing"));
+            }
+            Err(e) => return Err(Error::disk(&path, "can't open", &e)),
+        }
+    }
+    Ok(())
+}
+
+/// Removes tables and manifests that nothing refers to.
+fn remove_orphans(env: &Env, dir: &Path, levels: &Levels, manifest: u64) -> Result<()> {
+    for name in list(env, dir)? {
+        let Some(number) = number_of(&name) else {
+            continue;
+        };
+        let live = match name.ends_with(".manifest") {
+            true => number == manifest,
+            false => levels.iter().flatten().any(|t| t.meta.number == number),
+        };
+        if !live {
+            let path = dir.join(&name);
+            let removed = env.disk.remove(&path);
+            removed.map_err(|e| Error::disk(&path, "can't remove", &e))?;
+        }
+    }
+    Ok(())
+}

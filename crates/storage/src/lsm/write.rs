@@ -1,0 +1,262 @@
+//! Writing batches.
+//!
+//! A batch gets its sequences, its place in the log and its room in the memtable under one short
+//! lock. Then, outside of it, it waits for the log, goes into the memtable beside others, and is
+//! published: a read sees a batch when it and all before it are in. So nothing is visible that is
+//! not as durable as was asked, and a crash, a snapshot and a read all see a prefix (the scheme of
+//! Pebble's commit pipeline, with the log before the memtable).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use quorate_env::{Env, Event};
+
+use super::{Inner, Sealed, State};
+use crate::batch::Batch;
+use crate::engine::Sequence;
+use crate::error::{Error, ErrorKind, Result};
+use crate::memtable::{Memtable, bytes_needed};
+use crate::options::{Durability, WriteOptions};
+
+/// What the commit lock guards.
+pub(super) struct Commit {
+    /// The last sequence given out.
+    pub(super) last: Sequence,
+    pub(super) memtable: Arc<Memtable>,
+    /// How much of the memtable is spoken for.
+    pub(super) reserved: usize,
+}
+
+/// Makes batches visible in the order of their sequences.
+pub(super) struct Publisher {
+    visible: AtomicU64,
+    /// Batches that are in and wait for earlier ones: first and last sequence.
+    waiting: Mutex<BTreeMap<Sequence, Sequence>>,
+    /// How many those are.
+    count: AtomicUsize,
+    progress: Event,
+}
+
+impl Publisher {
+    pub(super) fn new(visible: Sequence) -> Self {
+        Publisher {
+            visible: AtomicU64::new(visible),
+            waiting: Mutex::default(),
+            count: AtomicUsize::new(0),
+            progress: Event::new(),
+        }
+    }
+
+    /// The last operation that reads see, and all before it.
+    pub(super) fn visible(&self) -> Sequence {
+        self.visible.load(Ordering::Acquire)
+    }
+
+    /// Before others have the engine.
+    pub(super) fn start_at(&self, sequence: Sequence) {
+        self.visible.store(sequence, Ordering::Release);
+    }
+
+    /// The batch with these sequences is in; returns when it is visible.
+    ///
+    /// Whoever finds all before it visible goes on at once. Whoever does not, leaves a note, and
+    /// then either still sees the sequence before its own become visible, or the one who made that
+    /// visible sees the note: both sides write before they read, sequentially consistent.
+    pub(super) fn publish(&self, env: &Env, first: Sequence, last: Sequence) {
+        let next =
+            self.visible
+                .compare_exchange(first - 1, last, Ordering::SeqCst, Ordering::SeqCst);
+        if next.is_ok() {
+            if self.count.load(Ordering::SeqCst) > 0 {
+                self.advance(None);
+            }
+            return;
+        }
+        self.advance(Some((first, last)));
+        let mut visible = || self.visible() >= last;
+        if !visible() {
+            env.jobs.wait(&self.progress, &mut visible, None);
+        }
+    }
+
+    fn advance(&self, note: Option<(Sequence, Sequence)>) {
+        let mut waiting = self.waiting.lock();
+        if let Some((first, last)) = note {
+            waiting.insert(first, last);
+            self.count.fetch_add(1, Ordering::SeqCst);
+        }
+        let mut moved = false;
+        loop {
+            let visible = self.visible.load(Ordering::SeqCst);
+            let Some(last) = waiting.remove(&(visible + 1)) else {
+                break;
+            };
+            self.count.fetch_sub(1, Ordering::SeqCst);
+            self.visible.store(last, Ordering::SeqCst);
+            moved = true;
+        }
+        drop(waiting);
+        if moved {
+            self.progress.notify();
+        }
+    }
+
+    /// Waits until all up to `sequence` is visible; that depends on running writes only.
+    pub(super) fn wait_for(&self, env: &Env, sequence: Sequence) {
+        let mut visible = || self.visible() >= sequence;
+        // Published without a note, nobody rings: look again after a while.
+        while !visible() {
+            let soon = std::time::Duration::from_millis(1);
+            env.jobs.wait(&self.progress, &mut visible, Some(soon));
+        }
+    }
+}
+
+impl Inner {
+    pub(super) fn write(
+        self: &Arc<Self>,
+        batch: &Batch,
+        options: WriteOptions,
+    ) -> Result<Sequence> {
+        if batch.is_empty() {
+            return Ok(self.publisher.visible());
+        }
+        self.keyspaces.check(batch)?;
+        let log_durability = self.log_durability(options)?;
+        if self.trouble.load(Ordering::Acquire) {
+            self.check_trouble(options)?;
+        }
+        if options.throttle && self.slow.load(Ordering::Relaxed) {
+            self.throttle(batch.size_bytes())?;
+        }
+        let mut commit = self.commit.lock();
+        let first = commit.last + 1;
+        let last = commit.last + batch.len() as u64;
+        let need = bytes_needed(batch.payload_bytes(), first, batch.len());
+        if commit.reserved + need > commit.memtable.capacity() {
+            self.rotate(&mut commit, need);
+        }
+        let header = batch.header(first);
+        let ticket = match (self.wal.get(), log_durability) {
+            (Some(log), Some(durability)) => {
+                let queued = log.enqueue(&[&header, batch.operations()], durability);
+                let ticket = queued.map_err(|e| self.log_error(&e))?;
+                commit.memtable.note_segment(ticket.position().segment);
+                Some(ticket)
+            }
+            _ => None,
+        };
+        commit.last = last;
+        commit.reserved += need;
+        let memtable = Arc::clone(&commit.memtable);
+        drop(commit);
+
+        let logged = match (ticket, self.wal.get()) {
+            (Some(ticket), Some(log)) => log.wait(ticket).map(|_| ()),
+            _ => Ok(()),
+        };
+        if logged.is_ok() {
+            memtable.apply(batch, first);
+        }
+        // A batch that was not logged is nothing, but those after it must not wait for it.
+        self.publisher.publish(&self.env, first, last);
+        logged.map_err(|e| self.log_error(&e))?;
+        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        Ok(last)
+    }
+
+    /// How durable the log must make the batch; `None` if it is not logged.
+    fn log_durability(&self, options: WriteOptions) -> Result<Option<quorate_log::Durability>> {
+        match (self.options.wal, options.durability) {
+            (true, Durability::Buffered) => Ok(Some(quorate_log::Durability::Buffered)),
+            (true, Durability::Synced) => Ok(Some(quorate_log::Durability::Synced)),
+            (false, Durability::None) => Ok(None),
+            (true, Durability::None) => Err(Error::invalid(
+                "an engine with a write-ahead log writes every batch to it",
+            )),
+            (false, _) => Err(Error::invalid(
+                "an engine without a write-ahead log makes nothing durable but by a flush",
+            )),
+        }
+    }
+
+    /// Something is wrong: whether this write may go on all the same.
+    fn check_trouble(self: &Arc<Self>, options: WriteOptions) -> Result<()> {
+        let full = {
+            let work = self.work.lock();
+            self.check_alive(&work)?;
+            work.full.clone()
+        };
+        match full {
+            None => Ok(()),
+            // Whoever is not throttled writes to memory, and watches the debt.
+            Some(_) if !options.throttle && !self.options.wal => Ok(()),
+            Some(error) => {
+                // Perhaps there is space again; the next write will know.
+                self.retry();
+                Err(error)
+            }
+        }
+    }
+
+    /// An error of the log as one of the engine. One that leaves the log in doubt poisons.
+    fn log_error(&self, error: &quorate_log::Error) -> Error {
+        let error = log_error(error);
+        if error.kind() == ErrorKind::Io {
+            self.poison(error.clone());
+        }
+        error
+    }
+
+    /// Lets the log forget what is in tables: all segments before the first record of those
+    /// memtables that are not.
+    pub(super) fn release_log(&self) {
+        let Some(log) = self.wal.get() else {
+            return;
+        };
+        let commit = self.commit.lock();
+        let state = self.state();
+        let sealed = state.sealed.iter().map(|s| s.memtable.first_segment());
+        let unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        let segment = unflushed.unwrap_or(0).min(log.end().segment);
+        drop(commit);
+        // What can't be released now is released after the next flush.
+        let _ = log.release(segment);
+    }
+
+    /// Seals the active memtable and begins one with room for at least `need`.
+    pub(super) fn rotate(self: &Arc<Self>, commit: &mut Commit, need: usize) {
+        let fresh = Arc::new(Memtable::new(self.options.memtable_bytes.max(need)));
+        let full = std::mem::replace(&mut commit.memtable, Arc::clone(&fresh));
+        let was_empty = std::mem::replace(&mut commit.reserved, 0) == 0;
+        let sealed = Sealed {
+            memtable: full,
+            last: commit.last,
+        };
+        {
+            let mut state = self.state.write();
+            let mut next = State::clone(&state);
+            next.active = fresh;
+            if !was_empty {
+                next.sealed.insert(0, Arc::new(sealed));
+            }
+            *state = Arc::new(next);
+        }
+        self.judge_speed();
+        self.spawn_flush();
+    }
+}
+
+/// An error of the log as one of the engine.
+pub(super) fn log_error(error: &quorate_log::Error) -> Error {
+    let kind = match error.kind() {
+        quorate_log::ErrorKind::TooLarge => ErrorKind::InvalidArgument,
+        quorate_log::ErrorKind::DiskFull => ErrorKind::DiskFull,
+        quorate_log::ErrorKind::Corruption => ErrorKind::Corruption,
+        quorate_log::ErrorKind::NewerFormat => ErrorKind::Incompatible,
+        _ => ErrorKind::Io,
+    };
+    Error::new(kind, error.to_string())
+}

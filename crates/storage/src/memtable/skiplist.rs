@@ -1,0 +1,389 @@
+//! A skip list in an arena, into which many threads insert at once.
+//!
+//! This module holds all unsafe code of the crate. Entries live in one block of memory that never
+//! moves, and are named by their 32-bit offset in it: half the size of pointers, and the whole list
+//! is freed at once. Nothing is ever removed or changed but the links.
+//!
+//! ```text
+//! node = version u64, sequence << 8 | kind u64, place length u32, value length u32, height u32,
+//!        tower (height × AtomicU32: the next node of each level), place, value, zeros to 8 bytes
+//! ```
+//!
+//! # Why it is sound
+//!
+//! - **I1.** `allocate` gives out each byte of the arena at most once (one `fetch_add`), inside the
+//!   arena, at a multiple of 8. So until a node is linked, its inserter alone can touch it.
+//! - **I2.** A node is linked (its offset stored in a tower) only after all its bytes are written,
+//!   by a compare-exchange with `Release`. Offsets of nodes are learned only from towers, by loads
+//!   with `Acquire`, or are those of the head. So whoever has an offset sees the whole node.
+//! - **I3.** After linking nothing but the tower changes, and that only by atomic operations.
+//!   References to the other fields may be shared freely for as long as the arena lives.
+//! - **I4.** The arena is freed when the list is dropped; every reference handed out borrows the
+//!   list, and a [`ListCursor`] owns a share of it.
+//! - **I5.** A cursor's offset came from the list that it owns: the field is private to this module.
+#![expect(
+    unsafe_code,
+    reason = "arena memory shared between threads; see the invariants above"
+)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cmp::Ordering as Order;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use bytes::Bytes;
+
+use crate::cursor::Cursor;
+use crate::error::Result;
+use crate::key::{Key, Kind};
+
+const MAX_HEIGHT: usize = 12;
+const ALIGN: usize = 8;
+const FIXED: usize = 28;
+/// The head node; also keeps 0 free to mean "no node".
+const HEAD: u32 = ALIGN as u32;
+const HEAD_END: usize = (HEAD as usize + FIXED + 4 * MAX_HEIGHT).next_multiple_of(ALIGN);
+
+/// The list.
+pub(crate) struct SkipList {
+    base: NonNull<u8>,
+    layout: Layout,
+    used: AtomicUsize,
+    /// No node is higher than this.
+    height: AtomicUsize,
+}
+
+// SAFETY: the memory behind `base` is owned by the list, and by I1 to I3 is either private to one
+// inserter, or unchanging, or atomic.
+unsafe impl Send for SkipList {}
+// SAFETY: as above.
+unsafe impl Sync for SkipList {}
+
+/// The fixed part of a node, as read.
+struct Head<'a> {
+    version: u64,
+    sequence_kind: u64,
+    place: &'a [u8],
+    value_len: usize,
+    value_at: usize,
+}
+
+/// The height of the node with this sequence: 1 with a chance of 3/4, 2 with 3/16, and so on. A
+/// function of the sequence, so that the memory for a batch is known before it is inserted, and a
+/// replay builds the same list.
+fn height_of(sequence: u64) -> usize {
+    let mut z = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    z ^= z >> 32;
+    (1 + z.trailing_zeros() as usize / 2).min(MAX_HEIGHT)
+}
+
+/// The bytes that an entry takes, at most, beside place and value.
+const PER_NODE: usize = FIXED + ALIGN - 1;
+
+/// The bytes that entries take whose places and values have `payload` bytes together.
+pub(crate) fn bytes_needed(payload: usize, first_sequence: u64, count: usize) -> usize {
+    let towers: usize = (0..count as u64)
+        .map(|n| 4 * height_of(first_sequence + n))
+        .sum();
+    payload + count * PER_NODE + towers
+}
+
+impl SkipList {
+    /// An empty list with room for `bytes_needed` up to `capacity`, below 4 GiB.
+    pub(crate) fn new(capacity: usize) -> Self {
+        let size = (HEAD_END + capacity).next_multiple_of(ALIGN);
+        assert!(size < u32::MAX as usize, "an arena is below 4 GiB");
+        let layout = Layout::from_size_align(size, ALIGN).expect("a size below 4 GiB is a layout");
+        // SAFETY: the layout's size is not 0: it holds the head.
+        let base = unsafe { alloc_zeroed(layout) };
+        let Some(base) = NonNull::new(base) else {
+            handle_alloc_error(layout);
+        };
+        // The head's tower is all zeros: no nodes.
+        SkipList {
+            base,
+            layout,
+            used: AtomicUsize::new(HEAD_END),
+            height: AtomicUsize::new(1),
+        }
+    }
+
+    /// The bytes used so far.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed) - HEAD_END
+    }
+
+    /// I1: bytes of one's own. The caller reserved them beforehand, so that there are enough.
+    fn allocate(&self, size: usize) -> usize {
+        let size = size.next_multiple_of(ALIGN);
+        let at = self.used.fetch_add(size, Ordering::Relaxed);
+        assert!(
+            at + size <= self.layout.size(),
+            "an insert was not reserved"
+        );
+        at
+    }
+
+    /// The link from a node to the next one of a level.
+    fn link(&self, node: u32, level: usize) -> &AtomicU32 {
+        debug_assert!(level < MAX_HEIGHT, "there is no such level");
+        let at = node as usize + FIXED + 4 * level;
+        debug_assert!(at + 4 <= self.layout.size(), "a link lies in the arena");
+        // SAFETY: `node` is the head or a linked node (I2, I5) found at `level`, so that its tower
+        // has that level and lies in the arena; it is aligned to 4 since nodes are to 8 and FIXED
+        // is a multiple of 4. Links are only accessed as atomics once a node is linked (I3).
+        unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU32>() }
+    }
+
+    fn next(&self, node: u32, level: usize) -> u32 {
+        self.link(node, level).load(Ordering::Acquire)
+    }
+
+    /// The fields of a linked node other than the head.
+    fn head(&self, node: u32) -> Head<'_> {
+        debug_assert!(node > HEAD, "the head has no fields");
+        // SAFETY: the node is linked (I2, I5), so all of it is written, lies in the arena, and its
+        // fields don't change (I3). The offsets of the numbers are aligned: 0 and 8 to 8, 16, 20
+        // and 24 to 4. Place and value follow the tower, as `insert` wrote them.
+        unsafe {
+            let at = self.base.as_ptr().add(node as usize);
+            let place_len = at.add(16).cast::<u32>().read() as usize;
+            let height = at.add(24).cast::<u32>().read() as usize;
+            let place_at = FIXED + 4 * height;
+            Head {
+                version: at.cast::<u64>().read(),
+                sequence_kind: at.add(8).cast::<u64>().read(),
+                place: std::slice::from_raw_parts(at.add(place_at), place_len),
+                value_len: at.add(20).cast::<u32>().read() as usize,
+                value_at: place_at + place_len,
+            }
+        }
+    }
+
+    fn key(&self, node: u32) -> Key<'_> {
+        let head = self.head(node);
+        Key {
+            place: head.place,
+            version: head.version,
+            sequence: head.sequence_kind >> 8,
+            kind: Kind::from_u8(head.sequence_kind as u8).unwrap_or(Kind::Delete),
+        }
+    }
+
+    fn value(&self, node: u32) -> &[u8] {
+        let head = self.head(node);
+        // SAFETY: as in `head`: the value's bytes are written, unchanging, and in the arena.
+        unsafe {
+            let at = self.base.as_ptr().add(node as usize + head.value_at);
+            std::slice::from_raw_parts(at, head.value_len)
+        }
+    }
+
+    /// Whether the entry at a linked node comes before `key`.
+    #[inline]
+    fn is_before(&self, node: u32, key: &Key<'_>) -> bool {
+        let head = self.head(node);
+        match head.place.cmp(key.place) {
+            Order::Equal => {}
+            order => return order == Order::Less,
+        }
+        let order = key.version.cmp(&head.version);
+        let order = order.then_with(|| key.sequence.cmp(&(head.sequence_kind >> 8)));
+        order == Order::Less
+    }
+
+    /// From `from` along a level: the last node before `key`, and the one after that.
+    #[inline]
+    fn walk(&self, from: u32, level: usize, known: u32, key: &Key<'_>) -> (u32, u32) {
+        let mut before = from;
+        let mut next = self.next(before, level);
+        while next != 0 && next != known && self.is_before(next, key) {
+            before = next;
+            next = self.next(before, level);
+        }
+        (before, next)
+    }
+
+    /// The last node before `key` (perhaps the head) and the first at or after it (or 0).
+    fn find(&self, key: &Key<'_>) -> (u32, u32) {
+        let mut before = HEAD;
+        let mut after = 0;
+        for level in (0..self.height.load(Ordering::Relaxed)).rev() {
+            // A node found not to be before the key need not be compared again a level below.
+            (before, after) = self.walk(before, level, after, key);
+        }
+        (before, after)
+    }
+
+    /// Adds an entry. REQUIRES: its bytes were reserved by `bytes_needed`, with the same sequence;
+    /// no entry has the same place, version and sequence.
+    pub(crate) fn insert(&self, key: &Key<'_>, value: &[u8]) {
+        let height = height_of(key.sequence);
+        let mut splice = [(HEAD, 0); MAX_HEIGHT];
+        let top = self.height.fetch_max(height, Ordering::Relaxed).max(height);
+        let (mut before, mut after) = (HEAD, 0);
+        for level in (0..top).rev() {
+            (before, after) = self.walk(before, level, after, key);
+            splice[level] = (before, after);
+        }
+        let node = self.write_node(key, value, height, &splice);
+        for (level, &(mut before, mut after)) in splice.iter().enumerate().take(height) {
+            loop {
+                let link = self.link(before, level);
+                // Release: whoever finds the node sees what `write_node` wrote (I2).
+                let linked =
+                    link.compare_exchange(after, node, Ordering::Release, Ordering::Relaxed);
+                if linked.is_ok() {
+                    break;
+                }
+                // Somebody linked another node here: look again from where we stood. The node's
+                // own link is not yet seen by anybody on this level, but may be on lower ones.
+                (before, after) = self.walk(before, level, 0, key);
+                self.link(node, level).store(after, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Writes a node that nobody knows of yet.
+    fn write_node(
+        &self,
+        key: &Key<'_>,
+        value: &[u8],
+        height: usize,
+        splice: &[(u32, u32); MAX_HEIGHT],
+    ) -> u32 {
+        let place_at = FIXED + 4 * height;
+        let size = place_at + key.place.len() + value.len();
+        let node = self.allocate(size);
+        // SAFETY: the `size` bytes at `node` are ours alone (I1) and in the arena; `node` is a
+        // multiple of 8, so that the numbers are aligned; source and target can't overlap, since
+        // nobody else has a reference to these bytes.
+        unsafe {
+            let at = self.base.as_ptr().add(node);
+            at.cast::<u64>().write(key.version);
+            at.add(8)
+                .cast::<u64>()
+                .write(key.sequence << 8 | key.kind as u64);
+            at.add(16).cast::<u32>().write(key.place.len() as u32);
+            at.add(20).cast::<u32>().write(value.len() as u32);
+            at.add(24).cast::<u32>().write(height as u32);
+            for (level, (_, after)) in splice.iter().enumerate().take(height) {
+                at.add(FIXED + 4 * level).cast::<u32>().write(*after);
+            }
+            let place = at.add(place_at);
+            std::ptr::copy_nonoverlapping(key.place.as_ptr(), place, key.place.len());
+            let to = place.add(key.place.len());
+            std::ptr::copy_nonoverlapping(value.as_ptr(), to, value.len());
+        }
+        node as u32
+    }
+
+    /// The newest entry of a place at `version` or below that `sequence` sees.
+    pub(crate) fn get(
+        &self,
+        place: &[u8],
+        version: u64,
+        sequence: u64,
+    ) -> Option<(Key<'_>, &[u8])> {
+        let (_, mut node) = self.find(&Key::seek(place, version));
+        while node != 0 {
+            let key = self.key(node);
+            if key.place != place {
+                return None;
+            }
+            if key.sequence <= sequence {
+                return Some((key, self.value(node)));
+            }
+            node = self.next(node, 0);
+        }
+        None
+    }
+
+    fn last(&self) -> u32 {
+        let mut node = HEAD;
+        for level in (0..self.height.load(Ordering::Relaxed)).rev() {
+            loop {
+                match self.next(node, level) {
+                    0 => break,
+                    next => node = next,
+                }
+            }
+        }
+        node
+    }
+}
+
+impl Drop for SkipList {
+    fn drop(&mut self) {
+        // SAFETY: `base` came from `alloc_zeroed` with this layout and is freed once; by I4 no
+        // reference is left.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) }
+    }
+}
+
+/// A place in a list, which it keeps alive.
+pub(crate) struct ListCursor {
+    list: Arc<SkipList>,
+    /// The head or 0 when invalid.
+    node: u32,
+}
+
+impl ListCursor {
+    pub(crate) fn new(list: Arc<SkipList>) -> Self {
+        ListCursor { list, node: 0 }
+    }
+}
+
+impl Cursor for ListCursor {
+    fn seek_to_first(&mut self) -> Result<()> {
+        self.node = self.list.next(HEAD, 0);
+        Ok(())
+    }
+
+    fn seek_to_last(&mut self) -> Result<()> {
+        self.node = self.list.last();
+        Ok(())
+    }
+
+    fn seek(&mut self, target: &Key<'_>) -> Result<()> {
+        self.node = self.list.find(target).1;
+        Ok(())
+    }
+
+    fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
+        self.node = self.list.find(target).0;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<()> {
+        assert!(self.valid(), "the cursor stands on an entry");
+        self.node = self.list.next(self.node, 0);
+        Ok(())
+    }
+
+    fn prev(&mut self) -> Result<()> {
+        assert!(self.valid(), "the cursor stands on an entry");
+        self.node = self.list.find(&self.list.key(self.node)).0;
+        Ok(())
+    }
+
+    fn valid(&self) -> bool {
+        self.node > HEAD
+    }
+
+    fn key(&self) -> Key<'_> {
+        assert!(self.valid(), "the cursor stands on an entry");
+        self.list.key(self.node)
+    }
+
+    fn value(&self) -> &[u8] {
+        assert!(self.valid(), "the cursor stands on an entry");
+        self.list.value(self.node)
+    }
+
+    fn value_bytes(&self) -> Bytes {
+        Bytes::copy_from_slice(self.value())
+    }
+}

@@ -1,0 +1,244 @@
+//! Writes tables.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use quorate_env::{Disk, File};
+
+use super::block::BlockBuilder;
+use super::filter::FilterBuilder;
+use super::format::{Footer, Handle, KeyspaceProperties, MAGIC, Properties, seal_block};
+use crate::error::{Error, Result};
+use crate::header;
+use crate::key::{Key, Kind, keyspace_of};
+use crate::options::Compression;
+
+/// How many entries lie between restart points.
+const RESTART_INTERVAL: usize = 16;
+/// Bytes gathered before they are handed to the file.
+const WRITE_BYTES: usize = 1 << 20;
+
+/// How tables are written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TableOptions {
+    pub(crate) block_bytes: usize,
+    pub(crate) filter_bits_per_key: u32,
+    pub(crate) compression: Compression,
+}
+
+/// A table that is being written. Dropped before [`TableBuilder::finish`] it leaves an orphan file,
+/// which nothing refers to and the next opening removes.
+pub(crate) struct TableBuilder {
+    path: PathBuf,
+    file: Arc<dyn File>,
+    options: TableOptions,
+    /// Not yet handed to the file.
+    pending: Vec<u8>,
+    written: u64,
+    block: BlockBuilder,
+    index: BlockBuilder,
+    filter: FilterBuilder,
+    properties: Properties,
+    /// The last place, version and sequence added.
+    last: (Vec<u8>, u64, u64),
+    /// The block that ended with `last` and is not yet in the index: its separator depends on what
+    /// comes next.
+    ended: Option<Handle>,
+}
+
+impl TableBuilder {
+    pub(crate) fn create(disk: &dyn Disk, path: &Path, options: TableOptions) -> Result<Self> {
+        let file = disk
+            .create(path)
+            .map_err(|e| Error::disk(path, "can't create", &e))?;
+        Ok(TableBuilder {
+            path: path.to_owned(),
+            file,
+            options,
+            pending: header::encode(&MAGIC).to_vec(),
+            written: 0,
+            block: BlockBuilder::new(RESTART_INTERVAL),
+            index: BlockBuilder::new(1),
+            filter: FilterBuilder::new(options.filter_bits_per_key),
+            properties: Properties::default(),
+            last: (Vec::new(), 0, 0),
+            ended: None,
+        })
+    }
+
+    /// Whether nothing was added.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.properties.entries == 0
+    }
+
+    /// The size so far, about.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.offset() + self.block.size_bytes() as u64
+    }
+
+    fn offset(&self) -> u64 {
+        self.written + self.pending.len() as u64
+    }
+
+    /// The place that was added last.
+    pub(crate) fn last_place(&self) -> &[u8] {
+        &self.last.0
+    }
+
+    /// REQUIRES: `key` is after all before it.
+    pub(crate) fn add(&mut self, key: &Key<'_>, value: &[u8]) -> Result<()> {
+        if let Some(handle) = self.ended.take() {
+            self.index_block(handle, Some(key.place));
+        }
+        debug_assert!(
+            self.is_empty() || self.last_key().order(key).is_lt(),
+            "entries ascend"
+        );
+        if self.is_empty() || self.last.0 != key.place {
+            self.filter.add(key.place);
+        }
+        self.block.add(key, value);
+        self.count(key, value);
+        self.last.0.clear();
+        self.last.0.extend_from_slice(key.place);
+        self.last.1 = key.version;
+        self.last.2 = key.sequence;
+        if self.block.size_bytes() >= self.options.block_bytes {
+            self.end_block()?;
+        }
+        Ok(())
+    }
+
+    fn last_key(&self) -> Key<'_> {
+        Key {
+            place: &self.last.0,
+            version: self.last.1,
+            sequence: self.last.2,
+            kind: Kind::Put,
+        }
+    }
+
+    fn count(&mut self, key: &Key<'_>, value: &[u8]) {
+        let p = &mut self.properties;
+        let deletion = u64::from(key.kind == Kind::Delete);
+        if p.entries == 0 {
+            p.min_sequence = u64::MAX;
+            p.smallest = key.place.to_vec();
+        }
+        p.entries += 1;
+        p.deletions += deletion;
+        p.place_bytes += key.place.len() as u64;
+        p.value_bytes += value.len() as u64;
+        p.min_sequence = p.min_sequence.min(key.sequence);
+        p.max_sequence = p.max_sequence.max(key.sequence);
+        let id = keyspace_of(key.place);
+        if p.keyspaces.last().is_none_or(|k| k.id != id) {
+            p.keyspaces.push(KeyspaceProperties {
+                id,
+                entries: 0,
+                deletions: 0,
+                min_version: u64::MAX,
+                max_version: 0,
+            });
+        }
+        if let Some(k) = p.keyspaces.last_mut() {
+            k.entries += 1;
+            k.deletions += deletion;
+            k.min_version = k.min_version.min(key.version);
+            k.max_version = k.max_version.max(key.version);
+        }
+    }
+
+    fn end_block(&mut self) -> Result<()> {
+        let offset = self.written + self.pending.len() as u64;
+        let bytes = self.block.finish();
+        let size = seal_block(&mut self.pending, offset, bytes, self.options.compression);
+        self.block.reset();
+        self.ended = Some(Handle {
+            offset,
+            size: size as u32,
+        });
+        if self.pending.len() >= WRITE_BYTES {
+            self.write_pending()?;
+        }
+        Ok(())
+    }
+
+    /// Adds a block to the index under a key that is at or after its last entry and before the
+    /// first of the next block: the shortest such place when the place changes there.
+    fn index_block(&mut self, handle: Handle, next: Option<&[u8]>) {
+        let (place, version, sequence) = &self.last;
+        let mut key = Key {
+            place,
+            version: *version,
+            sequence: *sequence,
+            kind: Kind::Put,
+        };
+        let short;
+        if next.is_none_or(|next| next != place) {
+            short = separator(place, next);
+            key = Key::last_of(&short);
+        }
+        self.index.add(&key, &handle.encode());
+    }
+
+    fn write_pending(&mut self) -> Result<()> {
+        let wrote = self.file.write_all_at(&self.pending, self.written);
+        wrote.map_err(|e| Error::disk(&self.path, "can't write", &e))?;
+        self.written += self.pending.len() as u64;
+        self.pending.clear();
+        Ok(())
+    }
+
+    fn add_part(&mut self, bytes: &[u8], compression: Compression) -> Handle {
+        let offset = self.offset();
+        let size = seal_block(&mut self.pending, offset, bytes, compression) as u32;
+        Handle { offset, size }
+    }
+
+    /// Writes the rest and syncs the file; its name is durable only after a sync of its directory.
+    /// Returns its size and what it holds.
+    pub(crate) fn finish(mut self) -> Result<(u64, Properties)> {
+        if !self.block.is_empty() {
+            self.end_block()?;
+        }
+        if let Some(handle) = self.ended.take() {
+            self.index_block(handle, None);
+        }
+        self.properties.largest = self.last.0.clone();
+        let index = self.index.finish().to_vec();
+        let index = self.add_part(&index, self.options.compression);
+        let filter = self.filter.finish();
+        let filter = self.add_part(&filter, Compression::None);
+        let mut properties = Vec::new();
+        self.properties.encode(&mut properties);
+        let properties = self.add_part(&properties, Compression::None);
+        let footer = Footer {
+            index,
+            filter,
+            properties,
+        };
+        self.pending.extend_from_slice(&footer.encode());
+        self.write_pending()?;
+        let synced = self.file.sync();
+        synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
+        Ok((self.written, self.properties))
+    }
+}
+
+/// The shortest place at or after `last` and before `next`, or `last` if there is no shorter one.
+fn separator(last: &[u8], next: Option<&[u8]>) -> Vec<u8> {
+    let Some(next) = next else {
+        return last.to_vec();
+    };
+    let shared = last.iter().zip(next).take_while(|(a, b)| a == b).count();
+    if let (Some(a), Some(b)) = (last.get(shared), next.get(shared)) {
+        // `last` < `next`, so a < b; a step up of `a` must stay below `b` or be followed by more.
+        if *a + 1 < *b && shared + 1 < last.len() {
+            let mut short = last[..=shared].to_vec();
+            short[shared] += 1;
+            return short;
+        }
+    }
+    last.to_vec()
+}

@@ -1,0 +1,250 @@
+//! The bytes of a table's frame: handles, sealed blocks, properties, footer. `docs/formats.md` has
+//! it byte by byte.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::block::Damage;
+use crate::codec::{Reader, put_bytes, put_varint};
+use crate::error::{Error, Result};
+use crate::header::Magic;
+use crate::options::{Compression, KeyspaceId};
+
+pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
+pub(crate) const FOOTER_BYTES: usize = 64;
+
+/// Behind each block: how it is compressed, and its checksum.
+pub(crate) const TRAILER_BYTES: usize = 5;
+
+const PLAIN: u8 = 0;
+const LZ4: u8 = 1;
+
+/// Where a block lies, its trailer included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Handle {
+    pub(crate) offset: u64,
+    pub(crate) size: u32,
+}
+
+impl Handle {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(10);
+        put_varint(&mut out, self.offset);
+        put_varint(&mut out, u64::from(self.size));
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Handle> {
+        let mut reader = Reader::new(bytes);
+        let offset = reader.varint()?;
+        let size = u32::try_from(reader.varint()?).ok()?;
+        reader.is_empty().then_some(Handle { offset, size })
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.offset.saturating_add(u64::from(self.size))
+    }
+}
+
+/// A checksum that knows its place: a block read from elsewhere does not match.
+fn checksum(offset: u64, bytes: &[u8]) -> u32 {
+    let hash = xxh3_64(bytes) ^ offset.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash ^ hash >> 32) as u32
+}
+
+/// Appends a block to `out` as it is to lie at `offset` of its file, and returns its size there.
+pub(crate) fn seal_block(
+    out: &mut Vec<u8>,
+    offset: u64,
+    bytes: &[u8],
+    compression: Compression,
+) -> usize {
+    let start = out.len();
+    let mut kind = PLAIN;
+    if compression == Compression::Lz4 {
+        put_varint(out, bytes.len() as u64);
+        let from = out.len();
+        out.resize(
+            from + lz4_flex::block::get_maximum_output_size(bytes.len()),
+            0,
+        );
+        let written = lz4_flex::block::compress_into(bytes, &mut out[from..]).unwrap_or(usize::MAX);
+        match written < bytes.len() - bytes.len() / 8 {
+            true => {
+                out.truncate(from + written);
+                kind = LZ4;
+            }
+            false => out.truncate(start),
+        }
+    }
+    if kind == PLAIN {
+        out.extend_from_slice(bytes);
+    }
+    out.push(kind);
+    let sum = checksum(offset, &out[start..]);
+    out.extend_from_slice(&sum.to_le_bytes());
+    out.len() - start
+}
+
+/// The content of a sealed block that was read from `offset`.
+pub(crate) fn open_block(mut sealed: Vec<u8>, offset: u64) -> std::result::Result<Bytes, Damage> {
+    let Some((rest, sum)) = sealed.split_last_chunk::<4>() else {
+        return Err("a block is shorter than its checksum");
+    };
+    if checksum(offset, rest) != u32::from_le_bytes(*sum) {
+        return Err("the checksum does not match");
+    }
+    let Some((&kind, payload)) = rest.split_last() else {
+        return Err("a block is shorter than its trailer");
+    };
+    match kind {
+        PLAIN => {
+            sealed.truncate(sealed.len() - TRAILER_BYTES);
+            Ok(Bytes::from(sealed))
+        }
+        LZ4 => {
+            let mut reader = Reader::new(payload);
+            let length = reader.length().ok_or("a compressed block has no length")?;
+            let compressed = &payload[payload.len() - reader.remaining()..];
+            // LZ4 makes at most 255 bytes of one.
+            if length > compressed.len().saturating_mul(255).saturating_add(64) {
+                return Err("a compressed block claims an impossible length");
+            }
+            let mut plain = vec![0; length];
+            match lz4_flex::block::decompress_into(compressed, &mut plain) {
+                Ok(written) if written == length => Ok(Bytes::from(plain)),
+                _ => Err("a compressed block does not decompress"),
+            }
+        }
+        _ => Err("a block is compressed in an unknown way"),
+    }
+}
+
+/// What a table holds of one keyspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeyspaceProperties {
+    pub(crate) id: KeyspaceId,
+    pub(crate) entries: u64,
+    pub(crate) deletions: u64,
+    pub(crate) min_version: u64,
+    pub(crate) max_version: u64,
+}
+
+/// What a table holds. Invariant: `smallest` and `largest` are places in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Properties {
+    pub(crate) entries: u64,
+    pub(crate) deletions: u64,
+    pub(crate) place_bytes: u64,
+    pub(crate) value_bytes: u64,
+    pub(crate) min_sequence: u64,
+    pub(crate) max_sequence: u64,
+    pub(crate) smallest: Vec<u8>,
+    pub(crate) largest: Vec<u8>,
+    /// Ascending by id.
+    pub(crate) keyspaces: Vec<KeyspaceProperties>,
+}
+
+impl Properties {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        for number in [
+            self.entries,
+            self.deletions,
+            self.place_bytes,
+            self.value_bytes,
+            self.min_sequence,
+            self.max_sequence,
+        ] {
+            put_varint(out, number);
+        }
+        put_bytes(out, &self.smallest);
+        put_bytes(out, &self.largest);
+        put_varint(out, self.keyspaces.len() as u64);
+        for k in &self.keyspaces {
+            for number in [
+                u64::from(k.id.0),
+                k.entries,
+                k.deletions,
+                k.min_version,
+                k.max_version,
+            ] {
+                put_varint(out, number);
+            }
+        }
+    }
+
+    pub(crate) fn decode(reader: &mut Reader<'_>) -> Option<Properties> {
+        let mut properties = Properties {
+            entries: reader.varint()?,
+            deletions: reader.varint()?,
+            place_bytes: reader.varint()?,
+            value_bytes: reader.varint()?,
+            min_sequence: reader.varint()?,
+            max_sequence: reader.varint()?,
+            smallest: reader.bytes()?.to_vec(),
+            largest: reader.bytes()?.to_vec(),
+            keyspaces: Vec::new(),
+        };
+        for _ in 0..reader.varint()? {
+            properties.keyspaces.push(KeyspaceProperties {
+                id: KeyspaceId(u16::try_from(reader.varint()?).ok()?),
+                entries: reader.varint()?,
+                deletions: reader.varint()?,
+                min_version: reader.varint()?,
+                max_version: reader.varint()?,
+            });
+        }
+        Some(properties)
+    }
+
+    /// The highest version of a keyspace in it; `None` if it holds nothing of it.
+    pub(crate) fn max_version(&self, keyspace: KeyspaceId) -> Option<u64> {
+        let found = self.keyspaces.iter().find(|k| k.id == keyspace)?;
+        Some(found.max_version)
+    }
+}
+
+/// Where the parts of a table are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Footer {
+    pub(crate) index: Handle,
+    pub(crate) filter: Handle,
+    pub(crate) properties: Handle,
+}
+
+impl Footer {
+    pub(crate) fn encode(&self) -> [u8; FOOTER_BYTES] {
+        let mut out = [0; FOOTER_BYTES];
+        for (at, handle) in [(0, self.index), (12, self.filter), (24, self.properties)] {
+            out[at..at + 8].copy_from_slice(&handle.offset.to_le_bytes());
+            out[at + 8..at + 12].copy_from_slice(&handle.size.to_le_bytes());
+        }
+        let crc = crc32c::crc32c(&out[..52]);
+        out[52..56].copy_from_slice(&crc.to_le_bytes());
+        out[56..].copy_from_slice(&MAGIC);
+        out
+    }
+
+    pub(crate) fn decode(path: &Path, bytes: &[u8; FOOTER_BYTES]) -> Result<Footer> {
+        let crc = Reader::new(&bytes[52..]).u32();
+        if bytes[56..] != MAGIC || crc != Some(crc32c::crc32c(&bytes[..52])) {
+            return Err(Error::corrupt(path, "its footer is not that of a table"));
+        }
+        let handle = |at: usize| {
+            let mut reader = Reader::new(&bytes[at..]);
+            let offset = reader.u64()?;
+            let size = reader.u32()?;
+            Some(Handle { offset, size })
+        };
+        let all = (|| {
+            Some(Footer {
+                index: handle(0)?,
+                filter: handle(12)?,
+                properties: handle(24)?,
+            })
+        })();
+        all.ok_or_else(|| Error::corrupt(path, "its footer is too short"))
+    }
+}

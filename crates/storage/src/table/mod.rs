@@ -1,0 +1,20 @@
+//! Tables: sorted, immutable files of entries.
+//!
+//! ```text
+//! header | data block … | index block | filter | properties | footer
+//! ```
+//!
+//! A table is written once, front to back, synced, and never changed. Its index has for each data
+//! block a key at or after the block's last entry and before the next block's first.
+
+mod block;
+mod builder;
+mod filter;
+mod format;
+mod reader;
+
+pub(crate) use block::Block;
+pub(crate) use builder::{TableBuilder, TableOptions};
+pub(crate) use filter::hash_place;
+pub(crate) use format::Properties;
+pub(crate) use reader::{Table, TableCursor};
