@@ -193,8 +193,10 @@ impl SharedLog {
                 .values()
                 .map(|r| r.state.lock().checkpoint(r.of))
                 .collect();
-            self.submit(&record::state(&states), None)
-                .map_err(log_error)?;
+            if !broken(Break::StateLeftOut) {
+                let record = record::state(&states);
+                self.submit(&record, None).map_err(log_error)?;
+            }
             keep
         };
         log.sync().map_err(log_error)?;
@@ -253,8 +255,13 @@ impl SharedLog {
     /// Keeps a vote; `done` hears when it is durable.
     fn save_vote(&self, replica: &Replica, vote: &Vote, done: Completion) -> Result<()> {
         let mut state = replica.state.lock();
-        self.submit(&record::vote(replica.of, vote), Some(done))
-            .map_err(log_error)?;
+        let record = record::vote(replica.of, vote);
+        let durability = match broken(Break::VoteUnsynced) {
+            true => Durability::Buffered,
+            false => Durability::Synced,
+        };
+        let queued = self.inner.log.submit(&[&record], durability, Some(done));
+        queued.map_err(log_error)?;
         state.vote = Some(*vote);
         Ok(())
     }
@@ -332,6 +339,31 @@ impl SharedLog {
         }
         Ok(entries)
     }
+}
+
+/// What the crash check breaks on purpose, to prove that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Break {
+    /// A vote is called durable when it is not.
+    VoteUnsynced,
+    /// Segments go without a record of the votes and purges in them.
+    StateLeftOut,
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<Break>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether a test has broken this, on this thread.
+#[cfg(test)]
+fn broken(what: Break) -> bool {
+    BROKEN.get() == Some(what)
+}
+
+#[cfg(not(test))]
+fn broken(_what: Break) -> bool {
+    false
 }
 
 /// An entry, or where it lies.
