@@ -46,7 +46,7 @@ use crate::raft::{Entry, EntryPayload, LogId, Vote};
 use crate::types::{GroupId, ReplicaId};
 
 use cache::Cache;
-use record::{Of, Place, Record};
+use record::{Of, Place, Record, ReplicaState};
 use replica::{Meta, Replica};
 
 pub(crate) use storage::GroupLog;
@@ -434,22 +434,7 @@ fn replay(
             replica_of(replicas, of).state.lock().truncate(from);
         }
         Record::Purge { of, upto } => replica_of(replicas, of).state.lock().purge(upto),
-        Record::State(states) => {
-            let mut kept = BTreeMap::new();
-            for known in states {
-                let replica = replica_of(replicas, known.of);
-                let mut state = replica.state.lock();
-                if let Some(vote) = known.vote {
-                    state.vote(vote);
-                }
-                if let Some(purged) = known.purged {
-                    state.purge(purged);
-                }
-                drop(state);
-                kept.insert(known.of.group, replica);
-            }
-            *replicas = kept;
-        }
+        Record::State(states) => replay_state(replicas, states),
         Record::Removed { of } => {
             if replicas
                 .get(&of.group)
@@ -460,6 +445,24 @@ fn replay(
         }
     }
     Ok(())
+}
+
+/// Takes a state record into account: who is not in it is no more.
+fn replay_state(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, states: Vec<ReplicaState>) {
+    let mut kept = BTreeMap::new();
+    for known in states {
+        let replica = replica_of(replicas, known.of);
+        let mut state = replica.state.lock();
+        if let Some(vote) = known.vote {
+            state.vote(vote);
+        }
+        if let Some(purged) = known.purged {
+            state.purge(purged);
+        }
+        drop(state);
+        kept.insert(known.of.group, replica);
+    }
+    *replicas = kept;
 }
 
 /// The replica that a record is about. A record of another replica of the group means that the one
