@@ -170,8 +170,7 @@ fn live(sim: &Sim, script: &[Step]) -> usize {
         }
     }
     sim.jobs.pump_all();
-    let count = *acknowledged.lock();
-    count
+    *acknowledged.lock()
 }
 
 /// What is read back, payloads checked.
