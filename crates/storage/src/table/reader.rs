@@ -16,6 +16,7 @@ use crate::engine::Sequence;
 use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
+use crate::levels::TableMeta;
 
 /// A table that is open.
 pub(crate) struct Table {
@@ -24,7 +25,6 @@ pub(crate) struct Table {
     file: Arc<dyn File>,
     index: Block,
     filter: Filter,
-    properties: Properties,
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
@@ -38,14 +38,14 @@ pub(crate) struct Found {
 }
 
 impl Table {
-    /// Opens a table; `size` is what the manifest says of it.
+    /// Opens a table that must be what the manifest says of it.
     pub(crate) fn open(
         disk: &dyn Disk,
         path: &Path,
-        number: u64,
-        size: u64,
+        meta: &TableMeta,
         cache: Arc<BlockCache>,
     ) -> Result<Table> {
+        let (number, size) = (meta.number, meta.size_bytes);
         let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
         let file = disk.open_read(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::corrupt(path, "the file is missing"),
@@ -76,22 +76,18 @@ impl Table {
         let properties = part(footer.properties)?;
         let properties = Properties::decode(&mut Reader::new(&properties))
             .ok_or_else(|| damaged("its properties are nonsense"))?;
+        if properties != meta.properties {
+            return Err(damaged("it is not the table that the manifest knows"));
+        }
         Ok(Table {
             number,
             path: path.to_owned(),
             file,
             index,
             filter,
-            properties,
             data_end: footer.index.offset,
             cache,
         })
-    }
-
-    /// What its own properties say that it holds.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the manifest has a copy"))]
-    pub(crate) fn properties(&self) -> &Properties {
-        &self.properties
     }
 
     /// What index and filter take in memory.
