@@ -231,21 +231,29 @@ type Listed = Vec<(Vec<u8>, u64, (usize, u64), bool)>;
 
 /// All entries forward, which must be all entries back.
 pub(super) fn list(engine: &dyn Engine, keyspace: KeyspaceId, options: &IterOptions) -> Listed {
-    let mut iter = engine.iterate(keyspace, options.clone()).unwrap();
+    try_list(engine, keyspace, options).unwrap()
+}
+
+pub(super) fn try_list(
+    engine: &dyn Engine,
+    keyspace: KeyspaceId,
+    options: &IterOptions,
+) -> crate::Result<Listed> {
+    let mut iter = engine.iterate(keyspace, options.clone())?;
     let (mut forward, mut back) = (Vec::new(), Vec::new());
-    iter.seek_to_first().unwrap();
+    iter.seek_to_first()?;
     while let Some(entry) = look(iter.as_ref()) {
         forward.push(entry);
-        iter.next().unwrap();
+        iter.next()?;
     }
-    iter.seek_to_last().unwrap();
+    iter.seek_to_last()?;
     while let Some(entry) = look(iter.as_ref()) {
         back.push(entry);
-        iter.prev().unwrap();
+        iter.prev()?;
     }
     back.reverse();
     assert_eq!(forward, back, "the same both ways");
-    forward
+    Ok(forward)
 }
 
 fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair {

@@ -13,27 +13,27 @@ use std::sync::Arc;
 use quorate_env::sim::{Crash, Sim};
 use quorate_env::{Disk, DiskLock, Env, File, Random, Space};
 
-use super::conformance::list;
+use super::conformance::try_list;
 use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, tiny};
 use crate::{
     Batch, Durability, Engine, IterOptions, KeyspaceId, Lsm, Model, Options, WriteOptions,
 };
 
 /// What an engine holds, as text.
-fn dump(engine: &dyn Engine) -> String {
+pub(super) fn dump(engine: &dyn Engine) -> String {
+    try_dump(engine).unwrap()
+}
+
+pub(super) fn try_dump(engine: &dyn Engine) -> crate::Result<String> {
     let of = |keyspace: KeyspaceId, all_versions| {
         let options = IterOptions {
             all_versions,
             ..IterOptions::default()
         };
-        list(engine, keyspace, &options)
+        try_list(engine, keyspace, &options)
     };
-    format!(
-        "{:?} {:?} {:?}",
-        of(DATA, true),
-        of(FAR, true),
-        of(META, false)
-    )
+    let (data, far, meta) = (of(DATA, true)?, of(FAR, true)?, of(META, false)?);
+    Ok(format!("{data:?} {far:?} {meta:?}"))
 }
 
 /// What is done in a run, and the states it goes through.
