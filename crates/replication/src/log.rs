@@ -46,7 +46,7 @@ use crate::raft::{Entry, EntryPayload, LogId, Vote};
 use crate::types::{GroupId, ReplicaId};
 
 use cache::Cache;
-use record::{Of, Place, Record};
+use record::{Of, Place, Record, ReplicaState};
 use replica::{Meta, Replica};
 
 pub(crate) use storage::GroupLog;
@@ -193,8 +193,10 @@ impl SharedLog {
                 .values()
                 .map(|r| r.state.lock().checkpoint(r.of))
                 .collect();
-            self.submit(&record::state(&states), None)
-                .map_err(log_error)?;
+            if !broken(Break::StateLeftOut) {
+                let record = record::state(&states);
+                self.submit(&record, None).map_err(log_error)?;
+            }
             keep
         };
         log.sync().map_err(log_error)?;
@@ -253,8 +255,13 @@ impl SharedLog {
     /// Keeps a vote; `done` hears when it is durable.
     fn save_vote(&self, replica: &Replica, vote: &Vote, done: Completion) -> Result<()> {
         let mut state = replica.state.lock();
-        self.submit(&record::vote(replica.of, vote), Some(done))
-            .map_err(log_error)?;
+        let record = record::vote(replica.of, vote);
+        let durability = match broken(Break::VoteUnsynced) {
+            true => Durability::Buffered,
+            false => Durability::Synced,
+        };
+        let queued = self.inner.log.submit(&[&record], durability, Some(done));
+        queued.map_err(log_error)?;
         state.vote = Some(*vote);
         Ok(())
     }
@@ -334,6 +341,31 @@ impl SharedLog {
     }
 }
 
+/// What the crash check breaks on purpose, to prove that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Break {
+    /// A vote is called durable when it is not.
+    VoteUnsynced,
+    /// Segments go without a record of the votes and purges in them.
+    StateLeftOut,
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<Break>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether a test has broken this, on this thread.
+#[cfg(test)]
+fn broken(what: Break) -> bool {
+    BROKEN.get() == Some(what)
+}
+
+#[cfg(not(test))]
+fn broken(_what: Break) -> bool {
+    false
+}
+
 /// An entry, or where it lies.
 enum Found {
     Here(Entry),
@@ -402,22 +434,7 @@ fn replay(
             replica_of(replicas, of).state.lock().truncate(from);
         }
         Record::Purge { of, upto } => replica_of(replicas, of).state.lock().purge(upto),
-        Record::State(states) => {
-            let mut kept = BTreeMap::new();
-            for known in states {
-                let replica = replica_of(replicas, known.of);
-                let mut state = replica.state.lock();
-                if let Some(vote) = known.vote {
-                    state.vote(vote);
-                }
-                if let Some(purged) = known.purged {
-                    state.purge(purged);
-                }
-                drop(state);
-                kept.insert(known.of.group, replica);
-            }
-            *replicas = kept;
-        }
+        Record::State(states) => replay_state(replicas, states),
         Record::Removed { of } => {
             if replicas
                 .get(&of.group)
@@ -428,6 +445,24 @@ fn replay(
         }
     }
     Ok(())
+}
+
+/// Takes a state record into account: who is not in it is no more.
+fn replay_state(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, states: Vec<ReplicaState>) {
+    let mut kept = BTreeMap::new();
+    for known in states {
+        let replica = replica_of(replicas, known.of);
+        let mut state = replica.state.lock();
+        if let Some(vote) = known.vote {
+            state.vote(vote);
+        }
+        if let Some(purged) = known.purged {
+            state.purge(purged);
+        }
+        drop(state);
+        kept.insert(known.of.group, replica);
+    }
+    *replicas = kept;
 }
 
 /// The replica that a record is about. A record of another replica of the group means that the one

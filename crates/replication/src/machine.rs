@@ -169,6 +169,13 @@ impl Machine {
     }
 }
 
+/// openraft lets go of it when the replica stops, for whatever reason: nobody shall wait on.
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.watch.close();
+    }
+}
+
 /// Entries gathered to be applied in one call.
 #[derive(Default)]
 struct Step {

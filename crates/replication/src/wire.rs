@@ -26,6 +26,9 @@
 //! status 2, no such replica; 3, failed; 4, no quorum:    text
 //! ```
 
+#[cfg(test)]
+mod tests;
+
 use bytes::{BufMut, Bytes};
 
 use openraft::raft::{

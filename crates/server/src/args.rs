@@ -26,6 +26,10 @@ pub struct Cli {
 /// What the binary can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run a cluster of three nodes on this machine, to try it
+    Dev(crate::dev::Flags),
+    /// Found a cluster, once
+    Init(crate::init::Flags),
     /// Run a node
     Serve(crate::serve::Flags),
     /// Write one key

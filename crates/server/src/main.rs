@@ -7,13 +7,15 @@ use clap::Parser;
 
 mod args;
 mod commands;
+mod dev;
+mod init;
 mod input;
 mod serve;
 
 use args::{Cli, Command};
 
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -27,8 +29,11 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
     match command {
-        Command::Serve(flags) => serve::run(flags).map(|()| ExitCode::SUCCESS),
+        Command::Dev(flags) => dev::run(flags).map(done),
+        Command::Init(flags) => init::run(flags).map(done),
+        Command::Serve(flags) => serve::run(flags).map(done),
         Command::Put(args) => commands::block_on(commands::put(args)),
         Command::Get(args) => commands::block_on(commands::get(args)),
         Command::Del(args) => commands::block_on(commands::del(args)),

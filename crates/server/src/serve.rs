@@ -39,6 +39,7 @@ const FILES: u64 = 65_536;
 
 /// Runs a server until it is told to stop.
 pub fn run(flags: Flags) -> Result<()> {
+    let stop_at_eof = flags.stop_at_eof;
     let settings = Settings::resolve(flags)?;
     start_logging(&settings)?;
     raise_file_limit();
@@ -48,7 +49,10 @@ pub fn run(flags: Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("the async runtime did not start")?;
-    runtime.block_on(serve(settings))
+    let ended = runtime.block_on(serve(settings, stop_at_eof));
+    // A read of standard input that never ends must not hold the process.
+    runtime.shutdown_background();
+    ended
 }
 
 fn start_logging(settings: &Settings) -> Result<()> {
@@ -78,7 +82,7 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(settings: Settings) -> Result<()> {
+async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     let listen = settings.listen;
     // The port first: what can't be reached must not take part in elections.
     let listener = TcpListener::bind(listen).await.with_context(|| {
@@ -92,7 +96,7 @@ async fn serve(settings: Settings) -> Result<()> {
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = tokio::spawn(run_services(Arc::clone(&host), listener, until(stopped)));
-    wait_for_signal().await?;
+    wait_for_signal(stop_at_eof).await?;
     tracing::info!("stopping");
     member.abort();
     // Leadership goes to others while peers can still be reached; then the calls end.
@@ -111,14 +115,22 @@ async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-async fn wait_for_signal() -> Result<()> {
+async fn wait_for_signal(stop_at_eof: bool) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = end_of_input(), if stop_at_eof => {}
     }
     Ok(())
+}
+
+async fn end_of_input() {
+    use tokio::io::AsyncReadExt;
+    let mut buffer = [0; 256];
+    let mut input = tokio::io::stdin();
+    while input.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
 }
 
 async fn run_services(

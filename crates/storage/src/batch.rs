@@ -58,8 +58,11 @@ impl Batch {
         self.push(Kind::Delete, keyspace, None, key, &[]);
     }
 
-    /// Sets a key of a versioned keyspace, at a version. Versions of a key should not decrease;
-    /// writing one again replaces it.
+    /// Sets a key of a versioned keyspace, at a version. Writing a version again replaces it.
+    ///
+    /// Versions of a key are not to decrease. A write below a version that the key already has lands
+    /// in history; but if that version is a deletion at or below the watermark, which compaction
+    /// may have dropped, it comes back to life. So a replay must not end before what it repeats did.
     pub fn put_at(&mut self, keyspace: KeyspaceId, key: &[u8], version: u64, value: &[u8]) {
         self.push(Kind::Put, keyspace, Some(version), key, value);
     }

@@ -124,7 +124,8 @@ pub struct IterOptions {
     /// Where in history it stands.
     pub at: ReadAt,
     /// Yields every version up to `at`, deletions too, newest first within a key; not only the
-    /// newest that is not a deletion. Of writes at one version it yields the last.
+    /// newest that is not a deletion. Of writes at one version it yields the last. What compaction
+    /// may drop may be missing: versions shadowed at the watermark, deletions of a plain keyspace.
     pub all_versions: bool,
 }
 

@@ -79,10 +79,6 @@ impl<'a> Key<'a> {
             .then_with(|| other.version.cmp(&self.version))
             .then_with(|| other.sequence.cmp(&self.sequence))
     }
-
-    pub(crate) fn user_key(&self) -> &'a [u8] {
-        self.place.get(KEYSPACE_BYTES..).unwrap_or_default()
-    }
 }
 
 /// The keyspace of a place; 0 if it is too short, which no place of ours is.

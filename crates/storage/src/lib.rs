@@ -19,6 +19,8 @@ mod model;
 mod options;
 mod stats;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};

@@ -695,6 +695,85 @@ fn state_that_lost_what_the_log_purged_does_not_open() {
 }
 
 #[test]
+fn group_of_one_replica_writes_reads_and_restarts() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::empty(&[1]).await;
+        let group = cluster.group(1);
+        group.bootstrap(members(&[1])).await.expect("bootstraps");
+        for n in 0..10 {
+            cluster.write(n).await;
+            cluster.group(1).read_barrier(SOON).await.expect("reads");
+            cluster.holds(1, n + 1).await;
+        }
+        let (disk, machine) = cluster.crash(1).await;
+        cluster.restart(1, disk, machine).await;
+        until("a read", || async {
+            cluster.group(1).read_barrier(SOON).await.ok()
+        })
+        .await;
+        cluster.holds(1, 10).await;
+        // It grows to three.
+        cluster.add(2, MemoryMachine::new()).await;
+        cluster.add(3, MemoryMachine::new()).await;
+        let group = cluster.group(1);
+        group
+            .change_members(members(&[1, 2, 3]), SOON)
+            .await
+            .expect("the members change");
+        cluster.write(10).await;
+        cluster.holds(3, 11).await;
+    });
+}
+
+#[test]
+fn many_groups_share_one_log_and_one_restart() {
+    runtime().block_on(async {
+        let network = MemoryNetwork::new(1);
+        let disk = SimDisk::new(Random::from_seed(1));
+        let open = |disk: &SimDisk| {
+            let groups = Groups::open(config(1), env(disk, 1), network.transport(1));
+            groups.expect("the log opens")
+        };
+        let groups = open(&disk);
+        let machines: Vec<_> = (0..30).map(|_| Arc::new(MemoryMachine::new())).collect();
+        for (n, machine) in (0..).zip(&machines) {
+            let as_machine: Arc<dyn StateMachine> = machine.clone();
+            let group = groups
+                .open_group(n, 1000 + n, as_machine)
+                .await
+                .expect("opens");
+            group
+                .bootstrap([(1000 + n, 1)].into())
+                .await
+                .expect("bootstraps");
+        }
+        for n in 0..30 {
+            let group = groups.group(n).expect("runs");
+            until("a write", || async {
+                group.propose(bytes(n), SOON).await.ok()
+            })
+            .await;
+        }
+        groups.shutdown().await.expect("stops");
+        let groups = open(&disk.crash());
+        assert_eq!(
+            groups.stored_groups(),
+            (0..30).map(|n| (n, 1000 + n)).collect::<Vec<_>>()
+        );
+        for (n, machine) in (0..).zip(&machines) {
+            let reopened = Arc::new(machine.reopen());
+            let as_machine: Arc<dyn StateMachine> = reopened.clone();
+            let group = groups
+                .open_group(n, 1000 + n, as_machine)
+                .await
+                .expect("opens");
+            until("a read", || async { group.read_barrier(SOON).await.ok() }).await;
+            assert_eq!(reopened.writes(), vec![bytes(n)]);
+        }
+    });
+}
+
+#[test]
 fn stored_replica_does_not_open_as_another() {
     runtime().block_on(async {
         let mut cluster = Cluster::of_three().await;

@@ -76,19 +76,21 @@ impl State {
         (from - first) as usize..(to - first) as usize
     }
 
-    /// Adds an entry at the end. False if it would leave a hole.
+    /// Adds an entry at the end, in place of what is there from its index on. False if it would leave
+    /// a hole. One that was purged already changes nothing.
     pub fn push(&mut self, meta: Meta) -> bool {
-        match self.last() {
-            // While replaying nothing is known of what was before the first entry found.
-            None => {}
-            Some(last) if self.entries.is_empty() => {
-                if meta.id.index <= last.index {
-                    return true;
-                }
+        let index = meta.id.index;
+        if self.purged.is_some_and(|purged| index <= purged.index) {
+            return true;
+        }
+        // While replaying nothing is known of what came before the first entry found.
+        if let Some(last) = self.entries.back().map(|meta| meta.id.index) {
+            if index > last + 1 {
+                return false;
             }
-            Some(last) if meta.id.index == last.index + 1 => {}
-            Some(last) if meta.id.index <= last.index => self.truncate(Some(meta.id.index)),
-            Some(_) => return false,
+            if index <= last {
+                self.truncate(Some(index));
+            }
         }
         self.entries.push_back(meta);
         true

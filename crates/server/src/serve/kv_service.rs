@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use quorate_kv::{Error, ErrorKind};
 use quorate_node::{Node, Replies, ReplyBatch};
 use quorate_proto::v1::kv_server::Kv;
 use quorate_proto::{status_of_error, v1};
@@ -140,9 +139,4 @@ impl ClientStream {
         let count = responses.len();
         (v1::ResponseFrame { responses }, count)
     }
-}
-
-/// The error of a request that names something this server does not have.
-pub fn invalid(message: impl Into<String>) -> Status {
-    status_of_error(&Error::new(ErrorKind::InvalidArgument, message))
 }

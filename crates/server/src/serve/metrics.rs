@@ -15,7 +15,7 @@ pub struct Metrics {
     failures: [AtomicU64; ErrorKind::ALL.len()],
 }
 
-const OPERATIONS: [&str; 7] = ["get", "put", "delete", "batch", "compare", "scan", "other"];
+const OPERATIONS: [&str; 6] = ["get", "put", "delete", "batch", "compare", "scan"];
 
 fn place(operation: &Operation) -> usize {
     match operation {
@@ -25,7 +25,6 @@ fn place(operation: &Operation) -> usize {
         Operation::Batch { .. } => 3,
         Operation::Compare { .. } => 4,
         Operation::Scan { .. } => 5,
-        _ => 6,
     }
 }
 

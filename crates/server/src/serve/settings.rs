@@ -56,6 +56,9 @@ pub struct Flags {
         value_delimiter = ','
     )]
     pub seeds: Option<Vec<String>>,
+    /// Stop when standard input ends: for a process that lives with another
+    #[arg(long, hide = true)]
+    pub stop_at_eof: bool,
     /// What to log, as in info or info,quorate_node=debug
     #[arg(long, env = "QUORATE_LOG", value_name = "FILTER")]
     pub log: Option<String>,

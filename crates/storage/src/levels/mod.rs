@@ -97,8 +97,7 @@ impl TableFile {
         let table = Table::open(
             shelf.disk.as_ref(),
             &table_path(&shelf.dir, self.meta.number),
-            self.meta.number,
-            self.meta.size_bytes,
+            &self.meta,
             Arc::clone(&shelf.cache),
         )?;
         Ok(self.open.get_or_init(|| Arc::new(table)))

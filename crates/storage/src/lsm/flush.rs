@@ -9,7 +9,7 @@ use super::{Inner, Sealed, State};
 use crate::compaction::{Failure, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
-use crate::levels::{Edit, TableFile, TableMeta, table_path};
+use crate::levels::{Edit, TableFile, table_path};
 use crate::options::Compression;
 use crate::table::TableOptions;
 
@@ -269,13 +269,5 @@ impl Inner {
             // Nothing is left to be written: nothing will show whether there is space.
             self.heal();
         }
-    }
-
-    /// Whether a table's content is what was asked to be written; for tests.
-    #[cfg(test)]
-    pub(super) fn all_tables(&self) -> Vec<Arc<TableMeta>> {
-        let state = self.state();
-        let tables = state.levels.iter().flatten();
-        tables.map(|t| Arc::clone(&t.meta)).collect()
     }
 }

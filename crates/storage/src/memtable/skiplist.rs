@@ -5,9 +5,12 @@
 //! is freed at once. Nothing is ever removed or changed but the links.
 //!
 //! ```text
-//! node = version u64, sequence << 8 | kind u64, place length u32, value length u32, height u32,
-//!        tower (height × AtomicU32: the next node of each level), place, value, zeros to 8 bytes
+//! node = tower (height × AtomicU32, the lowest level last: the next node of each level),
+//!        place length u32, value length u32, version u64, sequence << 8 | kind u64, place, value
 //! ```
+//!
+//! A node's offset is that of its place length, a multiple of 8; the tower lies before it. So what a
+//! search reads of a node, the lowest links and the beginning of the place, is close together.
 //!
 //! # Why it is sound
 //!
@@ -40,10 +43,11 @@ use crate::key::{Key, Kind};
 
 const MAX_HEIGHT: usize = 12;
 const ALIGN: usize = 8;
-const FIXED: usize = 28;
-/// The head node; also keeps 0 free to mean "no node".
-const HEAD: u32 = ALIGN as u32;
-const HEAD_END: usize = (HEAD as usize + FIXED + 4 * MAX_HEIGHT).next_multiple_of(ALIGN);
+/// Where the place begins in a node.
+const PLACE: usize = 24;
+/// The head node: a tower and numbers that are zeros. 0 means "no node".
+const HEAD: u32 = (4 * MAX_HEIGHT).next_multiple_of(ALIGN) as u32;
+const HEAD_END: usize = HEAD as usize + PLACE;
 
 /// The list.
 pub(crate) struct SkipList {
@@ -80,7 +84,7 @@ fn height_of(sequence: u64) -> usize {
 }
 
 /// The bytes that an entry takes, at most, beside place and value.
-const PER_NODE: usize = FIXED + ALIGN - 1;
+const PER_NODE: usize = PLACE + 2 * (ALIGN - 1);
 
 /// The bytes that entries take whose places and values have `payload` bytes together.
 pub(crate) fn bytes_needed(payload: usize, first_sequence: u64, count: usize) -> usize {
@@ -129,11 +133,10 @@ impl SkipList {
     /// The link from a node to the next one of a level.
     fn link(&self, node: u32, level: usize) -> &AtomicU32 {
         debug_assert!(level < MAX_HEIGHT, "there is no such level");
-        let at = node as usize + FIXED + 4 * level;
-        debug_assert!(at + 4 <= self.layout.size(), "a link lies in the arena");
+        let at = node as usize - 4 * (level + 1);
         // SAFETY: `node` is the head or a linked node (I2, I5) found at `level`, so that its tower
-        // has that level and lies in the arena; it is aligned to 4 since nodes are to 8 and FIXED
-        // is a multiple of 4. Links are only accessed as atomics once a node is linked (I3).
+        // has that level and lies in the arena before the node; it is aligned to 4 since nodes are
+        // to 8. Links are only accessed as atomics once a node is linked (I3).
         unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU32>() }
     }
 
@@ -145,19 +148,17 @@ impl SkipList {
     fn head(&self, node: u32) -> Head<'_> {
         debug_assert!(node > HEAD, "the head has no fields");
         // SAFETY: the node is linked (I2, I5), so all of it is written, lies in the arena, and its
-        // fields don't change (I3). The offsets of the numbers are aligned: 0 and 8 to 8, 16, 20
-        // and 24 to 4. Place and value follow the tower, as `insert` wrote them.
+        // fields don't change (I3). The offsets of the numbers are aligned: 0 and 4 to 4, 8 and 16
+        // to 8. The place follows them, as `write_node` wrote it.
         unsafe {
             let at = self.base.as_ptr().add(node as usize);
-            let place_len = at.add(16).cast::<u32>().read() as usize;
-            let height = at.add(24).cast::<u32>().read() as usize;
-            let place_at = FIXED + 4 * height;
+            let place_len = at.cast::<u32>().read() as usize;
             Head {
-                version: at.cast::<u64>().read(),
-                sequence_kind: at.add(8).cast::<u64>().read(),
-                place: std::slice::from_raw_parts(at.add(place_at), place_len),
-                value_len: at.add(20).cast::<u32>().read() as usize,
-                value_at: place_at + place_len,
+                version: at.add(8).cast::<u64>().read(),
+                sequence_kind: at.add(16).cast::<u64>().read(),
+                place: std::slice::from_raw_parts(at.add(PLACE), place_len),
+                value_len: at.add(4).cast::<u32>().read() as usize,
+                value_at: PLACE + place_len,
             }
         }
     }
@@ -254,25 +255,24 @@ impl SkipList {
         height: usize,
         splice: &[(u32, u32); MAX_HEIGHT],
     ) -> u32 {
-        let place_at = FIXED + 4 * height;
-        let size = place_at + key.place.len() + value.len();
-        let node = self.allocate(size);
-        // SAFETY: the `size` bytes at `node` are ours alone (I1) and in the arena; `node` is a
-        // multiple of 8, so that the numbers are aligned; source and target can't overlap, since
-        // nobody else has a reference to these bytes.
+        let tower = (4 * height).next_multiple_of(ALIGN);
+        let size = tower + PLACE + key.place.len() + value.len();
+        let node = self.allocate(size) + tower;
+        // SAFETY: the `size` bytes that end behind the value are ours alone (I1) and in the arena;
+        // `node` is a multiple of 8, so that the numbers are aligned; source and target can't
+        // overlap, since nobody else has a reference to these bytes.
         unsafe {
             let at = self.base.as_ptr().add(node);
-            at.cast::<u64>().write(key.version);
-            at.add(8)
+            at.cast::<u32>().write(key.place.len() as u32);
+            at.add(4).cast::<u32>().write(value.len() as u32);
+            at.add(8).cast::<u64>().write(key.version);
+            at.add(16)
                 .cast::<u64>()
                 .write(key.sequence << 8 | key.kind as u64);
-            at.add(16).cast::<u32>().write(key.place.len() as u32);
-            at.add(20).cast::<u32>().write(value.len() as u32);
-            at.add(24).cast::<u32>().write(height as u32);
             for (level, (_, after)) in splice.iter().enumerate().take(height) {
-                at.add(FIXED + 4 * level).cast::<u32>().write(*after);
+                at.sub(4 * (level + 1)).cast::<u32>().write(*after);
             }
-            let place = at.add(place_at);
+            let place = at.add(PLACE);
             std::ptr::copy_nonoverlapping(key.place.as_ptr(), place, key.place.len());
             let to = place.add(key.place.len());
             std::ptr::copy_nonoverlapping(value.as_ptr(), to, value.len());

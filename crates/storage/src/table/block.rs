@@ -149,6 +149,11 @@ impl Block {
         self.bytes.len()
     }
 
+    /// How many restart points it has.
+    pub(crate) fn restarts(&self) -> usize {
+        self.restarts as usize
+    }
+
     fn restart(&self, n: u32) -> Option<u32> {
         let at = self.entries_end as usize + 4 * n as usize;
         let bytes = self.bytes.get(at..at + 4)?.first_chunk::<4>()?;
@@ -248,7 +253,7 @@ impl BlockCursor {
         self.block.bytes.slice(from as usize..to as usize)
     }
 
-    fn invalidate(&mut self) {
+    pub(crate) fn invalidate(&mut self) {
         self.at = self.block.entries_end;
         self.after = self.at;
     }
@@ -284,6 +289,14 @@ impl BlockCursor {
                 self.invalidate();
                 Err(NONSENSE)
             }
+        }
+    }
+
+    /// Goes to a restart point; behind the last one it is not valid.
+    pub(crate) fn load_restart_or_end(&mut self, n: usize) -> Result<(), Damage> {
+        match n < self.block.restarts() {
+            true => self.load_restart(n as u32),
+            false => Ok(self.invalidate()),
         }
     }
 

@@ -11,6 +11,7 @@ mod block;
 mod builder;
 mod filter;
 mod format;
+mod index;
 mod reader;
 
 pub(crate) use block::Block;

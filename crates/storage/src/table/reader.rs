@@ -9,6 +9,7 @@ use quorate_env::{Disk, File};
 use super::block::{Block, BlockCursor};
 use super::filter::Filter;
 use super::format::{FOOTER_BYTES, Footer, Handle, MAGIC, Properties, open_block};
+use super::index::Index;
 use crate::cache::BlockCache;
 use crate::codec::Reader;
 use crate::cursor::Cursor;
@@ -16,15 +17,15 @@ use crate::engine::Sequence;
 use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
+use crate::levels::TableMeta;
 
 /// A table that is open.
 pub(crate) struct Table {
     number: u64,
     path: PathBuf,
     file: Arc<dyn File>,
-    index: Block,
+    index: Index,
     filter: Filter,
-    properties: Properties,
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
@@ -38,14 +39,14 @@ pub(crate) struct Found {
 }
 
 impl Table {
-    /// Opens a table; `size` is what the manifest says of it.
+    /// Opens a table that must be what the manifest says of it.
     pub(crate) fn open(
         disk: &dyn Disk,
         path: &Path,
-        number: u64,
-        size: u64,
+        meta: &TableMeta,
         cache: Arc<BlockCache>,
     ) -> Result<Table> {
+        let (number, size) = (meta.number, meta.size_bytes);
         let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
         let file = disk.open_read(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::corrupt(path, "the file is missing"),
@@ -71,27 +72,24 @@ impl Table {
             read_block(file.as_ref(), path, handle)
         };
         let damaged = |what| Error::corrupt(path, what);
-        let index = Block::new(part(footer.index)?).map_err(damaged)?;
+        let index = Block::new(part(footer.index)?).and_then(Index::new);
+        let index = index.map_err(damaged)?;
         let filter = Filter::new(part(footer.filter)?).map_err(damaged)?;
         let properties = part(footer.properties)?;
         let properties = Properties::decode(&mut Reader::new(&properties))
             .ok_or_else(|| damaged("its properties are nonsense"))?;
+        if properties != meta.properties {
+            return Err(damaged("it is not the table that the manifest knows"));
+        }
         Ok(Table {
             number,
             path: path.to_owned(),
             file,
             index,
             filter,
-            properties,
             data_end: footer.index.offset,
             cache,
         })
-    }
-
-    /// What its own properties say that it holds.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the manifest has a copy"))]
-    pub(crate) fn properties(&self) -> &Properties {
-        &self.properties
     }
 
     /// What index and filter take in memory.
@@ -133,8 +131,8 @@ impl Table {
         }
         let target = Key::seek(place, version);
         let in_index = |what| Error::corrupt(&self.path, what);
-        let mut index = BlockCursor::new(self.index.clone());
-        index.seek(&target).map_err(in_index)?;
+        let mut index = self.index.cursor();
+        self.index.seek(&mut index, &target).map_err(in_index)?;
         let mut cursor: Option<BlockCursor> = None;
         while index.valid() {
             let (block, offset) = self.data_block(index.value(), true)?;
@@ -173,8 +171,9 @@ impl Table {
     /// About where in the file a place would be.
     pub(crate) fn offset_of(&self, place: &[u8]) -> Result<u64> {
         let in_index = |what| Error::corrupt(&self.path, what);
-        let mut index = BlockCursor::new(self.index.clone());
-        index.seek(&Key::first_of(place)).map_err(in_index)?;
+        let mut index = self.index.cursor();
+        let sought = self.index.seek(&mut index, &Key::first_of(place));
+        sought.map_err(in_index)?;
         if !index.valid() {
             return Ok(self.data_end);
         }
@@ -185,7 +184,7 @@ impl Table {
     /// Calls `each` with the end of each data block, as the index has it, and its size on disk.
     pub(crate) fn for_each_block(&self, mut each: impl FnMut(&[u8], u64)) -> Result<()> {
         let in_index = |what| Error::corrupt(&self.path, what);
-        let mut index = BlockCursor::new(self.index.clone());
+        let mut index = self.index.cursor();
         index.seek_to_first().map_err(in_index)?;
         while index.valid() {
             let size = Handle::decode(index.value()).map_or(0, |h| h.size);
@@ -219,9 +218,9 @@ pub(crate) struct TableCursor {
 impl TableCursor {
     /// `fill_cache` is whether blocks that it reads shall stay: not for compaction.
     pub(crate) fn new(table: Arc<Table>, fill_cache: bool) -> Self {
-        let index = BlockCursor::new(table.index.clone());
+        let index = table.index.cursor();
         // An empty stand-in until a block is loaded: the index itself, invalid.
-        let data = BlockCursor::new(table.index.clone());
+        let data = table.index.cursor();
         TableCursor {
             table,
             index,
@@ -250,7 +249,7 @@ impl TableCursor {
 
     fn drop_block(&mut self) {
         self.data_at = None;
-        self.data.set_block(self.table.index.clone());
+        self.data.invalidate();
     }
 
     /// Runs a step of the index or the data; damage leaves the cursor invalid.
@@ -273,6 +272,11 @@ impl TableCursor {
             });
         }
         Ok(())
+    }
+
+    fn seek_index(&mut self, target: &Key<'_>) -> Result<()> {
+        let table = Arc::clone(&self.table);
+        self.step(true, |index| table.index.seek(index, target))
     }
 
     /// While the data is at its end, goes on to the next block.
@@ -319,7 +323,7 @@ impl Cursor for TableCursor {
     }
 
     fn seek(&mut self, target: &Key<'_>) -> Result<()> {
-        self.step(true, |index| index.seek(target))?;
+        self.seek_index(target)?;
         if !self.load()? {
             return Ok(());
         }
@@ -328,7 +332,7 @@ impl Cursor for TableCursor {
     }
 
     fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
-        self.step(true, |index| index.seek(target))?;
+        self.seek_index(target)?;
         if !self.load()? {
             return self.seek_to_last();
         }

@@ -11,9 +11,9 @@ use quorate_env::Random;
 use quorate_env::sim::Sim;
 
 use super::{entry, id, vote};
-use crate::log::SharedLog;
 use crate::log::record::Of;
 use crate::log::replica::Replica;
+use crate::log::{BROKEN, Break, SharedLog};
 use crate::raft::{LogId, Vote};
 
 const SEGMENT: u64 = 8 << 10;
@@ -170,8 +170,7 @@ fn live(sim: &Sim, script: &[Step]) -> usize {
         }
     }
     sim.jobs.pump_all();
-    let acknowledged = *acknowledged.lock();
-    acknowledged
+    *acknowledged.lock()
 }
 
 /// What is read back, payloads checked.
@@ -271,4 +270,14 @@ fn crash_check_fails_when_an_acknowledged_step_is_missing() {
     let group = *model.keys().next().expect("a group");
     model.get_mut(&group).expect("a group").ids.pop();
     assert!(check(&script, 40, &model).is_err());
+}
+
+#[test]
+fn crash_check_notices_votes_that_are_not_synced_and_state_that_is_left_out() {
+    for what in [Break::VoteUnsynced, Break::StateLeftOut] {
+        BROKEN.set(Some(what));
+        let caught = (1..=3).any(|seed| crash_everywhere(seed).is_err());
+        BROKEN.set(None);
+        assert!(caught, "the check has no teeth against {what:?}");
+    }
 }

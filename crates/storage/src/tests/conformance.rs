@@ -1,0 +1,364 @@
+//! Both engines agree under random operations: writes, reads at versions and snapshots, iterators
+//! moved at random, flushes, compactions, reopening.
+
+use quorate_env::Env;
+use quorate_env::sim::Sim;
+
+use super::workload::{DATA, META, Workload, dir, keyspaces, option_sets, write_options};
+use crate::{
+    Batch, Engine, Entry, ErrorKind, Iter, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options,
+    ReadAt, Snapshot, WriteOptions,
+};
+
+/// One engine under test and what it should answer.
+struct Pair {
+    env: Env,
+    options: Options,
+    lsm: Option<Lsm>,
+    model: Model,
+    snapshots: Vec<(Snapshot, Snapshot)>,
+    /// Whether the watermark may rise; versions below it are then not compared.
+    watermark: Option<u64>,
+    work: Workload,
+}
+
+impl Pair {
+    fn new(seed: u64, options: Options, with_watermark: bool) -> Self {
+        let env = Sim::new(seed).env();
+        let lsm = Lsm::open(&env, dir(), options.clone()).unwrap();
+        let mut work = Workload::new(seed);
+        work.replays = !with_watermark;
+        Pair {
+            env,
+            lsm: Some(lsm),
+            model: Model::new(&keyspaces()),
+            snapshots: Vec::new(),
+            watermark: with_watermark.then_some(0),
+            work,
+            options,
+        }
+    }
+
+    fn lsm(&self) -> &Lsm {
+        self.lsm.as_ref().unwrap()
+    }
+
+    /// A random place to read at, for both.
+    fn read_at(&self) -> (ReadAt, ReadAt) {
+        let random = &self.work.random;
+        let lowest = self.watermark.unwrap_or(0);
+        let version = match random.one_in(2) {
+            true => u64::MAX,
+            false => lowest + random.below(self.work.version + 2 - lowest),
+        };
+        let mut at = (ReadAt::version(version), ReadAt::version(version));
+        if !self.snapshots.is_empty() && random.one_in(2) {
+            let n = random.below(self.snapshots.len() as u64) as usize;
+            at.0.snapshot = Some(self.snapshots[n].0.clone());
+            at.1.snapshot = Some(self.snapshots[n].1.clone());
+        }
+        at
+    }
+
+    fn step(&mut self) {
+        match self.work.random.below(100) {
+            0..=54 => self.write(),
+            55..=69 => self.check_get(),
+            70..=84 => self.check_iterator(),
+            85..=87 => self.take_snapshot(),
+            88..=90 => drop(self.snapshots.pop()),
+            91..=93 => drop(self.lsm().flush().unwrap()),
+            94 => self.compact(),
+            95 => self.reopen(),
+            96..=97 => self.raise_watermark(),
+            _ => self.check_sizes(),
+        }
+    }
+
+    fn write(&mut self) {
+        let batch = self.work.batch();
+        let options = write_options(&self.options, &self.work.random);
+        self.lsm().write(&batch, options).unwrap();
+        self.model.write(&batch, options).unwrap();
+    }
+
+    fn check_get(&self) {
+        let (at, model_at) = self.read_at();
+        let (keyspace, key) = (self.work.keyspace(), self.work.key());
+        let got = self.lsm().get(keyspace, &key, &at).unwrap();
+        let wanted = self.model.get(keyspace, &key, &model_at).unwrap();
+        assert_eq!(got, wanted, "get {keyspace:?} {key:?} at {at:?}");
+    }
+
+    fn check_iterator(&self) {
+        let (at, model_at) = self.read_at();
+        let random = &self.work.random;
+        let keyspace = self.work.keyspace();
+        let mut options = IterOptions {
+            at,
+            all_versions: self.watermark.is_none() && keyspace != META && random.one_in(3),
+            ..IterOptions::default()
+        };
+        if random.one_in(2) {
+            let (a, b) = (self.work.key(), self.work.key());
+            options.lower = a.clone().min(b.clone());
+            options.upper = Some(a.max(b)).filter(|_| !random.one_in(4));
+        }
+        let mut mine = self.lsm().iterate(keyspace, options.clone()).unwrap();
+        options.at = model_at;
+        let mut wanted = self.model.iterate(keyspace, options.clone()).unwrap();
+        for _ in 0..random.below(60) {
+            let key = self.work.key();
+            let mut name = "";
+            for iter in [&mut mine, &mut wanted] {
+                // Both take the same step: drawn once, from a copy of the stream.
+                name = self.walk(iter.as_mut(), &key, options.lower.len());
+            }
+            self.work.random.next_u64();
+            assert_eq!(
+                look(mine.as_ref()),
+                look(wanted.as_ref()),
+                "{name} {key:?} {options:?}"
+            );
+        }
+    }
+
+    fn walk(&self, iter: &mut dyn Iter, key: &[u8], salt: usize) -> &'static str {
+        let n = (key.len() * 7 + key.last().map_or(0, |b| usize::from(*b)) + salt) % 16;
+        let (name, moved) = match n {
+            0 => ("first", iter.seek_to_first()),
+            1 => ("last", iter.seek_to_last()),
+            2 | 3 => ("seek", iter.seek(key)),
+            4 | 5 => ("seek_for_prev", iter.seek_for_prev(key)),
+            _ if !iter.valid() && n % 2 == 0 => ("first", iter.seek_to_first()),
+            _ if !iter.valid() => ("last", iter.seek_to_last()),
+            6..=10 => ("next", iter.next()),
+            _ => ("prev", iter.prev()),
+        };
+        moved.unwrap();
+        name
+    }
+
+    fn take_snapshot(&mut self) {
+        let pair = (self.lsm().snapshot(), self.model.snapshot());
+        self.snapshots.insert(0, pair);
+    }
+
+    fn compact(&self) {
+        if self.work.random.one_in(2) {
+            self.lsm().compact_all().unwrap();
+        } else {
+            let (a, b) = (self.work.key(), self.work.key());
+            let range = KeyRange::new(a.as_slice().min(&b), a.as_slice().max(&b));
+            self.lsm()
+                .compact_range(self.work.keyspace(), range)
+                .unwrap();
+        }
+    }
+
+    fn reopen(&mut self) {
+        self.snapshots.clear();
+        self.lsm().close().unwrap();
+        self.lsm = None;
+        self.lsm = Some(Lsm::open(&self.env, dir(), self.options.clone()).unwrap());
+    }
+
+    fn raise_watermark(&mut self) {
+        if let Some(watermark) = &mut self.watermark {
+            *watermark = self.work.version;
+            self.work.version += 1;
+            for keyspace in keyspaces().iter().filter(|k| k.versioned) {
+                let raised = self
+                    .lsm
+                    .as_ref()
+                    .unwrap()
+                    .set_watermark(keyspace.id, *watermark);
+                raised.unwrap();
+            }
+        }
+    }
+
+    fn check_sizes(&self) {
+        let keyspace = self.work.keyspace();
+        let all = self
+            .lsm()
+            .approximate_bytes(keyspace, KeyRange::ALL)
+            .unwrap();
+        let (a, b) = (self.work.key(), self.work.key());
+        let range = KeyRange::new(a.as_slice().min(&b), a.as_slice().max(&b));
+        assert!(self.lsm().approximate_bytes(keyspace, range).unwrap() <= all);
+        let middle = self.lsm().approximate_middle_key(keyspace, range).unwrap();
+        if let Some(middle) = middle {
+            assert!(range.lower < middle.as_slice() && middle.as_slice() < range.upper.unwrap());
+        }
+    }
+
+    /// Everything, in both directions.
+    fn check_all(&self) {
+        for keyspace in keyspaces() {
+            for all_versions in [false, true] {
+                if all_versions && (self.watermark.is_some() || !keyspace.versioned) {
+                    continue;
+                }
+                let options = IterOptions {
+                    all_versions,
+                    ..IterOptions::default()
+                };
+                let mine = list(self.lsm(), keyspace.id, &options);
+                let wanted = list(&self.model, keyspace.id, &options);
+                assert_eq!(mine, wanted, "all of {keyspace:?}");
+            }
+        }
+    }
+}
+
+/// What an iterator stands on.
+fn look(iter: &dyn Iter) -> Option<(Vec<u8>, u64, (usize, u64), bool)> {
+    iter.valid().then(|| {
+        assert_eq!(iter.value(), iter.value_bytes());
+        let deletion = iter.is_deletion();
+        (
+            iter.key().to_vec(),
+            iter.version(),
+            (iter.value().len(), xxhash_rust::xxh3::xxh3_64(iter.value())),
+            deletion,
+        )
+    })
+}
+
+/// Key, version, length and hash of the value, whether it is a deletion.
+type Listed = Vec<(Vec<u8>, u64, (usize, u64), bool)>;
+
+/// All entries forward, which must be all entries back.
+pub(super) fn list(engine: &dyn Engine, keyspace: KeyspaceId, options: &IterOptions) -> Listed {
+    try_list(engine, keyspace, options).unwrap()
+}
+
+pub(super) fn try_list(
+    engine: &dyn Engine,
+    keyspace: KeyspaceId,
+    options: &IterOptions,
+) -> crate::Result<Listed> {
+    let mut iter = engine.iterate(keyspace, options.clone())?;
+    let (mut forward, mut back) = (Vec::new(), Vec::new());
+    iter.seek_to_first()?;
+    while let Some(entry) = look(iter.as_ref()) {
+        forward.push(entry);
+        iter.next()?;
+    }
+    iter.seek_to_last()?;
+    while let Some(entry) = look(iter.as_ref()) {
+        back.push(entry);
+        iter.prev()?;
+    }
+    back.reverse();
+    assert_eq!(forward, back, "the same both ways");
+    Ok(forward)
+}
+
+fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair {
+    let mut pair = Pair::new(seed, options, with_watermark);
+    for _ in 0..steps {
+        pair.step();
+    }
+    pair.check_all();
+    pair.reopen();
+    pair.check_all();
+    pair.lsm().compact_all().unwrap();
+    pair.check_all();
+    pair
+}
+
+#[test]
+fn engines_random_operations_agree() {
+    for (set, options) in option_sets().into_iter().enumerate() {
+        for seed in 0..24 {
+            let with_watermark = seed % 3 == 0;
+            println!("option set {set}, seed {seed}");
+            run(seed, options.clone(), with_watermark, 600);
+        }
+    }
+}
+
+#[test]
+fn lsm_tiny_options_reach_deep_levels() {
+    let pair = run(7, option_sets().remove(0), false, 3000);
+    let stats = pair.lsm().stats();
+    assert!(
+        stats.levels[3..].iter().any(|level| level.files > 1),
+        "{stats:?}"
+    );
+}
+
+#[test]
+fn lsm_keeps_its_word_on_versions_and_batches() {
+    let env = Sim::new(1).env();
+    let options = option_sets().remove(0);
+    let lsm = Lsm::open(&env, dir(), options.clone()).unwrap();
+    let mut batch = Batch::new();
+    batch.put_at(DATA, b"k", 5, b"five");
+    batch.put_at(DATA, b"k", 9, b"nine");
+    batch.put(META, b"k", b"first");
+    batch.put(META, b"k", b"second");
+    lsm.write(&batch, WriteOptions::APPLY).unwrap();
+    let at = |version| lsm.get(DATA, b"k", &ReadAt::version(version)).unwrap();
+    let entry = |version, value: &'static str| {
+        let value = value.into();
+        Some(Entry { version, value })
+    };
+    assert_eq!(at(4), None);
+    assert_eq!(at(8), entry(5, "five"));
+    assert_eq!(at(u64::MAX), entry(9, "nine"));
+    let newest = lsm.get(META, b"k", &ReadAt::NEWEST).unwrap();
+    assert_eq!(newest, entry(0, "second"));
+    // The watermark lets go of what only reads below it could see.
+    lsm.set_watermark(DATA, 9).unwrap();
+    lsm.compact_all().unwrap();
+    let below = lsm.get(DATA, b"k", &ReadAt::version(8)).unwrap_err();
+    assert_eq!(below.kind(), ErrorKind::Dropped);
+    let all = IterOptions {
+        all_versions: true,
+        ..IterOptions::default()
+    };
+    assert_eq!(list(&lsm, DATA, &all).len(), 1);
+    // A batch must suit its keyspaces.
+    let mut wrong = Batch::new();
+    wrong.put(DATA, b"k", b"v");
+    let refused = lsm.write(&wrong, WriteOptions::APPLY).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidArgument);
+    let mut nowhere = Batch::new();
+    nowhere.put(KeyspaceId(5), b"k", b"v");
+    assert!(lsm.write(&nowhere, WriteOptions::APPLY).is_err());
+    assert!(
+        lsm.write(&batch, WriteOptions::SYNCED).is_err(),
+        "there is no log"
+    );
+}
+
+#[test]
+fn lsm_opening_checks_lock_and_keyspaces() {
+    let env = Sim::new(1).env();
+    let options = option_sets().remove(0);
+    let lsm = Lsm::open(&env, dir(), options.clone()).unwrap();
+    let again = Lsm::open(&env, dir(), options.clone()).unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::AlreadyOpen);
+    lsm.close().unwrap();
+    let mut missing = options.clone();
+    missing.keyspaces.remove(1);
+    let mut changed = options.clone();
+    changed.keyspaces[1].versioned = true;
+    for wrong in [missing, changed] {
+        let refused = Lsm::open(&env, dir(), wrong).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Incompatible, "{refused}");
+    }
+    let mut more = options;
+    more.keyspaces
+        .push(crate::KeyspaceOptions::plain(9, "more"));
+    let lsm = Lsm::open(&env, dir(), more).unwrap();
+    let mut batch = Batch::new();
+    batch.put(KeyspaceId(9), b"k", b"v");
+    lsm.write(&batch, WriteOptions::APPLY).unwrap();
+    lsm.close().unwrap();
+    let closed = lsm.write(&batch, WriteOptions::APPLY).unwrap_err();
+    assert_eq!(closed.kind(), ErrorKind::Closed);
+}

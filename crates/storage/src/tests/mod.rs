@@ -1,0 +1,7 @@
+//! The engine against its model: the same operations, the same answers, whatever the settings.
+
+mod conformance;
+mod corruption;
+mod crash;
+mod faults;
+mod workload;

@@ -1,0 +1,171 @@
+//! Random batches and settings, from a seed.
+
+use std::path::Path;
+
+use quorate_env::Random;
+
+use crate::{Batch, Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+
+pub(super) const DATA: KeyspaceId = KeyspaceId(0);
+pub(super) const META: KeyspaceId = KeyspaceId(1);
+pub(super) const FAR: KeyspaceId = KeyspaceId(700);
+
+pub(super) fn dir() -> &'static Path {
+    Path::new("/store")
+}
+
+pub(super) fn keyspaces() -> Vec<KeyspaceOptions> {
+    vec![
+        KeyspaceOptions::versioned(DATA.0, "data"),
+        KeyspaceOptions::plain(META.0, "meta"),
+        KeyspaceOptions::versioned(FAR.0, "far"),
+    ]
+}
+
+/// Everything so small that a few hundred entries fill several levels.
+pub(super) fn tiny() -> Options {
+    Options {
+        keyspaces: keyspaces(),
+        wal: false,
+        wal_segment_bytes: 16 << 10,
+        memtable_bytes: 4 << 10,
+        memtables_waiting: 2,
+        cache_bytes: 32 << 10,
+        block_bytes: 256,
+        table_bytes: 2 << 10,
+        level_base_bytes: 6 << 10,
+        level_factor: 3,
+        l0_compact: 2,
+        l0_slow: 4,
+        l0_stop: 8,
+        ..Options::default()
+    }
+}
+
+/// Settings that differ in what matters.
+pub(super) fn option_sets() -> Vec<Options> {
+    vec![
+        tiny(),
+        Options {
+            wal: true,
+            compression: Compression::None,
+            filter_bits_per_key: 0,
+            ..tiny()
+        },
+        Options {
+            wal: true,
+            memtable_bytes: 1 << 10,
+            block_bytes: 1,
+            table_bytes: 1,
+            cache_bytes: 0,
+            compactions: 3,
+            ..tiny()
+        },
+        Options {
+            memtable_bytes: 64 << 10,
+            block_bytes: 4096,
+            auto_compact: false,
+            ..tiny()
+        },
+        Options {
+            keyspaces: keyspaces(),
+            wal_segment_bytes: 256 << 10,
+            memtable_bytes: 1 << 20,
+            ..Options::default()
+        },
+    ]
+}
+
+/// How a batch may be written with these settings.
+pub(super) fn write_options(options: &Options, random: &Random) -> WriteOptions {
+    let durability = match (options.wal, random.one_in(2)) {
+        (false, _) => Durability::None,
+        (true, false) => Durability::Buffered,
+        (true, true) => Durability::Synced,
+    };
+    WriteOptions {
+        durability,
+        throttle: random.one_in(2),
+    }
+}
+
+/// Makes batches.
+pub(super) struct Workload {
+    pub(super) random: Random,
+    pub(super) version: u64,
+    /// Whether old versions are written now and then, as by a replay.
+    pub(super) replays: bool,
+    pub(super) keys: u64,
+}
+
+impl Workload {
+    pub(super) fn new(seed: u64) -> Self {
+        let random = Random::from_seed(seed);
+        Workload {
+            version: 10,
+            replays: true,
+            keys: 5 + random.below(60),
+            random,
+        }
+    }
+
+    /// Keys with common beginnings, of different lengths, with bytes at the ends of their range.
+    pub(super) fn key(&self) -> Vec<u8> {
+        let n = self.random.below(self.keys);
+        let mut key = match n % 4 {
+            0 => vec![0; (n / 4 % 3) as usize],
+            1 => vec![0xff; (n / 4 % 4) as usize],
+            2 => b"shared prefix/".to_vec(),
+            _ => b"k".to_vec(),
+        };
+        key.extend_from_slice(&(n / 4).to_be_bytes()[7 - (n % 2) as usize..]);
+        key
+    }
+
+    pub(super) fn value(&self) -> Vec<u8> {
+        let length = match self.random.below(40) {
+            0 => 3000,
+            1..=5 => 0,
+            n => n * 3,
+        };
+        let byte = self.random.next_u64();
+        (0..length).map(|n| (byte >> (n % 8)) as u8).collect()
+    }
+
+    /// A version, mostly rising, sometimes an old one again.
+    fn next_version(&mut self) -> u64 {
+        match self.random.below(10) {
+            0 if self.replays => 1 + self.random.below(self.version),
+            0..=3 => self.version,
+            _ => {
+                self.version += 1 + self.random.below(3);
+                self.version
+            }
+        }
+    }
+
+    pub(super) fn batch(&mut self) -> Batch {
+        let mut batch = Batch::new();
+        for _ in 0..=self.random.below(6) {
+            let (key, value) = (self.key(), self.value());
+            let delete = self.random.one_in(4);
+            match (self.random.below(3), delete) {
+                (0, true) => batch.delete(META, &key),
+                (0, false) => batch.put(META, &key, &value),
+                (n, delete) => {
+                    let keyspace = if n == 1 { DATA } else { FAR };
+                    let version = self.next_version();
+                    match delete {
+                        true => batch.delete_at(keyspace, &key, version),
+                        false => batch.put_at(keyspace, &key, version, &value),
+                    }
+                }
+            }
+        }
+        batch
+    }
+
+    pub(super) fn keyspace(&self) -> KeyspaceId {
+        [DATA, META, FAR][self.random.below(3) as usize]
+    }
+}
