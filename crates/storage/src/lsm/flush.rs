@@ -124,6 +124,7 @@ impl Inner {
             options: self.table_options(0),
             table_bytes: u64::MAX,
             below: None,
+            without: None,
         };
         // Memtables above are newer; older ones are flushed.
         let at_bottom = |place: &[u8]| levels.nothing_from(0, place);
