@@ -41,8 +41,8 @@
 //!
 //! # What it does not do
 //!
-//! No range deletes, no values kept apart from keys, no expiry: their record kinds are reserved. No
-//! transactions, no network, no clock. It is synchronous; files, threads and time come from
+//! No range delete within a batch ([`Lsm::remove_range`] forgets a range, outside of batches), no
+//! values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network, no clock. It is synchronous; files, threads and time come from
 //! [`quorate_env::Env`] alone. The bytes on disk are described in `docs/formats.md`.
 
 mod batch;

@@ -100,6 +100,9 @@ impl Inner {
         match self.write_out(&sealed) {
             Ok(()) => {
                 self.heal();
+                // A disk that did not read before may do so now; damage stays.
+                let mut work = self.work.lock();
+                work.unreadable.take_if(|e| e.kind() == ErrorKind::Io);
                 Ok(true)
             }
             Err(error) => {

@@ -140,6 +140,9 @@ impl Lsm {
     }
 
     /// Writes all memtables out and waits for it; returns the sequence that is on disk.
+    ///
+    /// This, compaction and removal wait for jobs: REQUIRES that the caller is not itself one of class
+    /// `Flush` or `Compaction`. Fails with `DiskFull` if there is no space now.
     pub fn flush(&self) -> Result<Sequence> {
         self.inner.flush_and_wait()
     }

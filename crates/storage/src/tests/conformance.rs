@@ -4,7 +4,7 @@
 use quorate_env::Env;
 use quorate_env::sim::Sim;
 
-use super::workload::{DATA, META, Workload, dir, keyspaces, option_sets, write_options};
+use super::workload::{DATA, META, Workload, dir, keyspaces, option_sets, seeds, write_options};
 use crate::{
     Batch, Engine, Entry, ErrorKind, Iter, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options,
     ReadAt, Snapshot, WriteOptions,
@@ -285,7 +285,7 @@ fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair 
 #[test]
 fn engines_random_operations_agree() {
     for (set, options) in option_sets().into_iter().enumerate() {
-        for seed in 0..24 {
+        for seed in seeds(24) {
             let with_watermark = seed % 3 == 0;
             println!("option set {set}, seed {seed}");
             run(seed, options.clone(), with_watermark, 600);
