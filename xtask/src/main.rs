@@ -1,2 +1,50 @@
-//! The workspace's chores: `cargo xtask <verb>`.
-fn main() {}
+//! Tasks of the workspace: `cargo xtask <task>`.
+
+mod ci;
+mod cluster;
+mod codegen;
+mod services;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+const USAGE: &str = "\
+usage: cargo xtask <task>
+
+  ci                  everything that must hold: fmt, tidy, codegen, clippy, docs, test
+  test [FILTER...]    all tests; they bring up what they need
+  tidy                arrows between crates, sizes of files and functions, heads of files
+  codegen [--check]   make the Rust code of proto/; with --check compare only
+  bench cluster       three nodes of ours against three of etcd, on this machine
+  cluster start|stop|kill N|pause N|resume N|restart N
+                      a cluster of real processes, in target/cluster
+";
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let root = root()?;
+    match words.as_slice() {
+        ["ci"] => ci::ci(&root),
+        ["test", filter @ ..] => ci::test(&root, filter),
+        ["tidy"] => tidy::run(&root),
+        ["codegen"] => codegen::run(&root, false),
+        ["codegen", "--check"] => codegen::run(&root, true),
+        ["cluster", words @ ..] => cluster::run(&root, words),
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        _ => bail!("unknown task: {}\n\n{USAGE}", words.join(" ")),
+    }
+}
+
+/// The workspace's root folder.
+fn root() -> Result<PathBuf> {
+    let parent = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    parent
+        .map(Path::to_path_buf)
+        .context("xtask lies in the workspace's root folder")
+}

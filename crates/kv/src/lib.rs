@@ -8,6 +8,8 @@
 //! This crate does not know how anything is stored, sent or agreed upon. It has no async runtime in
 //! its signatures and next to no dependencies.
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod error;
 mod kv;
 mod limits;
@@ -29,3 +31,6 @@ pub type Version = u64;
 
 /// The largest version that may be written.
 pub const VERSION_MAX: Version = (1 << 63) - 1;
+
+#[cfg(all(test, feature = "conformance"))]
+mod tests;

@@ -1,0 +1,34 @@
+//! What can be set about a client.
+
+use std::time::Duration;
+
+/// Settings of a client; plain data.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// The most time an operation takes that does not say otherwise.
+    pub timeout: Duration,
+    /// How long one node is waited for when a read could go to another one.
+    pub attempt_timeout: Duration,
+    /// How long making a connection may take.
+    pub connect_timeout: Duration,
+    /// Connections to each node.
+    pub connections: usize,
+    /// Whether operations that are in flight together share frames. Without it each is a call of
+    /// its own, which is slower: for comparison.
+    pub batching: bool,
+    /// What this client's writes are named by; `None`: a random number.
+    pub client_id: Option<u64>,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        ClientOptions {
+            timeout: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            connections: 1,
+            batching: true,
+            client_id: None,
+        }
+    }
+}

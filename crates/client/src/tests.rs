@@ -1,0 +1,389 @@
+//! The client against a cluster without network, and over gRPC against the same one behind a port.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_kv::conformance::{Suite, run};
+use quorate_kv::{
+    Batch, Compare, Condition, ErrorKind, Get, Kv, Mutation, Outcome, Put, ReadLevel, Scan,
+    ScanOrder,
+};
+use quorate_sharding::{Encoding, NamespaceKind, NamespaceSpec, RoutingPrefix, Shard, ShardEpoch};
+
+use crate::{Client, ClientOptions, NamespaceKv};
+
+mod fake;
+#[cfg(feature = "grpc")]
+mod over_grpc;
+
+use fake::{Fake, FakeTransport, Fault, doubt, refusal};
+
+const HASHED: Encoding = Encoding::Hashed {
+    prefix: RoutingPrefix::WholeKey,
+};
+const HASHED_BY_SLASH: Encoding = Encoding::Hashed {
+    prefix: RoutingPrefix::Until(b'/'),
+};
+
+async fn client(fake: &Arc<Fake>) -> Client {
+    let transport = Arc::new(FakeTransport(fake.clone()));
+    let seeds = ["n1:1".to_owned(), "n2:1".to_owned()];
+    Client::with_transport(transport, &seeds, ClientOptions::default())
+        .await
+        .unwrap()
+}
+
+async fn namespace(fake: &Arc<Fake>) -> NamespaceKv {
+    client(fake).await.namespace("ns").await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn conformance_over_ordered_shards() {
+    let kv = namespace(&Fake::new(3, Encoding::Ordered, 8)).await;
+    run(&kv, &Suite::new("suite")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn conformance_over_hashed_prefixes() {
+    let kv = namespace(&Fake::new(3, HASHED_BY_SLASH, 8)).await;
+    run(&kv, &Suite::new("suite")).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn conformance_over_hashed_keys() {
+    let kv = namespace(&Fake::new(3, HASHED, 8)).await;
+    let suite = Suite {
+        one_shard: false,
+        ordered: false,
+        ..Suite::new("suite")
+    };
+    run(&kv, &suite).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn namespace_that_is_unknown_is_named() {
+    let error = client(&Fake::new(1, HASHED, 1))
+        .await
+        .namespace("other")
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::UnknownNamespace);
+    assert!(error.message().contains("other"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn namespace_created_by_another_client_is_found() {
+    let fake = Fake::new(3, HASHED, 1);
+    let (one, two) = (client(&fake).await, client(&fake).await);
+    let spec = NamespaceSpec {
+        name: "later".into(),
+        kind: NamespaceKind::Compact,
+        shards: 1,
+        replicas: 3,
+        splits: Vec::new(),
+    };
+    fake.state.lock().down.insert(1);
+    one.create_namespace(&spec).await.unwrap();
+    let again = one.create_namespace(&spec).await.unwrap_err();
+    assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let kv = two.namespace("later").await.unwrap();
+    kv.put(Put::new("k", "v")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_change_is_followed_and_remembered() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "1")).await.unwrap();
+    let shard = {
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        state.leaders.insert(shard.id, shard.replicas[2].node);
+        state.seen.clear();
+        shard
+    };
+    kv.put(Put::new("k", "2")).await.unwrap();
+    kv.put(Put::new("k", "3")).await.unwrap();
+    let nodes: Vec<_> = fake.state.lock().seen.iter().map(|s| s.0).collect();
+    let leader = shard.replicas[2].node;
+    assert_eq!(nodes, [shard.replicas[0].node, leader, leader]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_unknown_for_a_while_is_waited_for() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    let shard = fake.state.lock().map.shards().next().unwrap().id;
+    let leader = fake.state.lock().leaders.remove(&shard).unwrap();
+    let put = tokio::spawn(async move { kv.put(Put::new("k", "1")).await });
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    fake.state.lock().leaders.insert(shard, leader);
+    assert!(put.await.unwrap().unwrap().applied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn leaderless_shard_fails_at_the_deadline_with_nothing_applied() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    fake.state.lock().leaders.clear();
+    let begun = tokio::time::Instant::now();
+    let put = Put::new("k", "1").timeout(Duration::from_millis(300));
+    let error = kv.put(put).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_millis(320));
+}
+
+#[tokio::test(start_paused = true)]
+async fn epoch_change_is_taken_from_the_redirect() {
+    let fake = Fake::new(3, Encoding::Ordered, 1);
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("z", "1")).await.unwrap();
+    split(&fake, "m");
+    kv.put(Put::new("a", "2")).await.unwrap();
+    kv.put(Put::new("z", "3")).await.unwrap();
+    let entries = kv.scan(Scan::range("", "")).await.unwrap().entries;
+    let keys: Vec<_> = entries.iter().map(|e| &e.key[..]).collect();
+    assert_eq!(keys, [b"a", b"z"]);
+    // What fitted one shard no longer does.
+    let batch = Batch::new(vec![Mutation::put("a", "x"), Mutation::put("z", "x")]);
+    let error = kv.batch(batch).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CrossShard);
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn epoch_change_in_the_middle_of_a_scan_loses_nothing() {
+    for order in [ScanOrder::Key, ScanOrder::KeyReverse, ScanOrder::Unordered] {
+        let fake = Fake::new(3, Encoding::Ordered, 1);
+        let kv = namespace(&fake).await;
+        for key in ["a", "b", "c", "d", "e"] {
+            kv.put(Put::new(key, "v")).await.unwrap();
+        }
+        let scan = Scan::range("", "").limit(2).order(order);
+        let first = kv.scan(scan.clone()).await.unwrap();
+        split(&fake, "c");
+        let second = kv.scan(scan.clone().page(first.next)).await.unwrap();
+        let third = kv.scan(scan.page(second.next)).await.unwrap();
+        let pages = [first.entries, second.entries, third.entries].concat();
+        let mut keys: Vec<_> = pages.iter().map(|e| e.key.clone()).collect();
+        keys.sort();
+        assert_eq!(keys, ["a", "b", "c", "d", "e"]);
+    }
+}
+
+/// Splits the only shard at a key.
+fn split(fake: &Fake, at: &'static str) {
+    let mut state = fake.state.lock();
+    let whole = Shard::clone(state.map.shards().next().unwrap());
+    let epoch = ShardEpoch {
+        range: whole.epoch.range + 1,
+        ..whole.epoch
+    };
+    let left = Shard {
+        end: Bytes::from(at),
+        epoch,
+        ..whole.clone()
+    };
+    let right = Shard {
+        id: whole.id + 100,
+        start: Bytes::from(at),
+        epoch,
+        ..whole
+    };
+    let leader = state.leaders[&left.id];
+    state.leaders.insert(right.id, leader);
+    state.map.apply_shards(&[left, right]);
+    state.map.version += 1;
+}
+
+#[tokio::test(start_paused = true)]
+async fn broken_connection_makes_a_writes_outcome_unknown_and_is_not_retried() {
+    for (fault, written) in [(Fault::LoseReply, true), (Fault::LoseRequest, false)] {
+        let fake = Fake::new(3, HASHED, 1);
+        let kv = namespace(&fake).await;
+        fake.fault(fault);
+        let error = kv.put(Put::new("k", "1")).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert_eq!(error.outcome(), Outcome::Unknown);
+        assert_eq!(fake.state.lock().seen.len(), 1, "it was sent once");
+        let found = kv.get(Get::new("k")).await.unwrap();
+        assert_eq!(found.is_some(), written);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn broken_connection_is_no_matter_for_a_read() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "1")).await.unwrap();
+    fake.fault(Fault::LoseReply);
+    fake.fault(doubt(ErrorKind::Unavailable));
+    assert!(kv.get(Get::new("k")).await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_write_is_repeated_and_doubtful_one_is_not() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    for kind in [
+        ErrorKind::Unavailable,
+        ErrorKind::Overloaded,
+        ErrorKind::NoQuorum,
+    ] {
+        fake.fault(refusal(kind));
+        assert!(
+            kv.put(Put::new("k", "1")).await.unwrap().applied,
+            "{kind:?}"
+        );
+        fake.fault(doubt(kind));
+        let error = kv.put(Put::new("k", "2")).await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome()), (kind, Outcome::Unknown));
+    }
+    for kind in [
+        ErrorKind::DiskFull,
+        ErrorKind::Corruption,
+        ErrorKind::Internal,
+    ] {
+        fake.fault(refusal(kind));
+        let error = kv.put(Put::new("k", "2")).await.unwrap_err();
+        assert_eq!(error.kind(), kind);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_node_costs_a_write_its_deadline_and_a_read_one_attempt() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "1")).await.unwrap();
+    fake.fault(Fault::Silence);
+    let begun = tokio::time::Instant::now();
+    assert!(kv.get(Get::new("k")).await.unwrap().is_some());
+    assert!(begun.elapsed() < Duration::from_millis(1100));
+    fake.fault(Fault::Silence);
+    let error = kv.put(Put::new("k", "2")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(error.outcome(), Outcome::Unknown);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_node_leaves_reads_and_writes_to_the_others() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    {
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        state.down.insert(shard.replicas[0].node);
+        state.leaders.insert(shard.id, shard.replicas[1].node);
+    }
+    let begun = tokio::time::Instant::now();
+    assert!(kv.put(Put::new("k", "1")).await.unwrap().applied);
+    assert!(kv.get(Get::new("k")).await.unwrap().is_some());
+    assert!(begun.elapsed() < Duration::from_millis(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_reads_go_to_all_replicas_and_need_no_leader() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    let token = kv.put(Put::new("k", "1")).await.unwrap().token;
+    fake.state.lock().leaders.clear();
+    fake.state.lock().seen.clear();
+    for _ in 0..6 {
+        for level in [ReadLevel::Stale, ReadLevel::AtLeast(token)] {
+            kv.get(Get::new("k").level(level)).await.unwrap();
+        }
+    }
+    let nodes: std::collections::HashSet<_> = fake.state.lock().seen.iter().map(|s| s.0).collect();
+    assert_eq!(nodes.len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn compare_across_shards_is_refused() {
+    let kv = namespace(&Fake::new(3, Encoding::Ordered, 8)).await;
+    let compare = Compare::new()
+        .when("a", Condition::Absent)
+        .when(vec![0xf0], Condition::Absent);
+    let error = kv.compare(compare).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::CrossShard);
+}
+
+#[tokio::test(start_paused = true)]
+async fn scan_crosses_shards_in_order_both_ways() {
+    let kv = namespace(&Fake::new(3, Encoding::Ordered, 8)).await;
+    let mut keys: Vec<Bytes> = (0..64u8).map(|i| Bytes::from(vec![i * 4, i])).collect();
+    for key in &keys {
+        kv.put(Put::new(key.clone(), "v")).await.unwrap();
+    }
+    for order in [ScanOrder::Key, ScanOrder::KeyReverse] {
+        for limit in [1, 5, 8, 64, 1000] {
+            let mut found = Vec::new();
+            let mut page = None;
+            loop {
+                let scan = Scan::range("", "").limit(limit).order(order).page(page);
+                let part = kv.scan(scan).await.unwrap();
+                found.extend(part.entries.into_iter().map(|e| e.key));
+                page = part.next;
+                if page.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(found, keys, "{order:?} {limit}");
+        }
+        keys.reverse();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn scan_of_hashed_keys_is_unordered_or_unsupported() {
+    let kv = namespace(&Fake::new(3, HASHED, 8)).await;
+    for i in 0..50 {
+        kv.put(Put::new(format!("k{i:02}"), "v")).await.unwrap();
+    }
+    let error = kv.scan(Scan::range("", "")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let scan = Scan::range("k10", "k20").order(ScanOrder::Unordered);
+    assert_eq!(kv.scan(scan).await.unwrap().entries.len(), 10);
+    let one = Scan::range("k10", "k10\0");
+    assert_eq!(kv.scan(one).await.unwrap().entries.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn scan_refuses_a_foreign_page_token() {
+    let kv = namespace(&Fake::new(3, Encoding::Ordered, 1)).await;
+    for token in ["", "x", "\u{1}\u{1}abc"] {
+        let scan = Scan::range("", "").page(Some(Bytes::from(token)));
+        let error = kv.scan(scan).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn connect_without_any_node_says_where_it_tried() {
+    let fake = Fake::new(1, HASHED, 1);
+    fake.state.lock().down.insert(1);
+    let transport = Arc::new(FakeTransport(fake));
+    let seeds = ["n1:1".to_owned()];
+    let made = Client::with_transport(transport, &seeds, ClientOptions::default()).await;
+    let error = made.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert!(error.message().contains("n1:1"), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn replica_hashes_and_status_name_every_node() {
+    let fake = Fake::new(3, HASHED, 1);
+    let client = client(&fake).await;
+    let shard = fake.state.lock().map.shards().next().unwrap().id;
+    let hashes = client.replica_hashes(shard).await.unwrap();
+    assert_eq!(hashes.iter().filter(|h| h.is_ok()).count(), 3);
+    fake.state.lock().down.insert(3);
+    let status = client.status().await;
+    assert_eq!(status.len(), 3);
+    assert!(status[2].1.is_err());
+    assert!(client.replica_hashes(999).await.is_err());
+}

@@ -1,0 +1,346 @@
+//! Applying writes: from state and command alone, the same on every replica.
+//!
+//! One [`Applier`] takes the commands of one call in order and gathers their effects in one engine
+//! batch, together with the position that they lead to. What it writes it also sees: later
+//! conditions look at the overlay first.
+//!
+//! Versions: in a wide namespace the first write of a command gets `max(stamp, last + 1)`, in a
+//! compact one `last + 1`; each further write of the command gets the next. So every write of a
+//! group has its own version, and they only grow.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use quorate_kv::{Condition, Mutation, Op, OpResult, VERSION_MAX, Version};
+use quorate_replication::EntryId;
+use quorate_sharding::{Answer, Encoding, NamespaceKind, Operation, Shard};
+use quorate_storage::{Batch, Engine, ReadAt, Sequence, WriteOptions};
+
+use crate::codec::{Damaged, Reader, put_u64};
+use crate::command::Write;
+use crate::keys::{DATA, GroupField, META, data_key, group_key};
+use crate::outcome::{Outcome, Outcomes};
+use crate::value::{self, Header};
+
+/// Why applying stopped: the replica can't go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error(transparent)]
+    Engine(#[from] quorate_storage::Error),
+    #[error(transparent)]
+    Damaged(#[from] Damaged),
+}
+
+/// Where a group stands, as it is stored with its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Position {
+    pub entry: Option<EntryId>,
+    /// The newest version that the group gave.
+    pub version: Version,
+}
+
+impl Position {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(40);
+        put_u64(&mut out, self.version);
+        if let Some(entry) = self.entry {
+            put_u64(&mut out, entry.term);
+            put_u64(&mut out, entry.leader);
+            put_u64(&mut out, entry.index);
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Position, Damaged> {
+        let mut reader = Reader::new(bytes);
+        let version = reader.u64()?;
+        if reader.is_empty() {
+            return Ok(Position {
+                entry: None,
+                version,
+            });
+        }
+        let entry = EntryId {
+            term: reader.u64()?,
+            leader: reader.u64()?,
+            index: reader.u64()?,
+        };
+        Ok(Position {
+            entry: Some(entry),
+            version,
+        })
+    }
+}
+
+/// What the applier knows of a key: its version (0: absent) and what is stored.
+#[derive(Debug, Clone)]
+struct Current {
+    version: Version,
+    stored: Bytes,
+}
+
+/// The effects of some commands, in the making.
+pub(crate) struct Applier<'a> {
+    engine: &'a dyn Engine,
+    shard: &'a Shard,
+    encoding: Encoding,
+    wide: bool,
+    position: Position,
+    batch: Batch,
+    overlay: HashMap<Vec<u8>, Current>,
+}
+
+impl<'a> Applier<'a> {
+    pub(crate) fn new(
+        engine: &'a dyn Engine,
+        shard: &'a Shard,
+        kind: NamespaceKind,
+        position: Position,
+    ) -> Applier<'a> {
+        Applier {
+            engine,
+            shard,
+            encoding: kind.encoding(),
+            wide: matches!(kind, NamespaceKind::Wide { .. }),
+            position,
+            batch: Batch::new(),
+            overlay: HashMap::new(),
+        }
+    }
+
+    /// Applies the writes of one command, each on its own.
+    pub(crate) fn writes(
+        &mut self,
+        stamp: Version,
+        writes: Vec<Write>,
+    ) -> Result<Bytes, ApplyError> {
+        if self.wide {
+            self.position.version = self
+                .position
+                .version
+                .max(stamp.saturating_sub(1))
+                .min(VERSION_MAX - 1);
+        }
+        let mut outcomes = Outcomes::new();
+        for write in writes {
+            let outcome = if write.range_epoch == self.shard.epoch.range {
+                self.write(write.operation)?
+            } else {
+                Outcome::WrongEpoch
+            };
+            outcomes.push(&outcome);
+        }
+        Ok(outcomes.finish())
+    }
+
+    /// The position moves, whatever the entry was.
+    pub(crate) fn advance(&mut self, entry: EntryId) {
+        self.position.entry = Some(entry);
+    }
+
+    /// Whether there is something to commit for a group that stands at `position`.
+    pub(crate) fn is_ahead_of(&self, position: &Position) -> bool {
+        self.position.entry != position.entry
+    }
+
+    pub(crate) fn membership(&mut self, membership: &[u8]) {
+        let key = group_key(self.shard.id, GroupField::Membership);
+        self.batch.put(META, &key, membership);
+    }
+
+    /// Writes everything at once; the position is the group's from now on.
+    pub(crate) fn commit(mut self) -> Result<(Position, Sequence), ApplyError> {
+        let key = group_key(self.shard.id, GroupField::Applied);
+        self.batch.put(META, &key, &self.position.encode());
+        let sequence = self.engine.write(&self.batch, WriteOptions::APPLY)?;
+        Ok((self.position, sequence))
+    }
+
+    fn write(&mut self, operation: Operation) -> Result<Outcome, ApplyError> {
+        match operation {
+            Operation::Put {
+                key,
+                value,
+                condition,
+            } => self.write_one(&key, Some(&value), condition),
+            Operation::Delete { key, condition } => self.write_one(&key, None, condition),
+            Operation::Batch { mutations } => {
+                if !mutations.iter().all(|m| self.holds_key(m.key())) {
+                    return Ok(Outcome::OutOfRange);
+                }
+                let version = self.next_version();
+                for mutation in &mutations {
+                    self.mutate(mutation, version)?;
+                }
+                Ok(Outcome::Done(Answer::Batch { version }))
+            }
+            Operation::Compare {
+                conditions,
+                then_ops,
+                else_ops,
+            } => self.compare(&conditions, then_ops, else_ops),
+            _ => Err(Damaged("a read in a command").into()),
+        }
+    }
+
+    fn holds_key(&self, key: &[u8]) -> bool {
+        self.shard.contains(&self.encoding.encode(key))
+    }
+
+    fn next_version(&mut self) -> Version {
+        self.position.version = (self.position.version + 1).min(VERSION_MAX);
+        self.position.version
+    }
+
+    fn write_one(
+        &mut self,
+        key: &[u8],
+        value: Option<&[u8]>,
+        condition: Condition,
+    ) -> Result<Outcome, ApplyError> {
+        let encoded = self.encoding.encode(key);
+        if !self.shard.contains(&encoded) {
+            return Ok(Outcome::OutOfRange);
+        }
+        let data_key = data_key(self.shard.namespace, &encoded);
+        let current = self.current(&data_key)?;
+        let refused =
+            !condition.holds(current.version) || (value.is_none() && current.version == 0);
+        let version = if refused {
+            current.version
+        } else {
+            let version = self.next_version();
+            self.change(data_key, current, value, version)?;
+            version
+        };
+        let group_version = self.position.version;
+        Ok(Outcome::Done(Answer::Written {
+            applied: !refused,
+            version,
+            group_version,
+        }))
+    }
+
+    fn compare(
+        &mut self,
+        conditions: &[(Bytes, Condition)],
+        then_ops: Vec<Op>,
+        else_ops: Vec<Op>,
+    ) -> Result<Outcome, ApplyError> {
+        let mut keys = conditions.iter().map(|(key, _)| key);
+        let mut op_keys = then_ops.iter().chain(&else_ops).map(Op::key);
+        if !(keys.all(|key| self.holds_key(key)) && op_keys.all(|key| self.holds_key(key))) {
+            return Ok(Outcome::OutOfRange);
+        }
+        let mut succeeded = true;
+        for (key, condition) in conditions {
+            let data_key = self.data_key(key);
+            succeeded &= condition.holds(self.current(&data_key)?.version);
+        }
+        let branch = if succeeded { then_ops } else { else_ops };
+        let writes = branch.iter().any(|op| matches!(op, Op::Mutate(_)));
+        let version = if writes {
+            self.next_version()
+        } else {
+            self.position.version
+        };
+        let mut results = Vec::with_capacity(branch.len());
+        for op in branch {
+            results.push(match op {
+                Op::Mutate(mutation) => {
+                    self.mutate(&mutation, version)?;
+                    OpResult::Done
+                }
+                other => {
+                    let key = other.key().clone();
+                    let current = self.current(&self.data_key(&key))?;
+                    let found = current.version != 0;
+                    let entry = found
+                        .then(|| value::to_entry(key, current.version, &current.stored))
+                        .transpose()?;
+                    OpResult::Entry(entry)
+                }
+            });
+        }
+        Ok(Outcome::Done(Answer::Compare {
+            succeeded,
+            results,
+            version,
+        }))
+    }
+
+    fn data_key(&self, key: &[u8]) -> Vec<u8> {
+        data_key(self.shard.namespace, &self.encoding.encode(key))
+    }
+
+    fn mutate(&mut self, mutation: &Mutation, version: Version) -> Result<(), ApplyError> {
+        let data_key = self.data_key(mutation.key());
+        let current = self.current(&data_key)?;
+        let value = match mutation {
+            Mutation::Put { value, .. } => Some(&value[..]),
+            _ => None,
+        };
+        if value.is_none() && current.version == 0 {
+            return Ok(());
+        }
+        self.change(data_key, current, value, version)
+    }
+
+    fn current(&self, data_key: &[u8]) -> Result<Current, ApplyError> {
+        if let Some(current) = self.overlay.get(data_key) {
+            return Ok(current.clone());
+        }
+        let found = self.engine.get(DATA, data_key, &ReadAt::NEWEST)?;
+        Ok(match found {
+            Some(entry) => Current {
+                version: entry.version,
+                stored: entry.value,
+            },
+            None => Current {
+                version: 0,
+                stored: Bytes::new(),
+            },
+        })
+    }
+
+    fn change(
+        &mut self,
+        data_key: Vec<u8>,
+        current: Current,
+        value: Option<&[u8]>,
+        version: Version,
+    ) -> Result<(), ApplyError> {
+        debug_assert!(version >= current.version, "a key's version would decrease");
+        let now = match value {
+            None => {
+                self.batch.delete_at(DATA, &data_key, version);
+                Current {
+                    version: 0,
+                    stored: Bytes::new(),
+                }
+            }
+            Some(value) => {
+                let header = if current.version == 0 {
+                    Header {
+                        create_version: version,
+                        write_count: 1,
+                    }
+                } else {
+                    let old = value::decode_header(&current.stored)?;
+                    Header {
+                        write_count: old.write_count + 1,
+                        ..old
+                    }
+                };
+                let stored = value::encode(header, value);
+                self.batch.put_at(DATA, &data_key, version, &stored);
+                Current {
+                    version,
+                    stored: stored.into(),
+                }
+            }
+        };
+        self.overlay.insert(data_key, now);
+        Ok(())
+    }
+}

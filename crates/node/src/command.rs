@@ -1,0 +1,252 @@
+//! What a shard's group agrees upon: commands, as bytes in the Raft log.
+//!
+//! ```text
+//! command   = format u8 (1), kind u8, body
+//! kind 1    = stamp u64, count u32, operation*          writes of clients, each on its own
+//! kind 2    = nothing                                   hash this state
+//! operation = client u64, sequence u64, range epoch u64, tag u8, fields
+//! ```
+//!
+//! Conditions and epochs are judged when a command is applied, from state alone; nothing in here is
+//! read from a clock then. `stamp` is the leader's hybrid time when it proposed.
+
+use bytes::Bytes;
+use quorate_kv::{Condition, Mutation, Op, Version};
+use quorate_sharding::{Operation, WriteId};
+
+use crate::codec::{Damaged, Reader, Result, put_bytes, put_list, put_u32, put_u64};
+
+const FORMAT: u8 = 1;
+const WRITES: u8 = 1;
+const HASH: u8 = 2;
+
+/// A decoded command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Command {
+    Writes { stamp: Version, writes: Vec<Write> },
+    Hash,
+}
+
+/// One client's write inside a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Write {
+    pub id: WriteId,
+    /// The version of the shard's range that the client assumed.
+    pub range_epoch: u64,
+    /// A put, delete, batch or compare.
+    pub operation: Operation,
+}
+
+/// Builds a command of writes as they come.
+pub(crate) struct WritesBuilder {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+const COUNT_AT: usize = 10;
+
+impl WritesBuilder {
+    pub(crate) fn new(stamp: Version) -> WritesBuilder {
+        let mut bytes = vec![FORMAT, WRITES];
+        put_u64(&mut bytes, stamp);
+        put_u32(&mut bytes, 0);
+        WritesBuilder { bytes, count: 0 }
+    }
+
+    pub(crate) fn push(&mut self, id: WriteId, range_epoch: u64, operation: &Operation) {
+        let out = &mut self.bytes;
+        put_u64(out, id.client);
+        put_u64(out, id.sequence);
+        put_u64(out, range_epoch);
+        put_operation(out, operation);
+        self.count += 1;
+    }
+
+    pub(crate) fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn finish(mut self) -> Bytes {
+        self.bytes[COUNT_AT..COUNT_AT + 4].copy_from_slice(&self.count.to_be_bytes());
+        self.bytes.into()
+    }
+}
+
+/// The command that makes every replica hash its state.
+pub(crate) fn hash_command() -> Bytes {
+    Bytes::from_static(&[FORMAT, HASH])
+}
+
+impl Command {
+    pub(crate) fn decode(bytes: Bytes) -> Result<Command> {
+        let mut reader = Reader::new(bytes);
+        if reader.u8()? != FORMAT {
+            return Err(Damaged("a command has an unknown format"));
+        }
+        match reader.u8()? {
+            WRITES => {
+                let stamp = reader.u64()?;
+                let writes = reader.list(write)?;
+                Ok(Command::Writes { stamp, writes })
+            }
+            HASH => Ok(Command::Hash),
+            _ => Err(Damaged("a command has an unknown kind")),
+        }
+    }
+}
+
+const PUT: u8 = 1;
+const DELETE: u8 = 2;
+const BATCH: u8 = 3;
+const COMPARE: u8 = 4;
+const GET: u8 = 5;
+
+fn put_operation(out: &mut Vec<u8>, operation: &Operation) {
+    match operation {
+        Operation::Put {
+            key,
+            value,
+            condition,
+        } => {
+            out.push(PUT);
+            put_condition(out, *condition);
+            put_bytes(out, key);
+            put_bytes(out, value);
+        }
+        Operation::Delete { key, condition } => {
+            out.push(DELETE);
+            put_condition(out, *condition);
+            put_bytes(out, key);
+        }
+        Operation::Batch { mutations } => {
+            out.push(BATCH);
+            put_list(out, mutations, put_mutation);
+        }
+        Operation::Compare {
+            conditions,
+            then_ops,
+            else_ops,
+        } => {
+            out.push(COMPARE);
+            put_list(out, conditions, |out, (key, condition)| {
+                put_condition(out, *condition);
+                put_bytes(out, key);
+            });
+            put_list(out, then_ops, put_op);
+            put_list(out, else_ops, put_op);
+        }
+        // Reads never reach a log: `Shard::submit` sends them another way.
+        _ => debug_assert!(false, "a read in a command"),
+    }
+}
+
+fn put_op(out: &mut Vec<u8>, op: &Op) {
+    match op {
+        Op::Mutate(mutation) => put_mutation(out, mutation),
+        other => {
+            out.push(GET);
+            put_bytes(out, other.key());
+        }
+    }
+}
+
+fn put_mutation(out: &mut Vec<u8>, mutation: &Mutation) {
+    match mutation {
+        Mutation::Put { key, value } => {
+            out.push(PUT);
+            put_bytes(out, key);
+            put_bytes(out, value);
+        }
+        other => {
+            out.push(DELETE);
+            put_bytes(out, other.key());
+        }
+    }
+}
+
+fn put_condition(out: &mut Vec<u8>, condition: Condition) {
+    match condition {
+        Condition::Absent => out.push(1),
+        Condition::Present => out.push(2),
+        Condition::Version(version) => {
+            out.push(3);
+            put_u64(out, version);
+        }
+        _ => out.push(0),
+    }
+}
+
+fn write(reader: &mut Reader) -> Result<Write> {
+    Ok(Write {
+        id: WriteId {
+            client: reader.u64()?,
+            sequence: reader.u64()?,
+        },
+        range_epoch: reader.u64()?,
+        operation: operation(reader)?,
+    })
+}
+
+fn operation(reader: &mut Reader) -> Result<Operation> {
+    Ok(match reader.u8()? {
+        PUT => {
+            let condition = condition(reader)?;
+            Operation::Put {
+                condition,
+                key: reader.bytes()?,
+                value: reader.bytes()?,
+            }
+        }
+        DELETE => {
+            let condition = condition(reader)?;
+            Operation::Delete {
+                condition,
+                key: reader.bytes()?,
+            }
+        }
+        BATCH => Operation::Batch {
+            mutations: reader.list(mutation)?,
+        },
+        COMPARE => Operation::Compare {
+            conditions: reader.list(|reader| {
+                let condition = condition(reader)?;
+                Ok((reader.bytes()?, condition))
+            })?,
+            then_ops: reader.list(op)?,
+            else_ops: reader.list(op)?,
+        },
+        _ => return Err(Damaged("an operation has an unknown tag")),
+    })
+}
+
+fn op(reader: &mut Reader) -> Result<Op> {
+    Ok(match reader.u8()? {
+        GET => Op::Get {
+            key: reader.bytes()?,
+        },
+        tag => Op::Mutate(mutation_of(tag, reader)?),
+    })
+}
+
+fn mutation(reader: &mut Reader) -> Result<Mutation> {
+    let tag = reader.u8()?;
+    mutation_of(tag, reader)
+}
+
+fn mutation_of(tag: u8, reader: &mut Reader) -> Result<Mutation> {
+    match tag {
+        PUT => Ok(Mutation::put(reader.bytes()?, reader.bytes()?)),
+        DELETE => Ok(Mutation::delete(reader.bytes()?)),
+        _ => Err(Damaged("a mutation has an unknown tag")),
+    }
+}
+
+fn condition(reader: &mut Reader) -> Result<Condition> {
+    Ok(match reader.u8()? {
+        0 => Condition::None,
+        1 => Condition::Absent,
+        2 => Condition::Present,
+        3 => Condition::Version(reader.u64()?),
+        _ => return Err(Damaged("a condition has an unknown tag")),
+    })
+}

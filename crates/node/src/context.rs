@@ -1,0 +1,45 @@
+//! What all parts of a node share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use quorate_env::Env;
+use quorate_kv::{Limits, Version};
+use quorate_sharding::ShardMap;
+use tokio::sync::watch;
+
+use crate::latency::Latencies;
+
+/// Shared by the node and its shards.
+pub(crate) struct Context {
+    pub env: Env,
+    pub limits: Limits,
+    /// The newest shard map known here.
+    pub map: watch::Receiver<Arc<ShardMap>>,
+    /// Set while the disk has less space than its reserve.
+    pub disk_full: AtomicBool,
+    /// The disk's space at the last look, in bytes.
+    pub free_bytes: AtomicU64,
+    /// Where Raft's work runs.
+    pub raft_runtime: tokio::runtime::Handle,
+    /// How long requests took.
+    pub latencies: Latencies,
+    /// The newest stamp given, so that they never go back.
+    pub last_stamp: AtomicU64,
+}
+
+/// A stamp is milliseconds and a counter of so many bits.
+const COUNTER_BITS: u32 = 15;
+
+impl Context {
+    pub(crate) fn map(&self) -> Arc<ShardMap> {
+        Arc::clone(&self.map.borrow())
+    }
+
+    /// The hybrid time now: 48 bits of milliseconds since 1970, then a counter.
+    pub(crate) fn stamp(&self) -> Version {
+        let now = self.env.clock.unix_ms() << COUNTER_BITS;
+        let before = self.last_stamp.fetch_max(now, Ordering::Relaxed);
+        now.max(before)
+    }
+}

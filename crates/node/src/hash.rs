@@ -1,0 +1,119 @@
+//! Hashes of a shard's state at an index, by which replicas are compared.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorate_env::{Env, JobClass};
+use quorate_storage::{Engine, Iter, IterOptions, Lsm, ReadAt, Snapshot};
+use tokio::sync::Notify;
+use xxhash_rust::xxh3::Xxh3;
+
+/// The hash of every newest (key, version, value) of a shard at one index, in key order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateHash {
+    /// The log index whose state it is.
+    pub index: u64,
+    /// xxh3-64 over keys, versions and values, each with its length.
+    pub hash: u64,
+    /// How many keys.
+    pub keys: u64,
+}
+
+/// The newest hashes of one replica.
+#[derive(Debug, Default)]
+pub(crate) struct Hashes {
+    done: Mutex<VecDeque<Result<StateHash, (u64, String)>>>,
+    changed: Notify,
+}
+
+/// So many are remembered.
+const KEPT: usize = 16;
+
+impl Hashes {
+    /// Hashes a state in the background.
+    pub(crate) fn start(
+        self: &Arc<Self>,
+        env: &Env,
+        engine: Arc<Lsm>,
+        snapshot: Snapshot,
+        index: u64,
+        lower: Vec<u8>,
+        upper: Vec<u8>,
+    ) {
+        let hashes = Arc::clone(self);
+        let job = move || {
+            let found = hash_range(&engine, &snapshot, index, lower, upper);
+            let mut done = hashes.done.lock();
+            if done.len() == KEPT {
+                done.pop_front();
+            }
+            done.push_back(found.map_err(|error| (index, error.to_string())));
+            drop(done);
+            hashes.changed.notify_waiters();
+        };
+        env.jobs.spawn(JobClass::Compaction, Box::new(job));
+    }
+
+    /// Waits for the hash at an index; `None` when the time is over, or it is too old.
+    pub(crate) async fn wait(
+        &self,
+        index: u64,
+        timeout: Duration,
+    ) -> Option<Result<StateHash, String>> {
+        let wait = async {
+            loop {
+                let changed = self.changed.notified();
+                if let Some(found) = self.find(index) {
+                    return found;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(timeout, wait).await.ok()
+    }
+
+    fn find(&self, index: u64) -> Option<Result<StateHash, String>> {
+        self.done.lock().iter().find_map(|done| match done {
+            Ok(hash) => (hash.index == index).then_some(Ok(*hash)),
+            Err((at, error)) => (*at == index).then(|| Err(error.clone())),
+        })
+    }
+}
+
+fn hash_range(
+    engine: &Lsm,
+    snapshot: &Snapshot,
+    index: u64,
+    lower: Vec<u8>,
+    upper: Vec<u8>,
+) -> quorate_storage::Result<StateHash> {
+    let options = IterOptions {
+        at: ReadAt::snapshot(snapshot),
+        ..IterOptions::range(&lower, &upper)
+    };
+    let mut iter = engine.iterate(crate::keys::DATA, options)?;
+    let mut hasher = Xxh3::new();
+    let mut keys = 0;
+    iter.seek_to_first()?;
+    while iter.valid() {
+        add(&mut hasher, &*iter);
+        keys += 1;
+        iter.next()?;
+    }
+    Ok(StateHash {
+        index,
+        hash: hasher.digest(),
+        keys,
+    })
+}
+
+fn add(hasher: &mut Xxh3, iter: &dyn Iter) {
+    let (key, value) = (iter.key(), iter.value());
+    hasher.update(&(key.len() as u64).to_le_bytes());
+    hasher.update(key);
+    hasher.update(&iter.version().to_le_bytes());
+    hasher.update(&(value.len() as u64).to_le_bytes());
+    hasher.update(value);
+}

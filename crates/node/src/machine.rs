@@ -1,0 +1,236 @@
+//! A shard's state machine: the data of one group inside the node's engine.
+//!
+//! Everything of a group lies in the engine under keys that say so; this type holds no state of its
+//! own but the position, which it could read back at any time. The engine has no write-ahead log:
+//! the Raft log is it. A batch carries the effects of commands together with the position they lead
+//! to, so whatever prefix of batches a crash leaves, the log replays from exactly there.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_env::Env;
+use quorate_kv::Version;
+use quorate_replication::{
+    Applied, Command as Committed, CommandBody, EntryId, SnapshotSink, SnapshotSource, StateMachine,
+};
+use quorate_sharding::{NamespaceKind, Shard};
+use quorate_storage::{Batch, Engine, KeyRange, Lsm, ReadAt, WriteOptions};
+
+use crate::apply::{Applier, ApplyError, Position};
+use crate::command::Command;
+use crate::flushed::FlushTracker;
+use crate::hash::Hashes;
+use crate::keys::{DATA, GroupField, META, group_key};
+use crate::snapshot::{Reader, Receiver};
+
+/// The state machine of one shard's replica.
+pub(crate) struct ShardMachine {
+    pub(crate) env: Env,
+    pub(crate) engine: Arc<Lsm>,
+    /// Where snapshots are received.
+    pub(crate) spool_dir: PathBuf,
+    shard: Shard,
+    kind: NamespaceKind,
+    /// Held while commands are applied or a snapshot is installed.
+    position: Mutex<Position>,
+    version: AtomicU64,
+    flushed: FlushTracker,
+    installing: AtomicBool,
+    pub(crate) hashes: Arc<Hashes>,
+}
+
+impl ShardMachine {
+    /// Opens the machine of a shard; a snapshot whose installation a crash cut off is installed.
+    pub(crate) fn open(
+        env: Env,
+        engine: Arc<Lsm>,
+        spool_dir: PathBuf,
+        shard: Shard,
+        kind: NamespaceKind,
+    ) -> io::Result<Arc<ShardMachine>> {
+        let machine = Arc::new(ShardMachine {
+            env,
+            engine,
+            spool_dir,
+            shard,
+            kind,
+            position: Mutex::default(),
+            version: AtomicU64::new(0),
+            flushed: FlushTracker::new(None),
+            installing: AtomicBool::new(false),
+            hashes: Arc::default(),
+        });
+        crate::snapshot::resume_install(&machine)?;
+        let stored = machine.meta(GroupField::Applied)?;
+        let position = match stored {
+            Some(bytes) => Position::decode(bytes).map_err(invalid)?,
+            None => machine.create()?,
+        };
+        // What was read back before anything was applied is on disk.
+        if let Some(entry) = position.entry {
+            machine.flushed.applied(0, entry.index);
+        }
+        machine.set_position(&mut machine.position.lock(), position);
+        Ok(machine)
+    }
+
+    /// The first state: empty, with the shard that the group holds.
+    fn create(&self) -> io::Result<Position> {
+        let mut batch = Batch::new();
+        let key = group_key(self.shard.id, GroupField::Shard);
+        batch.put(META, &key, &self.shard.to_bytes());
+        self.engine
+            .write(&batch, WriteOptions::APPLY)
+            .map_err(engine_error)?;
+        Ok(Position::default())
+    }
+
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    pub(crate) fn kind(&self) -> NamespaceKind {
+        self.kind
+    }
+
+    /// The newest version that the group gave, as far as applied here.
+    pub(crate) fn version(&self) -> Version {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Whether a snapshot is half installed: nothing may be read without a barrier now.
+    pub(crate) fn is_installing(&self) -> bool {
+        self.installing.load(Ordering::Acquire)
+    }
+
+    /// About how many bytes its data takes in tables.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let (lower, upper) = crate::keys::shard_range(&self.shard);
+        self.engine
+            .approximate_bytes(DATA, KeyRange::new(&lower, &upper))
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn meta(&self, field: GroupField) -> io::Result<Option<Bytes>> {
+        let key = group_key(self.shard.id, field);
+        let found = self
+            .engine
+            .get(META, &key, &ReadAt::NEWEST)
+            .map_err(engine_error)?;
+        Ok(found.map(|entry| entry.value))
+    }
+
+    fn set_position(&self, held: &mut Position, position: Position) {
+        *held = position;
+        self.version.store(position.version, Ordering::Release);
+    }
+
+    /// Runs the installation of a snapshot, with nothing applied beside it.
+    pub(crate) fn install_with(
+        &self,
+        install: impl FnOnce() -> io::Result<(Position, quorate_storage::Sequence)>,
+    ) -> io::Result<()> {
+        let mut held = self.position.lock();
+        self.installing.store(true, Ordering::Release);
+        let (position, sequence) = install()?;
+        if let Some(entry) = position.entry {
+            self.flushed.applied(sequence, entry.index);
+        }
+        self.set_position(&mut held, position);
+        self.installing.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn commit(&self, held: &mut Position, applier: Applier<'_>) -> Result<(), ApplyError> {
+        let (position, sequence) = applier.commit()?;
+        if let Some(entry) = position.entry {
+            self.flushed.applied(sequence, entry.index);
+        }
+        self.set_position(held, position);
+        Ok(())
+    }
+
+    fn applier(&self, position: Position) -> Applier<'_> {
+        Applier::new(&*self.engine, &self.shard, self.kind, position)
+    }
+
+    fn apply_all(&self, commands: &[Committed]) -> Result<Vec<Bytes>, ApplyError> {
+        let mut held = self.position.lock();
+        let mut applier = self.applier(*held);
+        let mut results = Vec::with_capacity(commands.len());
+        for command in commands {
+            let mut result = Bytes::new();
+            let mut hash_here = false;
+            match &command.body {
+                CommandBody::Blank => {}
+                CommandBody::Membership(bytes) => applier.membership(bytes),
+                CommandBody::Write(bytes) => match Command::decode(bytes.clone())? {
+                    Command::Writes { stamp, writes } => result = applier.writes(stamp, writes)?,
+                    Command::Hash => hash_here = true,
+                },
+            }
+            applier.advance(command.id);
+            results.push(result);
+            if hash_here {
+                self.commit(&mut held, applier)?;
+                self.hash(command.id);
+                applier = self.applier(*held);
+            }
+        }
+        if applier.is_ahead_of(&held) {
+            self.commit(&mut held, applier)?;
+        }
+        Ok(results)
+    }
+
+    /// Hashes the state as it is now, in the background.
+    fn hash(&self, at: EntryId) {
+        let (lower, upper) = crate::keys::shard_range(&self.shard);
+        let snapshot = self.engine.snapshot();
+        let engine = Arc::clone(&self.engine);
+        self.hashes
+            .start(&self.env, engine, snapshot, at.index, lower, upper);
+    }
+}
+
+/// The handle by which a group reaches its machine.
+pub(crate) struct Machine(pub Arc<ShardMachine>);
+
+impl StateMachine for Machine {
+    fn applied(&self) -> io::Result<Applied> {
+        let entry = self.0.position.lock().entry;
+        let membership = self.0.meta(GroupField::Membership)?.unwrap_or_default();
+        Ok(Applied { entry, membership })
+    }
+
+    fn apply(&self, commands: &[Committed]) -> io::Result<Vec<Bytes>> {
+        self.0.apply_all(commands).map_err(|error| match error {
+            ApplyError::Engine(error) => engine_error(error),
+            ApplyError::Damaged(error) => invalid(error),
+        })
+    }
+
+    fn flushed(&self) -> Option<u64> {
+        self.0.flushed.flushed(self.0.engine.flushed_sequence())
+    }
+
+    fn snapshot(&self) -> io::Result<Box<dyn SnapshotSource>> {
+        Ok(Box::new(Reader::open(&self.0)?))
+    }
+
+    fn receive(&self) -> io::Result<Box<dyn SnapshotSink>> {
+        Ok(Box::new(Receiver::open(Arc::clone(&self.0))?))
+    }
+}
+
+pub(crate) fn engine_error(error: quorate_storage::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+pub(crate) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

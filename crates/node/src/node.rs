@@ -1,0 +1,349 @@
+//! [`Node`]: the replicas of one member of a cluster, over one engine and one log.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use quorate_env::Env;
+use quorate_kv::{Error as KvError, ErrorKind};
+use quorate_replication::{Class, Group, Groups, Transport};
+use quorate_sharding::{COORDINATOR_GROUP, Failure, GroupId, NodeId, Redirect, Request, ShardMap};
+use quorate_storage::Lsm;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::config::Config;
+use crate::context::Context;
+use crate::coordinator::{self, ClusterCommand};
+use crate::error::{Error, Result};
+use crate::identity::{DataDir, Identity};
+use crate::latency::Latencies;
+use crate::replies::Replies;
+use crate::shard::ShardReplica;
+use crate::{keys, reconcile, upkeep};
+
+/// A member of a cluster. Clones are one node.
+#[derive(Clone)]
+pub struct Node {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub config: Config,
+    pub dir: DataDir,
+    pub identity: Identity,
+    pub engine: Arc<Lsm>,
+    pub groups: Groups,
+    pub context: Arc<Context>,
+    pub map: watch::Sender<Arc<ShardMap>>,
+    pub shards: RwLock<HashMap<GroupId, Arc<ShardReplica>>>,
+    pub coordinator: RwLock<Option<Group>>,
+    /// Shards of this node that could not be opened, and why.
+    pub broken: Mutex<BTreeMap<GroupId, String>>,
+    pub started: Duration,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Node {
+    /// Opens a node that has an identity: recovers engine and log, then its replicas. Must be called
+    /// inside the tokio runtime that shall carry Raft; blocks while the log is replayed.
+    ///
+    /// # Errors
+    /// `Invalid` if the directory has no identity yet; whatever keeps engine or log from opening,
+    /// with the file's name.
+    pub fn open(config: Config, dir: DataDir, transport: Arc<dyn Transport>) -> Result<Node> {
+        let Some(identity) = dir.identity() else {
+            let path = dir.path().display();
+            return Err(Error::Invalid(format!(
+                "{path} belongs to no cluster yet: init or join"
+            )));
+        };
+        let env = dir.env.clone();
+        let engine = open_engine(&config, &dir)?;
+        let groups = open_groups(&config, &dir, identity.node, transport)?;
+        let known = dir.load_map()?.unwrap_or_else(|| ShardMap::new(0));
+        let (map, _) = watch::channel(Arc::new(known));
+        let context = Context {
+            limits: config.limits,
+            map: map.subscribe(),
+            disk_full: AtomicBool::new(false),
+            free_bytes: AtomicU64::new(0),
+            raft_runtime: tokio::runtime::Handle::current(),
+            latencies: Latencies::default(),
+            last_stamp: AtomicU64::new(0),
+            env: env.clone(),
+        };
+        let inner = Arc::new(Inner {
+            config,
+            dir,
+            identity,
+            engine,
+            groups,
+            context: Arc::new(context),
+            map,
+            shards: RwLock::default(),
+            coordinator: RwLock::default(),
+            broken: Mutex::default(),
+            started: env.clock.now(),
+            tasks: Mutex::default(),
+        });
+        let tasks = [
+            tokio::spawn(reconcile::follow_map(Arc::clone(&inner))),
+            tokio::spawn(reconcile::lead_coordinator(Arc::clone(&inner))),
+            tokio::spawn(upkeep::run(Arc::clone(&inner))),
+        ];
+        inner.tasks.lock().extend(tasks);
+        Ok(Node { inner })
+    }
+
+    /// Who this node is.
+    pub fn identity(&self) -> Identity {
+        self.inner.identity
+    }
+
+    /// The newest shard map known here.
+    pub fn map(&self) -> Arc<ShardMap> {
+        self.inner.context.map()
+    }
+
+    /// How long requests took so far.
+    pub fn latencies(&self) -> &Latencies {
+        &self.inner.context.latencies
+    }
+
+    /// Follows the shard map: the transport learns addresses from it.
+    pub fn map_changes(&self) -> watch::Receiver<Arc<ShardMap>> {
+        self.inner.context.map.clone()
+    }
+
+    /// Takes in a map that another node knows, if it is newer and of this cluster.
+    pub fn adopt_map(&self, newer: ShardMap) -> bool {
+        if newer.cluster != self.inner.identity.cluster {
+            return false;
+        }
+        self.inner.map.send_if_modified(|known| {
+            let take = newer.version > known.version;
+            if take {
+                *known = Arc::new(newer);
+            }
+            take
+        })
+    }
+
+    /// Whether this node holds a replica of the coordinator, and so hears of new maps by itself.
+    pub fn holds_coordinator(&self) -> bool {
+        self.inner.coordinator.read().is_some()
+    }
+
+    /// Serves requests; each gets one answer through `replies`, in any order.
+    pub fn execute(&self, requests: Vec<Request>, replies: &Replies) {
+        let mut by_shard: Vec<(GroupId, Vec<Request>)> = Vec::new();
+        for request in requests {
+            match by_shard
+                .iter_mut()
+                .find(|(shard, _)| *shard == request.shard)
+            {
+                Some((_, same)) => same.push(request),
+                None => by_shard.push((request.shard, vec![request])),
+            }
+        }
+        let shards = self.inner.shards.read();
+        for (shard, requests) in by_shard {
+            match shards.get(&shard) {
+                Some(replica) => replica.submit(requests, replies),
+                None => {
+                    let refuse = |r: Request| (r.request_id, Err(self.not_here(&r)));
+                    replies.send(requests.into_iter().map(refuse).collect());
+                }
+            }
+        }
+    }
+
+    /// Why a shard's request can't be served here, and where it can.
+    fn not_here(&self, request: &Request) -> Failure {
+        let map = self.map();
+        if let Some(why) = self.inner.broken.lock().get(&request.shard) {
+            let message = format!(
+                "this node's replica of shard {} is out of order: {why}",
+                request.shard
+            );
+            return KvError::new(ErrorKind::Unavailable, message).into();
+        }
+        match map.shard(request.shard) {
+            Some(shard) if shard.replica_on(self.inner.identity.node).is_some() => {
+                let message = format!("shard {} is being opened here", shard.id);
+                let error = KvError::new(ErrorKind::Unavailable, message);
+                error.with_retry_after(Duration::from_millis(100)).into()
+            }
+            Some(shard) => {
+                let message = format!("this node does not hold shard {}", shard.id);
+                let redirect = Redirect {
+                    shards: vec![(**shard).clone()],
+                    leader: None,
+                };
+                Failure::from(KvError::new(ErrorKind::NotLeader, message)).with_redirect(redirect)
+            }
+            None if map.namespace(request.namespace).is_none() => {
+                let message = format!("there is no namespace {}", request.namespace);
+                KvError::new(ErrorKind::UnknownNamespace, message).into()
+            }
+            None => {
+                let message = format!("there is no shard {}: fetch the map", request.shard);
+                KvError::new(ErrorKind::WrongEpoch, message).into()
+            }
+        }
+    }
+
+    /// Changes the cluster through the coordinator; answers the id that the command made or found.
+    ///
+    /// # Errors
+    /// `NotLeader` with the leading node if this one can't; the command's own refusal.
+    pub async fn coordinate(
+        &self,
+        command: ClusterCommand,
+        timeout: Duration,
+    ) -> std::result::Result<u64, Failure> {
+        let group = self.inner.coordinator.read().clone();
+        let Some(group) = group else {
+            let nodes = self.map();
+            let leader = nodes
+                .shard(COORDINATOR_GROUP)
+                .and_then(|s| s.replicas.first())
+                .map(|r| r.node);
+            return Err(elsewhere(leader));
+        };
+        match group.propose(command.encode(), timeout).await {
+            Ok(proposed) => {
+                let answer = coordinator::decode_answer(proposed.result)
+                    .map_err(|e| KvError::new(ErrorKind::Internal, e.to_string()))?;
+                Ok(answer?)
+            }
+            Err(quorate_replication::Error::NotLeader { leader }) => {
+                Err(elsewhere(leader.map(|leader| leader.node)))
+            }
+            Err(error) => Err(KvError::from(error).into()),
+        }
+    }
+
+    /// Hands a peer's message to its group. REQUIRES: called in the order in which messages of a
+    /// class came from that peer.
+    pub fn handle_peer(
+        &self,
+        from: NodeId,
+        class: Class,
+        group: GroupId,
+        payload: Bytes,
+    ) -> impl Future<Output = Bytes> + Send + 'static {
+        self.inner.groups.handle(from, class, group, payload)
+    }
+
+    /// Makes every replica of a shard hash its state at one index, which is returned. Only the
+    /// leader can.
+    pub async fn start_hash(
+        &self,
+        shard: GroupId,
+        timeout: Duration,
+    ) -> std::result::Result<u64, Failure> {
+        let replica = self.replica(shard)?;
+        let proposed = replica
+            .group
+            .propose(crate::command::hash_command(), timeout)
+            .await;
+        Ok(proposed.map_err(|error| replica.failure(error))?.index)
+    }
+
+    /// The hash of this node's replica at an index, once it is there.
+    pub async fn state_hash(
+        &self,
+        shard: GroupId,
+        index: u64,
+        timeout: Duration,
+    ) -> std::result::Result<crate::StateHash, Failure> {
+        let replica = self.replica(shard)?;
+        match replica.machine.hashes.wait(index, timeout).await {
+            Some(Ok(hash)) => Ok(hash),
+            Some(Err(error)) => Err(KvError::new(ErrorKind::Corruption, error).into()),
+            None => {
+                let message = format!("no hash at index {index} within {timeout:?}");
+                Err(KvError::new(ErrorKind::DeadlineExceeded, message).into())
+            }
+        }
+    }
+
+    fn replica(&self, shard: GroupId) -> std::result::Result<Arc<ShardReplica>, Failure> {
+        let found = self.inner.shards.read().get(&shard).cloned();
+        found.ok_or_else(|| {
+            let message = format!("this node holds no replica of shard {shard}");
+            KvError::new(ErrorKind::NotLeader, message).into()
+        })
+    }
+
+    /// Stops: what was acknowledged is in the log, the rest is refused. Hands leadership on first,
+    /// as far as that goes quickly.
+    pub async fn shutdown(&self) -> Result<()> {
+        for task in self.inner.tasks.lock().drain(..) {
+            task.abort();
+        }
+        reconcile::hand_over(&self.inner).await;
+        self.inner.groups.shutdown().await?;
+        let engine = Arc::clone(&self.inner.engine);
+        crate::jobs::run(&self.inner.context.env, move || engine.close()).await?;
+        Ok(())
+    }
+}
+
+fn elsewhere(leader: Option<NodeId>) -> Failure {
+    let error = KvError::new(
+        ErrorKind::NotLeader,
+        "this node does not lead the coordinator",
+    );
+    let failure = Failure::from(error.with_retry_after(Duration::from_millis(100)));
+    match leader {
+        Some(_) => failure.with_redirect(Redirect {
+            shards: Vec::new(),
+            leader,
+        }),
+        None => failure,
+    }
+}
+
+fn open_engine(config: &Config, dir: &DataDir) -> Result<Arc<Lsm>> {
+    let mut options = config.engine.clone();
+    options.keyspaces = keys::keyspaces();
+    options.wal = false;
+    let engine = Lsm::open(&dir.env, &dir.path().join("engine"), options)?;
+    // No read goes back in time yet: older versions are of no use to anybody.
+    engine.set_watermark(keys::DATA, quorate_kv::VERSION_MAX)?;
+    Ok(Arc::new(engine))
+}
+
+fn open_groups(
+    config: &Config,
+    dir: &DataDir,
+    node: NodeId,
+    transport: Arc<dyn Transport>,
+) -> Result<Groups> {
+    let mut settings = quorate_replication::Config::new(node, dir.path().join("log"));
+    settings.segment_bytes = config.log_segment_bytes;
+    settings.timing = config.timing;
+    // A whole batch of the largest size, and what the encoding adds.
+    settings.proposal_bytes_max = config.limits.batch_bytes * 2 + (2 << 20);
+    Ok(Groups::open(settings, dir.env.clone(), transport)?)
+}
+
+impl Inner {
+    pub(crate) fn env(&self) -> &Env {
+        &self.context.env
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("identity", &self.inner.identity)
+            .finish_non_exhaustive()
+    }
+}

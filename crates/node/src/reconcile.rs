@@ -1,0 +1,225 @@
+//! Making this node what the shard map says: opening its replicas, growing the coordinator.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_replication::{Group, StateMachine};
+use quorate_sharding::{COORDINATOR_GROUP, Shard, ShardEpoch, ShardMap};
+
+use crate::coordinator::{ClusterCommand, Coordinator, CoordinatorMachine};
+use crate::error::Result;
+use crate::jobs;
+use crate::machine::{Machine, ShardMachine};
+use crate::node::Inner;
+use crate::shard::ShardReplica;
+
+const PERIOD: Duration = Duration::from_millis(200);
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens replicas as the map names them, for as long as the node lives.
+pub(crate) async fn follow_map(inner: Arc<Inner>) {
+    let mut changes = inner.context.map.clone();
+    if inner.identity.founder
+        && let Err(error) = found(&inner).await
+    {
+        tracing::error!(%error, "the cluster could not be founded");
+    }
+    let mut saved = 0;
+    loop {
+        let map = Arc::clone(&changes.borrow_and_update());
+        if map.version > saved {
+            let (writer, to_save) = (Arc::clone(&inner), Arc::clone(&map));
+            match jobs::run(inner.env(), move || writer.dir.save_map(&to_save)).await {
+                Ok(()) => saved = map.version,
+                Err(error) => tracing::error!(%error, "the shard map could not be saved"),
+            }
+        }
+        let all_open = open_missing(&inner, &map).await && saved == map.version;
+        if all_open {
+            if changes.changed().await.is_err() {
+                return;
+            }
+        } else {
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+}
+
+/// The founder opens the coordinator before there is a map that names it.
+async fn found(inner: &Arc<Inner>) -> Result<()> {
+    if inner.map.borrow().cluster != 0 {
+        return Ok(());
+    }
+    let group = open_coordinator(inner, 1).await?;
+    group
+        .bootstrap(BTreeMap::from([(1, inner.identity.node)]))
+        .await?;
+    while inner.map.borrow().cluster == 0 {
+        let command = ClusterCommand::Found {
+            cluster: inner.identity.cluster,
+            address: inner.config.address.clone(),
+            data_id: inner.identity.data_id,
+        };
+        if let Err(error) = group.propose(command.encode(), TIMEOUT).await {
+            tracing::debug!(%error, "founding the cluster: not yet");
+            tokio::time::sleep(PERIOD).await;
+        }
+    }
+    Ok(())
+}
+
+/// Opens what the map gives this node and is not open; false if something could not be.
+async fn open_missing(inner: &Arc<Inner>, map: &ShardMap) -> bool {
+    let mut all = true;
+    for shard in map.shards() {
+        let Some(replica) = shard.replica_on(inner.identity.node) else {
+            continue;
+        };
+        let opened = if shard.id == COORDINATOR_GROUP {
+            if inner.coordinator.read().is_some() {
+                continue;
+            }
+            open_coordinator(inner, replica.id).await.map(|_| ())
+        } else {
+            if inner.shards.read().contains_key(&shard.id) {
+                continue;
+            }
+            open_shard(inner, map, shard, replica.id).await
+        };
+        match opened {
+            Ok(()) => {
+                inner.broken.lock().remove(&shard.id);
+            }
+            Err(error) => {
+                all = false;
+                let known = inner.broken.lock().insert(shard.id, error.to_string());
+                if known.as_deref() != Some(&error.to_string()) {
+                    tracing::error!(shard = shard.id, %error, "a replica could not be opened");
+                }
+            }
+        }
+    }
+    all
+}
+
+async fn open_coordinator(inner: &Arc<Inner>, replica: u64) -> Result<Group> {
+    let (engine, map) = (Arc::clone(&inner.engine), inner.map.clone());
+    let machine = jobs::run(inner.env(), move || CoordinatorMachine::open(engine, map)).await;
+    let machine = Coordinator(Arc::new(machine.map_err(replication_error)?));
+    let group = inner
+        .groups
+        .open_group(COORDINATOR_GROUP, replica, Arc::new(machine))
+        .await?;
+    *inner.coordinator.write() = Some(group.clone());
+    Ok(group)
+}
+
+async fn open_shard(inner: &Arc<Inner>, map: &ShardMap, shard: &Shard, replica: u64) -> Result<()> {
+    let Some(namespace) = map.namespace(shard.namespace) else {
+        return Err(crate::Error::Invalid(format!(
+            "shard {} is of no namespace",
+            shard.id
+        )));
+    };
+    let (env, engine) = (inner.env().clone(), Arc::clone(&inner.engine));
+    let (spool, mine, kind) = (
+        inner.dir.path().join("snapshots"),
+        shard.clone(),
+        namespace.kind,
+    );
+    let open = move || ShardMachine::open(env, engine, spool, mine, kind);
+    let machine = jobs::run(inner.env(), open)
+        .await
+        .map_err(replication_error)?;
+    let handle: Arc<dyn StateMachine> = Arc::new(Machine(Arc::clone(&machine)));
+    let group = inner.groups.open_group(shard.id, replica, handle).await?;
+    if shard.epoch.members == ShardEpoch::FIRST.members {
+        // All first replicas are told the same; one that has members already is left alone.
+        let members = shard
+            .replicas
+            .iter()
+            .map(|replica| (replica.id, replica.node));
+        group.bootstrap(members.collect()).await?;
+        let preferred = shard
+            .replicas
+            .first()
+            .is_some_and(|first| first.id == replica);
+        if preferred && group.leader().is_none() {
+            // If it can't be won now, time-outs decide.
+            let _ = group.elect().await;
+        }
+    }
+    let context = Arc::clone(&inner.context);
+    let replica = ShardReplica::new(group, machine, context);
+    inner.shards.write().insert(shard.id, replica);
+    Ok(())
+}
+
+fn replication_error(error: io::Error) -> quorate_replication::Error {
+    error.into()
+}
+
+/// Where this node leads the coordinator: brings its group to the size it should have.
+pub(crate) async fn lead_coordinator(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let group = inner.coordinator.read().clone();
+        if let Some(group) = group.filter(Group::is_leader)
+            && let Err(error) = grow_coordinator(&inner, &group).await
+        {
+            tracing::debug!(%error, "growing the coordinator: not yet");
+        }
+    }
+}
+
+async fn grow_coordinator(inner: &Inner, group: &Group) -> Result<()> {
+    let map = inner.context.map();
+    let Some(shard) = map.shard(COORDINATOR_GROUP) else {
+        return Ok(());
+    };
+    let wanted: BTreeMap<u64, u64> = shard.replicas.iter().map(|r| (r.id, r.node)).collect();
+    if group.status().members.voters != wanted || group.status().members.joint {
+        group.change_members(wanted, TIMEOUT).await?;
+        return Ok(());
+    }
+    if wanted.len() < inner.config.coordinator_replicas {
+        let free = map
+            .nodes
+            .keys()
+            .find(|node| !wanted.values().any(|held| held == *node));
+        if let Some(&node) = free {
+            let command = ClusterCommand::GrowCoordinator { node };
+            group.propose(command.encode(), TIMEOUT).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Before a planned stop: hands each group that this node leads to a voter that is up to date.
+pub(crate) async fn hand_over(inner: &Inner) {
+    let transfer = async {
+        for group in inner.groups.all().into_iter().filter(Group::is_leader) {
+            let status = group.status();
+            let others = status
+                .members
+                .voters
+                .keys()
+                .filter(|id| **id != status.replica);
+            let Some(&best) = others.min_by_key(|id| status.lag(**id)) else {
+                continue;
+            };
+            if let Err(error) = group
+                .transfer_leader(best, Duration::from_millis(500))
+                .await
+            {
+                tracing::debug!(group = group.id(), %error, "leadership was not handed on");
+            }
+        }
+    };
+    // A stop must not wait for peers that are gone.
+    let _ = tokio::time::timeout(Duration::from_secs(3), transfer).await;
+}

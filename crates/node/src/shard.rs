@@ -1,0 +1,428 @@
+//! This node's replica of one shard, as requests meet it.
+//!
+//! Writes queue up while earlier ones are agreed upon, and leave together as one command; so the
+//! number of Raft entries follows the speed of the group, not the number of clients. Reads that need
+//! a barrier share one for each frame, and the group shares one round among those.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorate_env::JobClass;
+use quorate_kv::{Domain, Error, ErrorKind, Outcome as Known, ReadLevel, Version};
+use quorate_replication::{Error as GroupError, Group};
+use quorate_sharding::{Answer, Failure, Operation, Redirect, Request, Response, Shard};
+use tokio::time::Instant;
+
+use crate::command::WritesBuilder;
+use crate::context::Context;
+use crate::machine::ShardMachine;
+use crate::outcome::{self, Outcome};
+use crate::read;
+use crate::replies::Replies;
+
+/// So many commands of one shard are under way at a time.
+const PIPELINE: usize = 2;
+/// A command is closed when it has so many bytes.
+const COMMAND_BYTES: usize = 1 << 20;
+/// So many bytes of writes wait in one shard before it refuses more.
+const QUEUE_BYTES: usize = 32 << 20;
+
+/// A replica of a shard. Shared by whoever serves requests.
+pub(crate) struct ShardReplica {
+    pub(crate) group: Group,
+    pub(crate) machine: Arc<ShardMachine>,
+    context: Arc<Context>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    bytes: usize,
+    under_way: usize,
+}
+
+struct Waiting {
+    request: Request,
+    since: Instant,
+    deadline: Instant,
+    replies: Replies,
+}
+
+impl ShardReplica {
+    pub(crate) fn new(
+        group: Group,
+        machine: Arc<ShardMachine>,
+        context: Arc<Context>,
+    ) -> Arc<ShardReplica> {
+        Arc::new(ShardReplica {
+            group,
+            machine,
+            context,
+            queue: Mutex::default(),
+        })
+    }
+
+    fn shard(&self) -> &Shard {
+        self.machine.shard()
+    }
+
+    /// Serves requests of this shard that came together.
+    pub(crate) fn submit(self: &Arc<Self>, requests: Vec<Request>, replies: &Replies) {
+        let mut reads = Vec::new();
+        let mut failed = Vec::new();
+        let mut start_writer = false;
+        for request in requests {
+            let id = request.request_id;
+            match self.check(&request) {
+                Err(failure) => failed.push((id, Err(failure))),
+                Ok(()) if is_read(&request.operation) => reads.push(request),
+                Ok(()) => match self.enqueue(request, replies) {
+                    Ok(idle) => start_writer |= idle,
+                    Err(failure) => failed.push((id, Err(failure))),
+                },
+            }
+        }
+        if start_writer {
+            let replica = Arc::clone(self);
+            self.context
+                .raft_runtime
+                .spawn(async move { replica.run_writes().await });
+        }
+        replies.send(failed);
+        self.submit_reads(reads, replies);
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Failure> {
+        let limits = &self.context.limits;
+        if request.epoch.range != self.shard().epoch.range {
+            return Err(self.wrong_epoch());
+        }
+        let check = match &request.operation {
+            Operation::Get { key, .. } | Operation::Delete { key, .. } => limits.check_key(key),
+            Operation::Put { key, value, .. } => limits
+                .check_key(key)
+                .and_then(|()| limits.check_value(value)),
+            Operation::Batch { mutations } if mutations.is_empty() => {
+                Err(Error::new(ErrorKind::InvalidArgument, "the batch is empty"))
+            }
+            Operation::Batch { mutations } => read::check_mutations(limits, mutations.iter()),
+            Operation::Compare {
+                conditions,
+                then_ops,
+                else_ops,
+            } => read::check_compare(limits, conditions, then_ops, else_ops),
+            Operation::Scan { limit: 0, .. } => Err(Error::new(
+                ErrorKind::InvalidArgument,
+                "a scan's limit is at least 1",
+            )),
+            _ => Ok(()),
+        };
+        Ok(check?)
+    }
+
+    /// Queues a write; true if nobody works on the queue yet.
+    fn enqueue(&self, request: Request, replies: &Replies) -> Result<bool, Failure> {
+        if !self.group.is_leader() {
+            return Err(self.not_leader());
+        }
+        if self.context.disk_full.load(Ordering::Relaxed) {
+            let message = "the disk is nearly full: free space; reads go on";
+            return Err(Error::new(ErrorKind::DiskFull, message).into());
+        }
+        let bytes = size_of(&request.operation);
+        let mut queue = self.queue.lock();
+        if queue.bytes + bytes > QUEUE_BYTES {
+            let error = Error::new(ErrorKind::Overloaded, "the shard's queue of writes is full");
+            return Err(error.with_retry_after(Duration::from_millis(50)).into());
+        }
+        queue.bytes += bytes;
+        let since = Instant::now();
+        let deadline = since + request.timeout;
+        queue.waiting.push(Waiting {
+            since,
+            request,
+            deadline,
+            replies: replies.clone(),
+        });
+        let idle = queue.under_way < PIPELINE;
+        queue.under_way += usize::from(idle);
+        Ok(idle)
+    }
+
+    /// Proposes what waits, command after command, until nothing does.
+    async fn run_writes(&self) {
+        loop {
+            let (batch, command) = {
+                let mut queue = self.queue.lock();
+                match self.take_command(&mut queue) {
+                    Some(taken) => taken,
+                    None => {
+                        queue.under_way -= 1;
+                        return;
+                    }
+                }
+            };
+            if batch.is_empty() {
+                continue;
+            }
+            let now = Instant::now();
+            let deadline = batch
+                .iter()
+                .map(|waiting| waiting.deadline)
+                .max()
+                .unwrap_or(now);
+            let proposed = self.group.propose(command, deadline - now).await;
+            match proposed.map(|proposed| outcome::decode(proposed.result)) {
+                Ok(Ok(outcomes)) if outcomes.len() == batch.len() => {
+                    self.answer(batch, outcomes);
+                }
+                Ok(_) => {
+                    let error =
+                        Error::new(ErrorKind::Internal, "the outcomes do not fit the writes");
+                    self.fail(batch, &error.with_outcome(Known::Unknown).into());
+                }
+                Err(error) => self.fail(batch, &self.failure(error)),
+            }
+        }
+    }
+
+    /// Takes writes off the queue into one command; `None` when none waits. Those whose time is
+    /// over are answered so, and not proposed.
+    fn take_command(&self, queue: &mut Queue) -> Option<(Vec<Waiting>, bytes::Bytes)> {
+        if queue.waiting.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let mut builder = WritesBuilder::new(self.context.stamp());
+        let mut batch = Vec::with_capacity(queue.waiting.len());
+        let mut taken = 0;
+        for waiting in &queue.waiting {
+            if builder.size_bytes() > COMMAND_BYTES {
+                break;
+            }
+            taken += 1;
+            if waiting.deadline > now {
+                let request = &waiting.request;
+                builder.push(request.write_id, request.epoch.range, &request.operation);
+            }
+        }
+        for waiting in queue.waiting.drain(..taken) {
+            queue.bytes -= size_of(&waiting.request.operation);
+            if waiting.deadline > now {
+                batch.push(waiting);
+            } else {
+                let error = Error::new(
+                    ErrorKind::DeadlineExceeded,
+                    "no time was left to propose it",
+                );
+                waiting
+                    .replies
+                    .send(vec![(waiting.request.request_id, Err(error.into()))]);
+            }
+        }
+        Some((batch, builder.finish()))
+    }
+
+    fn answer(&self, batch: Vec<Waiting>, outcomes: Vec<Outcome>) {
+        let now = Instant::now();
+        let writes = &self.context.latencies.writes;
+        let answers = batch.into_iter().zip(outcomes).map(|(waiting, outcome)| {
+            writes.add(now - waiting.since, 1);
+            let response = match outcome {
+                Outcome::Done(answer) => Ok(answer),
+                Outcome::WrongEpoch => Err(self.wrong_epoch()),
+                Outcome::OutOfRange => Err(self.out_of_range()),
+            };
+            (waiting.replies, waiting.request.request_id, response)
+        });
+        Replies::send_each(answers);
+    }
+
+    fn fail(&self, batch: Vec<Waiting>, failure: &Failure) {
+        let answers = batch.into_iter().map(|waiting| {
+            (
+                waiting.replies,
+                waiting.request.request_id,
+                Err(failure.clone()),
+            )
+        });
+        Replies::send_each(answers);
+    }
+
+    fn submit_reads(self: &Arc<Self>, reads: Vec<Request>, replies: &Replies) {
+        if reads.is_empty() {
+            return;
+        }
+        let since = Instant::now();
+        let (ready, behind): (Vec<_>, Vec<_>) = reads
+            .into_iter()
+            .partition(|request| self.can_read_now(request));
+        if !ready.is_empty() {
+            self.run_reads(ready, replies.clone(), since);
+        }
+        if behind.is_empty() {
+            return;
+        }
+        let (replica, replies) = (Arc::clone(self), replies.clone());
+        self.context.raft_runtime.spawn(async move {
+            let timeout = behind
+                .iter()
+                .map(|request| request.timeout)
+                .max()
+                .unwrap_or_default();
+            match replica.group.read_barrier(timeout).await {
+                Ok(_) => replica.run_reads(behind, replies, since),
+                Err(error) => {
+                    let failure = replica.failure(error);
+                    let fail = |r: Request| (r.request_id, Err(failure.clone()));
+                    replies.send(behind.into_iter().map(fail).collect());
+                }
+            }
+        });
+    }
+
+    /// Whether a read's level is met by what is applied here; one that can't be met at all is
+    /// sorted out when it is read.
+    fn can_read_now(&self, request: &Request) -> bool {
+        match request.operation.level() {
+            Some(ReadLevel::Stale) => true,
+            Some(ReadLevel::AtLeast(token)) => {
+                !self.machine.is_installing() && self.machine.version() >= token.version
+            }
+            _ => false,
+        }
+    }
+
+    fn run_reads(self: &Arc<Self>, reads: Vec<Request>, replies: Replies, since: Instant) {
+        let replica = Arc::clone(self);
+        let job = move || {
+            let count = reads.len() as u64;
+            let answer = |request: Request| (request.request_id, replica.read(&request.operation));
+            replies.send(reads.into_iter().map(answer).collect());
+            replica.context.latencies.reads.add(since.elapsed(), count);
+        };
+        self.context.env.jobs.spawn(JobClass::Read, Box::new(job));
+    }
+
+    fn read(&self, operation: &Operation) -> Response {
+        if operation.level() == Some(ReadLevel::Stale) && self.machine.is_installing() {
+            let message = "this replica is receiving a snapshot: read from another";
+            return Err(Error::new(ErrorKind::Unavailable, message).into());
+        }
+        if let Some(ReadLevel::AtLeast(token)) = operation.level() {
+            token.check(&self.domain())?;
+            if self.machine.version() < token.version {
+                let message = "the token is ahead of everything that this shard has committed";
+                return Err(Error::new(ErrorKind::Unavailable, message).into());
+            }
+        }
+        match operation {
+            Operation::Get { key, .. } => {
+                let encoded = self.machine.kind().encoding().encode(key);
+                if !self.shard().contains(&encoded) {
+                    return Err(self.out_of_range());
+                }
+                Ok(Answer::Entry(read::get(&self.machine, key, &encoded)?))
+            }
+            Operation::Scan {
+                start,
+                end,
+                limit,
+                limit_bytes,
+                reverse,
+                ..
+            } => {
+                let bounds = read::ScanBounds {
+                    start,
+                    end,
+                    limit: *limit as usize,
+                    limit_bytes: *limit_bytes as usize,
+                    reverse: *reverse,
+                };
+                Ok(read::scan(&self.machine, &bounds)?)
+            }
+            _ => {
+                Err(Error::new(ErrorKind::Unsupported, "this server has no such operation").into())
+            }
+        }
+    }
+
+    fn domain(&self) -> Domain {
+        let map = self.context.map();
+        let namespace = self.shard().namespace;
+        Domain {
+            cluster: map.cluster,
+            namespace,
+            incarnation: map.namespace(namespace).map_or(0, |n| n.incarnation),
+        }
+    }
+
+    pub(crate) fn version(&self) -> Version {
+        self.machine.version()
+    }
+
+    fn wrong_epoch(&self) -> Failure {
+        let shard = self.shard();
+        let message = format!(
+            "the range of shard {} is at version {}",
+            shard.id, shard.epoch.range
+        );
+        let redirect = Redirect {
+            shards: vec![shard.clone()],
+            leader: None,
+        };
+        Failure::from(Error::new(ErrorKind::WrongEpoch, message)).with_redirect(redirect)
+    }
+
+    fn out_of_range(&self) -> Failure {
+        let message = format!("the key is not in shard {}", self.shard().id);
+        let redirect = Redirect {
+            shards: vec![self.shard().clone()],
+            leader: None,
+        };
+        Failure::from(Error::new(ErrorKind::WrongEpoch, message)).with_redirect(redirect)
+    }
+
+    fn not_leader(&self) -> Failure {
+        self.failure(GroupError::NotLeader {
+            leader: self.group.leader(),
+        })
+    }
+
+    /// A group's error as a client sees it.
+    pub(crate) fn failure(&self, error: GroupError) -> Failure {
+        let leader = match &error {
+            GroupError::NotLeader { leader } => leader.map(|leader| leader.node),
+            _ => None,
+        };
+        let failure = Failure::from(Error::from(error));
+        match leader {
+            Some(_) => failure.with_redirect(Redirect {
+                shards: Vec::new(),
+                leader,
+            }),
+            None => failure,
+        }
+    }
+}
+
+fn is_read(operation: &Operation) -> bool {
+    matches!(operation, Operation::Get { .. } | Operation::Scan { .. })
+}
+
+/// The bytes of keys and values, and a little for what is around them.
+fn size_of(operation: &Operation) -> usize {
+    const AROUND: usize = 64;
+    AROUND
+        + match operation {
+            Operation::Put { key, value, .. } => key.len() + value.len(),
+            Operation::Batch { mutations } => mutations.iter().map(|m| m.size_bytes()).sum(),
+            Operation::Compare {
+                then_ops, else_ops, ..
+            } => then_ops.iter().chain(else_ops).map(read::op_bytes).sum(),
+            _ => 0,
+        }
+}

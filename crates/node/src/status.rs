@@ -1,0 +1,103 @@
+//! How a node sees itself: for `status`, `/metrics` and tests.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use quorate_kv::Version;
+use quorate_replication::Status as GroupStatus;
+use quorate_sharding::{COORDINATOR_GROUP, GroupId, NamespaceId, SYSTEM_NAMESPACE, ShardEpoch};
+use quorate_storage::Stats;
+
+use crate::identity::Identity;
+use crate::node::Node;
+
+/// A node's state at one moment.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// Who it is.
+    pub identity: Identity,
+    /// Where it is reached.
+    pub address: String,
+    /// Since it was opened.
+    pub uptime: Duration,
+    /// The version of the shard map it knows.
+    pub map_version: u64,
+    /// Whether it refuses client writes for want of space.
+    pub disk_full: bool,
+    /// The space that the disk has left.
+    pub free_bytes: u64,
+    /// The shared log's files.
+    pub log_bytes: u64,
+    /// The storage engine.
+    pub engine: Stats,
+    /// Its replicas, the coordinator's first.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Shards that it should hold and could not open, with the reason.
+    pub broken: Vec<(GroupId, String)>,
+}
+
+/// One replica of a node.
+#[derive(Debug, Clone)]
+pub struct ReplicaStatus {
+    /// The group, which is the shard.
+    pub shard: GroupId,
+    /// The shard's namespace; 0 is the coordinator's.
+    pub namespace: NamespaceId,
+    /// The state of the shard that it serves.
+    pub epoch: ShardEpoch,
+    /// Raft's view.
+    pub group: GroupStatus,
+    /// The newest version applied here.
+    pub version: Version,
+    /// About how many bytes of keys and values it holds on disk.
+    pub size_bytes: u64,
+}
+
+impl Node {
+    /// How the node sees itself now.
+    pub fn status(&self) -> NodeStatus {
+        let inner = &self.inner;
+        let mut replicas = Vec::new();
+        if let Some(group) = inner.coordinator.read().as_ref() {
+            let epoch = self.map().shard(COORDINATOR_GROUP).map(|shard| shard.epoch);
+            replicas.push(ReplicaStatus {
+                shard: COORDINATOR_GROUP,
+                namespace: SYSTEM_NAMESPACE,
+                epoch: epoch.unwrap_or_default(),
+                group: group.status(),
+                version: 0,
+                size_bytes: 0,
+            });
+        }
+        let mut shards: Vec<_> = inner.shards.read().values().cloned().collect();
+        shards.sort_by_key(|replica| replica.machine.shard().id);
+        replicas.extend(shards.iter().map(|replica| {
+            let shard = replica.machine.shard();
+            ReplicaStatus {
+                shard: shard.id,
+                namespace: shard.namespace,
+                epoch: shard.epoch,
+                group: replica.group.status(),
+                version: replica.version(),
+                size_bytes: replica.machine.size_bytes(),
+            }
+        }));
+        NodeStatus {
+            identity: inner.identity,
+            address: inner.config.address.clone(),
+            uptime: inner.env().clock.now().saturating_sub(inner.started),
+            map_version: self.map().version,
+            disk_full: inner.context.disk_full.load(Ordering::Relaxed),
+            free_bytes: inner.context.free_bytes.load(Ordering::Relaxed),
+            log_bytes: inner.groups.log_bytes(),
+            engine: inner.engine.stats(),
+            replicas,
+            broken: inner
+                .broken
+                .lock()
+                .iter()
+                .map(|(id, why)| (*id, why.clone()))
+                .collect(),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! What a node does for itself once a second: watches the space on disk, and bounds the log.
+//!
+//! An entry may leave the log when its effect is on disk in the engine. While the log is within its
+//! bounds each group keeps some entries for followers that are a little behind; past the bound the
+//! engine is flushed, and whatever holds the oldest segments is purged. A follower that needed those
+//! entries gets a snapshot.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::jobs;
+use crate::node::Inner;
+
+const PERIOD: Duration = Duration::from_secs(1);
+/// So many entries behind the flushed one are kept while there is room.
+const ENTRIES_KEPT: u64 = 10_000;
+/// Purging fewer than this is not worth a record in the log.
+const ENTRIES_MIN: u64 = 1_000;
+
+pub(crate) async fn run(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        watch_space(&inner).await;
+        if let Err(error) = bound_log(&inner).await {
+            tracing::warn!(%error, "the log could not be shortened");
+        }
+    }
+}
+
+async fn watch_space(inner: &Arc<Inner>) {
+    let looker = Arc::clone(inner);
+    let space = jobs::run(inner.env(), move || {
+        looker.env().disk.space(looker.dir.path())
+    })
+    .await;
+    let full = match space {
+        Ok(space) => {
+            inner
+                .context
+                .free_bytes
+                .store(space.free, Ordering::Relaxed);
+            space.free < inner.config.free_bytes_min
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the free space of the data directory is not known");
+            return;
+        }
+    };
+    let was_full = inner.context.disk_full.swap(full, Ordering::Relaxed);
+    match (was_full, full) {
+        (false, true) => tracing::error!("the disk is nearly full: client writes are refused"),
+        (true, false) => tracing::info!("the disk has space again: client writes are taken"),
+        _ => {}
+    }
+}
+
+async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
+    for group in inner.groups.all() {
+        let status = group.status();
+        let upto = status
+            .flushed
+            .map_or(0, |flushed| flushed.saturating_sub(ENTRIES_KEPT));
+        if upto > status.purged.unwrap_or(0) + ENTRIES_MIN {
+            group.purge(upto).await?;
+        }
+    }
+    inner.groups.release_segments().await?;
+    let excess = inner
+        .groups
+        .log_bytes()
+        .saturating_sub(inner.config.log_bytes_max);
+    if excess == 0 {
+        return Ok(());
+    }
+    let engine = Arc::clone(&inner.engine);
+    jobs::run(inner.env(), move || engine.flush()).await?;
+    let segments = excess.div_ceil(inner.config.log_segment_bytes);
+    for (group, upto) in inner.groups.pinning(segments) {
+        if let Ok(group) = inner.groups.group(group) {
+            group.purge(upto).await?;
+        }
+    }
+    inner.groups.release_segments().await?;
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! What a group does with the messages of its peers.
+
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use openraft::errors::RaftError;
+
+use super::{Group, stopped};
+use crate::error::{Error, Result};
+use crate::machine::{Snapshot, SnapshotData};
+use crate::wire::{self, Message, Route};
+
+impl Group {
+    /// Takes a message. It has its place in the group's queue when this returns.
+    pub(crate) fn handle(&self, route: Route, message: Message) -> BoxFuture<'static, Bytes> {
+        let group = self.clone();
+        let work = async move {
+            let reply = group.answer(route, message).await;
+            reply.unwrap_or_else(|error| wire::error_reply(&error))
+        };
+        // Polled once here, so that the message is queued now and in order. Out of tokio's budget,
+        // for with none left that first poll would do nothing.
+        let mut work = tokio::task::unconstrained(work).boxed();
+        match work.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(reply) => std::future::ready(reply).boxed(),
+            Poll::Pending => work,
+        }
+    }
+
+    async fn answer(&self, route: Route, message: Message) -> Result<Bytes> {
+        if route.to != self.replica() {
+            return Err(Error::NoSuchGroup(self.id()));
+        }
+        let raft = self.raft();
+        let inbox = &self.inner.inbox;
+        Ok(match message {
+            Message::Append(request) => {
+                wire::append_reply(&raft.append_entries(request).await.map_err(fatal)?)
+            }
+            Message::Vote(request) => wire::vote_reply(&raft.vote(request).await.map_err(fatal)?),
+            Message::PreVote(request) => {
+                wire::vote_reply(&raft.pre_vote(request).await.map_err(fatal)?)
+            }
+            Message::Transfer(request) => {
+                let done = raft.handle_transfer_leader(request).await;
+                wire::transfer_reply(&done.map_err(|fatal| stopped(&fatal))?)
+            }
+            Message::Read => {
+                if !self.is_leader() {
+                    return Err(Error::NotLeader {
+                        leader: self.leader(),
+                    });
+                }
+                wire::read_reply(self.local_read_index().await?)
+            }
+            Message::Begin { session } => {
+                inbox.begin(route.from, session).await?;
+                wire::done_reply()
+            }
+            Message::Chunk {
+                session,
+                number,
+                bytes,
+            } => {
+                inbox.chunk(route.from, session, number, bytes).await?;
+                wire::done_reply()
+            }
+            Message::Install {
+                session,
+                chunks,
+                vote,
+                meta,
+            } => {
+                let sink = inbox.finish(route.from, session, chunks)?;
+                let snapshot = Snapshot {
+                    meta,
+                    snapshot: SnapshotData::Received(sink),
+                };
+                let done = raft.install_full_snapshot(vote, snapshot).await;
+                wire::install_reply(&done.map_err(|fatal| stopped(&fatal))?.vote)
+            }
+        })
+    }
+}
+
+fn fatal(error: RaftError<crate::raft::TypeConfig>) -> Error {
+    Error::Stopped(error.to_string())
+}

@@ -1,0 +1,291 @@
+//! [`Groups`]: all replicas of a node, over one shared log and one transport.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use openraft::{Raft, SnapshotPolicy};
+use parking_lot::RwLock;
+use quorate_env::{Env, JobClass};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Result};
+use crate::group::{Group, Parts};
+use crate::log::SharedLog;
+use crate::machine::{Machine, run_job};
+use crate::network::Network;
+use crate::state_machine::StateMachine;
+use crate::transport::{Class, Transport};
+use crate::types::{Config, GroupId, NodeId, ReplicaId};
+use crate::watch::AppliedWatch;
+use crate::wire;
+
+/// The host of all replicas of a node. Cheap to clone; all methods may be called from anywhere.
+#[derive(Clone)]
+pub struct Groups {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Arc<Config>,
+    raft_config: Arc<openraft::Config>,
+    env: Env,
+    runtime: Handle,
+    transport: Arc<dyn Transport>,
+    log: SharedLog,
+    groups: RwLock<HashMap<GroupId, Group>>,
+    stopped: AtomicBool,
+    /// One opening or removing at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Groups {
+    /// Opens the shared log, replaying it; blocks while it does. No group runs until it is
+    /// [opened](Groups::open_group). Must be called within the tokio runtime that shall carry Raft
+    /// traffic.
+    pub fn open(config: Config, env: Env, transport: Arc<dyn Transport>) -> Result<Groups> {
+        let raft_config = Arc::new(raft_config(&config)?);
+        let runtime = Handle::try_current().map_err(|e| Error::Invalid(e.to_string()))?;
+        let log = SharedLog::open(
+            &env,
+            &config.log_dir,
+            config.segment_bytes,
+            config.cache_bytes,
+        )?;
+        let inner = Inner {
+            config: Arc::new(config),
+            raft_config,
+            env,
+            runtime,
+            transport,
+            log,
+            groups: RwLock::default(),
+            stopped: AtomicBool::new(false),
+            changing: tokio::sync::Mutex::new(()),
+        };
+        Ok(Groups {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The groups that have something in the log: those to open after a restart.
+    pub fn stored_groups(&self) -> Vec<(GroupId, ReplicaId)> {
+        self.inner.log.stored()
+    }
+
+    /// Starts this node's replica of a group, new or stored. A stored group keeps its replica id:
+    /// another one is `Invalid`.
+    pub async fn open_group(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        machine: Arc<dyn StateMachine>,
+    ) -> Result<Group> {
+        let _alone = self.inner.changing.lock().await;
+        if self.inner.stopped.load(Ordering::Acquire) {
+            return Err(Error::Stopped("the node is stopping".into()));
+        }
+        if self.inner.groups.read().contains_key(&group) {
+            return Err(Error::Invalid(format!("group {group} is open already")));
+        }
+        let inner = Arc::clone(&self.inner);
+        let opening = self
+            .inner
+            .runtime
+            .spawn(start(inner, group, replica, machine));
+        let opened = opening.await.map_err(|e| Error::Stopped(e.to_string()))??;
+        self.inner.groups.write().insert(group, opened.clone());
+        Ok(opened)
+    }
+
+    /// Stops this node's replica and forgets its log for good. The caller has removed it from the
+    /// members first and deals with the state machine's data.
+    pub async fn remove_group(&self, group: GroupId) -> Result<()> {
+        let _alone = self.inner.changing.lock().await;
+        let running = self.inner.groups.write().remove(&group);
+        if let Some(running) = running {
+            running.shutdown().await?;
+        }
+        let (tx, rx) = oneshot::channel();
+        let done = Box::new(move |result| {
+            let _ = tx.send(result);
+        });
+        self.inner.log.remove_replica(group, done)?;
+        let gone = || Error::Stopped("the log has stopped".into());
+        rx.await
+            .map_err(|_| gone())?
+            .map_err(|e| Error::Io(e.to_string()))
+    }
+
+    /// The running replica of a group.
+    pub fn group(&self, group: GroupId) -> Result<Group> {
+        self.inner
+            .groups
+            .read()
+            .get(&group)
+            .cloned()
+            .ok_or(Error::NoSuchGroup(group))
+    }
+
+    /// All running replicas.
+    pub fn all(&self) -> Vec<Group> {
+        self.inner.groups.read().values().cloned().collect()
+    }
+
+    /// Takes a message of a peer; the future is the reply, and always resolves. REQUIRES: called in
+    /// the order the messages of a class came from that peer, and within the runtime; the message takes
+    /// its place when this is called, so the futures may then be awaited in any order and on any task.
+    pub fn handle(
+        &self,
+        from: NodeId,
+        class: Class,
+        group: GroupId,
+        payload: Bytes,
+    ) -> BoxFuture<'static, Bytes> {
+        let handled = self.group(group).and_then(|running| {
+            let (route, message) = wire::decode(payload).map_err(|malformed| {
+                tracing::warn!(from, ?class, group, %malformed, "a message can't be read");
+                Error::Invalid(malformed.to_string())
+            })?;
+            Ok(running.handle(route, message))
+        });
+        handled.unwrap_or_else(|error| std::future::ready(wire::error_reply(&error)).boxed())
+    }
+
+    /// The size of the shared log on disk, in bytes.
+    pub fn log_bytes(&self) -> u64 {
+        self.inner.log.bytes()
+    }
+
+    /// The groups that keep the `segments` oldest log segments from being released, each with the
+    /// index up to which its log must be purged to let go of them.
+    pub fn pinning(&self, segments: u64) -> BTreeMap<GroupId, u64> {
+        self.inner.log.pinning(segments)
+    }
+
+    /// Gives back the log segments that no group needs any more; returns the bytes freed.
+    pub async fn release_segments(&self) -> Result<u64> {
+        let log = self.inner.log.clone();
+        let release = move || log.release_segments();
+        run_job(&self.inner.env.jobs, JobClass::Compaction, release).await?
+    }
+
+    /// Stops all groups and syncs the log.
+    pub async fn shutdown(&self) -> Result<()> {
+        let _alone = self.inner.changing.lock().await;
+        self.inner.stopped.store(true, Ordering::Release);
+        let groups: Vec<Group> = self
+            .inner
+            .groups
+            .write()
+            .drain()
+            .map(|(_, group)| group)
+            .collect();
+        for group in groups {
+            group.shutdown().await?;
+        }
+        let log = self.inner.log.clone();
+        run_job(&self.inner.env.jobs, JobClass::Compaction, move || {
+            log.sync()
+        })
+        .await?
+    }
+}
+
+/// Starts one replica; runs on the runtime that carries Raft traffic.
+async fn start(
+    host: Arc<Inner>,
+    group: GroupId,
+    replica: ReplicaId,
+    machine: Arc<dyn StateMachine>,
+) -> Result<Group> {
+    let config = Arc::clone(&host.config);
+    let log = host
+        .log
+        .open_replica(group, replica)?
+        .with_limits(config.append_bytes_max, config.apply_bytes_max);
+    let watch = Arc::new(AppliedWatch::default());
+    let live = Arc::new(AtomicBool::new(false));
+    let jobs = Arc::clone(&host.env.jobs);
+    let opened = Arc::clone(&machine);
+    let applied = run_job(&jobs, JobClass::Read, move || opened.applied()).await??;
+    let next = applied.entry.map_or(0, |entry| entry.index + 1);
+    if log.purged().is_some_and(|purged| purged.index >= next) {
+        return Err(Error::Corrupt(format!(
+            "the state of group {group} ends before entry {next}, which the log has purged: \
+             it lost data; remove this replica and add one under a new id"
+        )));
+    }
+    let adapter = Machine::new(
+        Arc::clone(&machine),
+        jobs,
+        log.clone(),
+        Arc::clone(&watch),
+        &applied,
+        config.apply_bytes_max,
+        Arc::clone(&live),
+    )?;
+    let network = Network {
+        transport: Arc::clone(&host.transport),
+        env: host.env.clone(),
+        group,
+        replica,
+        message_timeout: config.message_timeout,
+        snapshot_timeout: config.snapshot_timeout,
+        snapshot_chunk_bytes: config.snapshot_chunk_bytes,
+    };
+    let raft_config = Arc::clone(&host.raft_config);
+    let raft = Raft::new(replica, raft_config, network.clone(), log.clone(), adapter).await;
+    let raft = raft.map_err(|fatal| Error::Stopped(fatal.to_string()))?;
+    live.store(true, Ordering::Release);
+    let runtime = host.runtime.clone();
+    let id = group;
+    Ok(Group::new(Parts {
+        id,
+        replica,
+        config,
+        runtime,
+        raft,
+        machine,
+        log,
+        watch,
+        network,
+    }))
+}
+
+fn raft_config(config: &Config) -> Result<openraft::Config> {
+    let ms = |duration: std::time::Duration| duration.as_millis() as u64;
+    let timing = config.timing;
+    if config.proposal_bytes_max as u64 + 4096 > config.segment_bytes {
+        return Err(Error::Invalid("a proposal must fit a log segment".into()));
+    }
+    let raft = openraft::Config {
+        cluster_name: "quorate".into(),
+        heartbeat_interval: ms(timing.heartbeat),
+        // A follower that has just acknowledged entries needs no heartbeat.
+        heartbeat_min_interval: Some(ms(timing.heartbeat) / 2),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
+        install_snapshot_timeout: ms(config.snapshot_timeout),
+        max_payload_entries: 1024,
+        replication_lag_threshold: 1024,
+        // Snapshots are opened when a replica needs one, and the node says when to purge.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX >> 1,
+        enable_pre_vote: Some(true),
+        // Without it a leader that reaches its followers but does not hear them leads for ever.
+        quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
+        // A leader restored without an election could serve what it had not yet learned to be old.
+        enable_leader_restore: Some(false),
+        backoff: "10ms 20ms 40ms ...500ms".into(),
+        ..openraft::Config::default()
+    };
+    raft.validate().map_err(|e| Error::Invalid(e.to_string()))
+}

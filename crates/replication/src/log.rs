@@ -1,0 +1,487 @@
+//! One log for all groups of a node.
+//!
+//! Each replica's entries, votes, truncations and purges go into one stream of records, so one sync
+//! serves every group that waits. What is read back is decided by the stream's order alone: the
+//! later record wins. In memory each replica keeps where its entries lie, and a node-wide cache keeps
+//! the newest payloads.
+//!
+//! # How it stays bounded
+//!
+//! A segment can go when no replica has an entry in it and when the votes and purges it holds are
+//! written again elsewhere. [`SharedLog::release_segments`] therefore writes one `state` record with
+//! the vote and the purged id of *every* replica, waits until it is durable, and then lets go of the
+//! segments below the oldest entry of all. A replica with old entries pins segments;
+//! [`SharedLog::pinning`] names those, so that the node can flush its engine and purge them.
+//!
+//! # What is promised
+//!
+//! Records of a replica become durable in the order they were submitted, and a completion that is
+//! called says so of everything before it. After a crash a prefix of the stream is read back that
+//! holds everything completed. A purge or truncation may be lost with the tail, which is harmless:
+//! the entries come back, and what made them void comes again.
+//!
+//! It does not know what an entry says, nor when it is committed.
+
+mod cache;
+mod record;
+mod replica;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorate_env::Env;
+use quorate_log::{Completion, Durability, Log, LogOptions, Position};
+
+use crate::codec::{decode_payload, payload_size};
+use crate::error::{Error, Result};
+use crate::raft::{Entry, EntryPayload, LogId, Vote};
+use crate::types::{GroupId, ReplicaId};
+
+use cache::Cache;
+use record::{Of, Place, Record, ReplicaState};
+use replica::{Meta, Replica};
+
+pub(crate) use storage::GroupLog;
+
+/// A record holds at most about this much of an append, so that it always fits a segment.
+const RECORD_BYTES: usize = 4 << 20;
+
+/// The log of a node. Clones are one log.
+#[derive(Clone)]
+pub(crate) struct SharedLog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    env: Env,
+    log: Log,
+    cache: Cache,
+    /// Guards who exists. Held while a state record is made and queued, and while a replica comes or
+    /// goes, so that a state record is never wrong about that. Taken before any replica's lock.
+    replicas: Mutex<BTreeMap<GroupId, Arc<Replica>>>,
+}
+
+impl SharedLog {
+    /// Opens the log in `dir`, replaying what is there. Blocks.
+    pub fn open(env: &Env, dir: &Path, segment_bytes: u64, cache_bytes: usize) -> Result<Self> {
+        let cache = Cache::new(cache_bytes);
+        let mut replicas = BTreeMap::new();
+        let options = LogOptions {
+            segment_bytes,
+            ..LogOptions::default()
+        };
+        let log = Log::open(env, dir, options, &mut |at, bytes| {
+            let record =
+                record::decode(Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
+            replay(&mut replicas, &cache, at, record)
+        })
+        .map_err(log_error)?;
+        for replica in replicas.values() {
+            let mut state = replica.state.lock();
+            if !state.is_whole() {
+                let group = replica.of.group;
+                return Err(Error::Corrupt(format!(
+                    "the log of group {group} has a hole"
+                )));
+            }
+            if state.committed.is_none() {
+                state.committed = state.purged;
+            }
+        }
+        let replicas = Mutex::new(replicas);
+        Ok(SharedLog {
+            inner: Arc::new(Inner {
+                env: env.clone(),
+                log,
+                cache,
+                replicas,
+            }),
+        })
+    }
+
+    /// The replicas that have something in the log.
+    pub fn stored(&self) -> Vec<(GroupId, ReplicaId)> {
+        let replicas = self.inner.replicas.lock();
+        let stored = replicas
+            .values()
+            .filter(|replica| !replica.state.lock().is_blank());
+        stored
+            .map(|replica| (replica.of.group, replica.of.replica))
+            .collect()
+    }
+
+    /// The log of one replica, new or stored.
+    pub fn open_replica(&self, group: GroupId, replica: ReplicaId) -> Result<GroupLog> {
+        let of = Of { group, replica };
+        let mut replicas = self.inner.replicas.lock();
+        let found = replicas
+            .entry(group)
+            .or_insert_with(|| Arc::new(Replica::new(of)));
+        if found.of != of && found.state.lock().is_blank() {
+            *found = Arc::new(Replica::new(of));
+        }
+        if found.of != of {
+            let message = format!(
+                "group {group} is stored here as replica {}",
+                found.of.replica
+            );
+            return Err(Error::Invalid(message));
+        }
+        Ok(GroupLog::new(self.clone(), Arc::clone(found)))
+    }
+
+    /// Forgets a replica for good; `done` hears when that is durable.
+    pub fn remove_replica(&self, group: GroupId, done: Completion) -> Result<()> {
+        let mut replicas = self.inner.replicas.lock();
+        let Some(replica) = replicas.remove(&group) else {
+            done(Ok(()));
+            return Ok(());
+        };
+        self.submit(&record::removed(replica.of), Some(done))
+            .map(|_| ())
+            .map_err(log_error)
+    }
+
+    /// The size of the log on disk, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.inner.log.size_bytes()
+    }
+
+    /// Waits until all submitted so far is durable. Blocks.
+    pub fn sync(&self) -> Result<()> {
+        self.inner.log.sync().map_err(log_error)
+    }
+
+    /// The groups whose entries pin the `segments` oldest segments, each with the index up to which
+    /// it must be purged to let go of them.
+    pub fn pinning(&self, segments: u64) -> BTreeMap<GroupId, u64> {
+        let below = self.inner.log.first_segment() + segments;
+        let replicas = self.inner.replicas.lock();
+        let pins = |replica: &Arc<Replica>| {
+            let upto = replica.state.lock().last_below(below)?;
+            Some((replica.of.group, upto))
+        };
+        replicas.values().filter_map(pins).collect()
+    }
+
+    /// Releases the segments that nobody needs; returns the bytes freed. Blocks.
+    pub fn release_segments(&self) -> Result<u64> {
+        let log = &self.inner.log;
+        let before = log.size_bytes();
+        let keep = {
+            let replicas = self.inner.replicas.lock();
+            // Whatever is submitted from here on lies in this segment or later.
+            let tail = log.end().segment;
+            let oldest = |replica: &Arc<Replica>| replica.state.lock().oldest_segment();
+            let keep = replicas
+                .values()
+                .filter_map(oldest)
+                .min()
+                .map_or(tail, |at| at.min(tail));
+            if keep <= log.first_segment() {
+                return Ok(0);
+            }
+            let states: Vec<_> = replicas
+                .values()
+                .map(|r| r.state.lock().checkpoint(r.of))
+                .collect();
+            if !broken(Break::StateLeftOut) {
+                let record = record::state(&states);
+                self.submit(&record, None).map_err(log_error)?;
+            }
+            keep
+        };
+        log.sync().map_err(log_error)?;
+        log.release(keep).map_err(log_error)?;
+        Ok(before.saturating_sub(log.size_bytes()))
+    }
+
+    fn submit(&self, record: &[u8], done: Option<Completion>) -> quorate_log::Result<Position> {
+        self.inner.log.submit(&[record], Durability::Synced, done)
+    }
+
+    /// Appends entries that follow those there. They can be read when this returns; `done` hears
+    /// when they, and everything before them, are durable.
+    fn append(&self, replica: &Arc<Replica>, entries: Vec<Entry>, done: Completion) -> Result<()> {
+        let Some(first) = entries.first().map(|entry| entry.log_id.index) else {
+            self.submit_empty(replica, done)?;
+            return Ok(());
+        };
+        let count = entries.len();
+        let payload_bytes: usize = entries.iter().map(payload_size).sum();
+        let mut done = Some(done);
+        let mut state = replica.state.lock();
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let later = rest.split_off(chunk_len(&rest));
+            let mut places = Vec::with_capacity(rest.len());
+            let committed = state.committed;
+            let record = record::entries(replica.of, committed.as_ref(), &rest, &mut places);
+            let done = if later.is_empty() { done.take() } else { None };
+            let at = self.submit(&record, done).map_err(log_error)?;
+            for (entry, (offset, length)) in rest.into_iter().zip(places) {
+                let place = Place {
+                    record: at,
+                    at: offset,
+                    length,
+                };
+                let pushed = state.push(Meta::new(entry, place));
+                debug_assert!(pushed, "an append leaves a hole");
+            }
+            rest = later;
+        }
+        drop(state);
+        self.inner.cache.added(replica, first, count, payload_bytes);
+        Ok(())
+    }
+
+    /// Nothing to append, but the completion has its place in the order.
+    fn submit_empty(&self, replica: &Arc<Replica>, done: Completion) -> Result<()> {
+        let state = replica.state.lock();
+        let record = record::entries(replica.of, state.committed.as_ref(), &[], &mut Vec::new());
+        self.submit(&record, Some(done))
+            .map(|_| ())
+            .map_err(log_error)
+    }
+
+    /// Keeps a vote; `done` hears when it is durable.
+    fn save_vote(&self, replica: &Replica, vote: &Vote, done: Completion) -> Result<()> {
+        let mut state = replica.state.lock();
+        let record = record::vote(replica.of, vote);
+        let durability = match broken(Break::VoteUnsynced) {
+            true => Durability::Buffered,
+            false => Durability::Synced,
+        };
+        let queued = self.inner.log.submit(&[&record], durability, Some(done));
+        queued.map_err(log_error)?;
+        state.vote = Some(*vote);
+        Ok(())
+    }
+
+    /// Drops the entries past `after`.
+    fn truncate(&self, replica: &Replica, after: Option<LogId>) -> Result<()> {
+        let mut state = replica.state.lock();
+        let record = record::truncate(replica.of, after.as_ref());
+        self.inner
+            .log
+            .submit(&[&record], Durability::Buffered, None)
+            .map_err(log_error)?;
+        state.truncate(after.map(|id| id.index + 1));
+        Ok(())
+    }
+
+    /// Drops the entries up to `upto`.
+    fn purge(&self, replica: &Replica, upto: LogId) -> Result<()> {
+        let mut state = replica.state.lock();
+        let record = record::purge(replica.of, &upto);
+        self.inner
+            .log
+            .submit(&[&record], Durability::Buffered, None)
+            .map_err(log_error)?;
+        state.purge(upto);
+        Ok(())
+    }
+
+    /// The entries of this range that are here, as many as fit `bytes_max` and at least one. Those
+    /// whose payload the cache lost come as a place to read.
+    fn collect(replica: &Replica, indexes: Range<u64>, bytes_max: usize) -> Vec<Found> {
+        let state = replica.state.lock();
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        for meta in state.entries.range(state.positions(indexes)) {
+            bytes += meta.place.length as usize;
+            if bytes > bytes_max && !found.is_empty() {
+                break;
+            }
+            found.push(match &meta.cached {
+                Some(payload) => Found::Here(Entry {
+                    log_id: meta.id,
+                    payload: payload.clone(),
+                }),
+                None => Found::At(meta.id, meta.tag, meta.place),
+            });
+        }
+        found
+    }
+
+    /// Reads what [`SharedLog::collect`] found only the places of. Blocks.
+    fn load(&self, found: Vec<Found>) -> io::Result<Vec<Entry>> {
+        let mut record: Option<(Position, Bytes)> = None;
+        let mut entries = Vec::with_capacity(found.len());
+        for item in found {
+            let (log_id, tag, place) = match item {
+                Found::Here(entry) => {
+                    entries.push(entry);
+                    continue;
+                }
+                Found::At(id, tag, place) => (id, tag, place),
+            };
+            let bytes = match record.take() {
+                Some((at, bytes)) if at == place.record => bytes,
+                _ => Bytes::from(
+                    self.inner
+                        .log
+                        .read(place.record)
+                        .map_err(io::Error::other)?,
+                ),
+            };
+            let payload = payload_at(&bytes, tag, place)?;
+            record = Some((place.record, bytes));
+            entries.push(Entry { log_id, payload });
+        }
+        Ok(entries)
+    }
+}
+
+/// What the crash check breaks on purpose, to prove that it notices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Break {
+    /// A vote is called durable when it is not.
+    VoteUnsynced,
+    /// Segments go without a record of the votes and purges in them.
+    StateLeftOut,
+}
+
+#[cfg(test)]
+thread_local! {
+    static BROKEN: std::cell::Cell<Option<Break>> = const { std::cell::Cell::new(None) };
+}
+
+/// Whether a test has broken this, on this thread.
+#[cfg(test)]
+fn broken(what: Break) -> bool {
+    BROKEN.get() == Some(what)
+}
+
+#[cfg(not(test))]
+fn broken(_what: Break) -> bool {
+    false
+}
+
+/// An entry, or where it lies.
+enum Found {
+    Here(Entry),
+    At(LogId, u8, Place),
+}
+
+fn payload_at(record: &Bytes, tag: u8, place: Place) -> io::Result<EntryPayload> {
+    let range = place.at as usize..place.at as usize + place.length as usize;
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "an entry is not where it was");
+    if range.end > record.len() {
+        return Err(damaged());
+    }
+    decode_payload(tag, record.slice(range)).map_err(|_| damaged())
+}
+
+/// How many entries go into one record: at least one.
+fn chunk_len(entries: &[Entry]) -> usize {
+    let mut bytes = 0;
+    let fits = entries.iter().take_while(|entry| {
+        bytes += payload_size(entry) + crate::codec::ENTRY_HEADER;
+        bytes <= RECORD_BYTES
+    });
+    fits.count().max(1)
+}
+
+/// Takes one record of the stream into account.
+fn replay(
+    replicas: &mut BTreeMap<GroupId, Arc<Replica>>,
+    cache: &Cache,
+    at: Position,
+    record: Record,
+) -> std::result::Result<(), String> {
+    match record {
+        Record::Entries {
+            of,
+            committed,
+            entries,
+        } => {
+            let replica = replica_of(replicas, of);
+            let Some(first) = entries.first().map(|placed| placed.entry.log_id.index) else {
+                return Ok(());
+            };
+            let (count, mut bytes) = (entries.len(), 0);
+            let mut state = replica.state.lock();
+            for placed in entries {
+                let place = Place {
+                    record: at,
+                    at: placed.at,
+                    length: placed.length,
+                };
+                bytes += placed.length as usize;
+                let index = placed.entry.log_id.index;
+                if !state.push(Meta::new(placed.entry, place)) {
+                    return Err(format!("entry {index} of group {} leaves a hole", of.group));
+                }
+            }
+            if committed.is_some() {
+                state.committed = committed;
+            }
+            drop(state);
+            cache.added(&replica, first, count, bytes);
+        }
+        Record::Vote { of, vote } => replica_of(replicas, of).state.lock().vote(vote),
+        Record::Truncate { of, after } => {
+            let from = after.map(|id| id.index + 1);
+            replica_of(replicas, of).state.lock().truncate(from);
+        }
+        Record::Purge { of, upto } => replica_of(replicas, of).state.lock().purge(upto),
+        Record::State(states) => replay_state(replicas, states),
+        Record::Removed { of } => {
+            if replicas
+                .get(&of.group)
+                .is_some_and(|replica| replica.of == of)
+            {
+                replicas.remove(&of.group);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes a state record into account: who is not in it is no more.
+fn replay_state(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, states: Vec<ReplicaState>) {
+    let mut kept = BTreeMap::new();
+    for known in states {
+        let replica = replica_of(replicas, known.of);
+        let mut state = replica.state.lock();
+        if let Some(vote) = known.vote {
+            state.vote(vote);
+        }
+        if let Some(purged) = known.purged {
+            state.purge(purged);
+        }
+        drop(state);
+        kept.insert(known.of.group, replica);
+    }
+    *replicas = kept;
+}
+
+/// The replica that a record is about. A record of another replica of the group means that the one
+/// before is no more.
+fn replica_of(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, of: Of) -> Arc<Replica> {
+    let replica = replicas
+        .entry(of.group)
+        .or_insert_with(|| Arc::new(Replica::new(of)));
+    if replica.of != of {
+        *replica = Arc::new(Replica::new(of));
+    }
+    Arc::clone(replica)
+}
+
+fn log_error(error: quorate_log::Error) -> Error {
+    match error.kind() {
+        quorate_log::ErrorKind::Corruption | quorate_log::ErrorKind::NewerFormat => {
+            Error::Corrupt(error.to_string())
+        }
+        _ => Error::Io(error.to_string()),
+    }
+}

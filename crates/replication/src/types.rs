@@ -1,0 +1,179 @@
+//! The plain nouns of the crate: ids, positions in a log, members, status, settings.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A Raft group: one shard, or a group of the system.
+pub type GroupId = u64;
+
+/// A replica of a group. Never reused in its group: one that lost its data comes back as another.
+pub type ReplicaId = u64;
+
+/// A node of the cluster, holding at most one replica of each group.
+pub type NodeId = u64;
+
+/// What names an entry of a group's log for good: its index, and under whom it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// The term it was written in.
+    pub term: u64,
+    /// The replica that led then.
+    pub leader: ReplicaId,
+    /// Its place in the log, from 0 (which is always the first membership).
+    pub index: u64,
+}
+
+/// Who leads a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Leader {
+    /// The leading replica.
+    pub replica: ReplicaId,
+    /// The node it lives on.
+    pub node: NodeId,
+}
+
+/// The replicas of a group and the nodes they live on.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Those that vote. While `joint`, the voters of both configurations.
+    pub voters: BTreeMap<ReplicaId, NodeId>,
+    /// Those that only receive the log.
+    pub learners: BTreeMap<ReplicaId, NodeId>,
+    /// Whether a change of voters is half done.
+    pub joint: bool,
+}
+
+/// What a replica is in its group just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Receives the log and does not vote.
+    Learner,
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Stands for election.
+    Candidate,
+    /// Leads, or believes so: only a quorum's answer proves it.
+    Leader,
+    /// Has stopped; the group must be opened again.
+    Stopped,
+}
+
+/// A replica as it sees itself and its group. For display and decisions of placement, not for
+/// correctness: it is out of date when it is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// This replica.
+    pub replica: ReplicaId,
+    /// What it is.
+    pub role: Role,
+    /// The current term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<Leader>,
+    /// The last index in its log.
+    pub last_index: Option<u64>,
+    /// The last index known to be committed.
+    pub committed: Option<u64>,
+    /// The last index applied here.
+    pub applied: Option<u64>,
+    /// The last index whose effect is durable in the state machine here.
+    pub flushed: Option<u64>,
+    /// The last index removed from the log here.
+    pub purged: Option<u64>,
+    /// The members it acts by.
+    pub members: Members,
+    /// On the leader: the last index each replica is known to hold.
+    pub matched: BTreeMap<ReplicaId, Option<u64>>,
+}
+
+impl Status {
+    /// How many entries a replica is behind this one, if this one leads and knows.
+    pub fn lag(&self, replica: ReplicaId) -> Option<u64> {
+        let matched = self.matched.get(&replica)?.map_or(0, |index| index + 1);
+        Some(
+            self.last_index
+                .map_or(0, |index| index + 1)
+                .saturating_sub(matched),
+        )
+    }
+}
+
+/// How fast a group notices that its leader is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timing {
+    /// A leader shows itself this often.
+    pub heartbeat: Duration,
+    /// A follower stands for election after a silence between this...
+    pub election_min: Duration,
+    /// ... and this. It is also how long a vote against a leader just heard is refused.
+    pub election_max: Duration,
+}
+
+impl Timing {
+    /// For up to about 200 groups a node.
+    pub const FAST: Timing = Timing {
+        heartbeat: Duration::from_millis(100),
+        election_min: Duration::from_millis(300),
+        election_max: Duration::from_millis(600),
+    };
+
+    /// For more groups: a fifth of the idle work, slower to elect.
+    pub const SLOW: Timing = Timing {
+        heartbeat: Duration::from_millis(500),
+        election_min: Duration::from_millis(1500),
+        election_max: Duration::from_millis(3000),
+    };
+}
+
+/// The settings of [`Groups`](crate::Groups).
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// The directory of the shared log.
+    pub log_dir: PathBuf,
+    /// The size of a log segment, in bytes.
+    pub segment_bytes: u64,
+    /// Election and heartbeat times, of all groups.
+    pub timing: Timing,
+    /// The largest proposal, in bytes.
+    pub proposal_bytes_max: usize,
+    /// How much a group takes before it answers `Overloaded`: bytes of proposals in flight.
+    pub inflight_bytes_max: usize,
+    /// And their number.
+    pub inflight_proposals_max: usize,
+    /// The most bytes of entries in one message to a peer (one entry always goes).
+    pub append_bytes_max: usize,
+    /// The memory of the entry cache of the whole node, in bytes.
+    pub cache_bytes: usize,
+    /// The most bytes of commands applied in one call of the state machine (one always goes).
+    pub apply_bytes_max: usize,
+    /// The size of a snapshot chunk, in bytes.
+    pub snapshot_chunk_bytes: usize,
+    /// How long one message to a peer may take before it counts as lost.
+    pub message_timeout: Duration,
+    /// How long one chunk of a snapshot may take; the last one includes the install.
+    pub snapshot_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults of a node, with its log in `log_dir`.
+    pub fn new(node: NodeId, log_dir: impl Into<PathBuf>) -> Config {
+        Config {
+            node,
+            log_dir: log_dir.into(),
+            segment_bytes: 64 << 20,
+            timing: Timing::FAST,
+            proposal_bytes_max: 8 << 20,
+            inflight_bytes_max: 64 << 20,
+            inflight_proposals_max: 4096,
+            append_bytes_max: 1 << 20,
+            cache_bytes: 128 << 20,
+            apply_bytes_max: 4 << 20,
+            snapshot_chunk_bytes: 512 << 10,
+            message_timeout: Duration::from_secs(2),
+            snapshot_timeout: Duration::from_secs(30),
+        }
+    }
+}

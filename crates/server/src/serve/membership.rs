@@ -1,0 +1,146 @@
+//! Becoming and staying part of a cluster: joining by the seeds, hearing of new maps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use quorate_kv::{Error, ErrorKind};
+use quorate_proto::{PROTOCOL_VERSION, cluster_from_wire, v1};
+use quorate_sharding::ShardMap;
+use tonic::Request;
+
+use super::cluster_service::{call_error, connect};
+use super::host::Host;
+
+const PAUSE: Duration = Duration::from_millis(300);
+const CALL: Duration = Duration::from_secs(10);
+
+/// Joins the cluster of the seeds if this server is of none, then follows the map for as long as
+/// the server lives.
+pub async fn run(host: Arc<Host>) {
+    let mut last_error = String::new();
+    while host.node().is_err() {
+        for seed in &host.settings.seeds {
+            match join(&host, seed).await {
+                Ok(()) => break,
+                Err(error) if error.to_string() != last_error => {
+                    last_error = error.to_string();
+                    tracing::warn!(seed, error = last_error, "joining: not yet");
+                }
+                Err(_) => {}
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    announce(&host).await;
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let Ok(node) = host.node() else { return };
+        if node.holds_coordinator() {
+            continue;
+        }
+        for address in others(&host) {
+            if fetch_map(&host, &address).await.is_ok() {
+                break;
+            }
+        }
+    }
+}
+
+/// The other nodes' addresses: those of the map, then the seeds.
+fn others(host: &Host) -> Vec<String> {
+    let me = &host.settings.node.address;
+    let mut addresses: Vec<String> = match host.node() {
+        Ok(node) => node
+            .map()
+            .nodes
+            .values()
+            .map(|node| node.address.clone())
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    addresses.extend(host.settings.seeds.iter().cloned());
+    addresses.retain(|address| address != me);
+    addresses
+}
+
+async fn join(host: &Host, seed: &str) -> Result<(), Error> {
+    let (node, map) = call_join(host, seed, v1::JoinRequest::default()).await?;
+    let running = host.joined(map.cluster, node)?;
+    running.adopt_map(map);
+    Ok(())
+}
+
+async fn call_join(
+    host: &Host,
+    seed: &str,
+    known: v1::JoinRequest,
+) -> Result<(u64, ShardMap), Error> {
+    let request = v1::JoinRequest {
+        address: host.settings.node.address.clone(),
+        protocol: PROTOCOL_VERSION,
+        data_id: host.data_id(),
+        ..known
+    };
+    let mut client = connect(seed).await?;
+    let mut request = Request::new(request);
+    request.set_timeout(CALL);
+    let answer = client
+        .join(request)
+        .await
+        .map_err(|status| call_error(&status))?
+        .into_inner();
+    let map = answer.map.ok_or_else(|| {
+        Error::new(
+            ErrorKind::Internal,
+            format!("{seed} answered a join without a map"),
+        )
+    })?;
+    cluster_from_wire(&map.cluster)?;
+    Ok((answer.node, map.try_into()?))
+}
+
+/// Tells the coordinator where this node is reached now, if that is not what the map says.
+async fn announce(host: &Host) {
+    loop {
+        let Ok(node) = host.node() else { return };
+        let me = node.identity();
+        let known = node.map().node(me.node).map(|node| node.address.clone());
+        if known.is_none() || known.as_ref() == Some(&host.settings.node.address) {
+            return;
+        }
+        let request = v1::JoinRequest {
+            cluster: quorate_proto::cluster_to_wire(me.cluster),
+            node: me.node,
+            ..v1::JoinRequest::default()
+        };
+        for address in others(host) {
+            match call_join(host, &address, request.clone()).await {
+                Ok((_, map)) => {
+                    node.adopt_map(map);
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(address, %error, "announcing the new address: not yet")
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn fetch_map(host: &Host, address: &str) -> Result<(), Error> {
+    let node = host.node()?;
+    let mut client = connect(address).await?;
+    let mut request = Request::new(v1::MapRequest {
+        known_version: node.map().version,
+    });
+    request.set_timeout(CALL);
+    let answer = client
+        .map(request)
+        .await
+        .map_err(|status| call_error(&status))?;
+    if let Some(map) = answer.into_inner().map {
+        node.adopt_map(map.try_into()?);
+    }
+    Ok(())
+}

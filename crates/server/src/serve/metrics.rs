@@ -1,0 +1,278 @@
+//! `/metrics`: what the process counts itself, and the node's state at the moment of asking, in
+//! Prometheus' text format.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quorate_kv::ErrorKind;
+use quorate_node::{Latency, Node, NodeStatus, ReplyBatch};
+use quorate_sharding::{Operation, Request};
+
+/// What the services count.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    requests: [AtomicU64; OPERATIONS.len()],
+    failures: [AtomicU64; ErrorKind::ALL.len()],
+}
+
+const OPERATIONS: [&str; 6] = ["get", "put", "delete", "batch", "compare", "scan"];
+
+fn place(operation: &Operation) -> usize {
+    match operation {
+        Operation::Get { .. } => 0,
+        Operation::Put { .. } => 1,
+        Operation::Delete { .. } => 2,
+        Operation::Batch { .. } => 3,
+        Operation::Compare { .. } => 4,
+        Operation::Scan { .. } => 5,
+    }
+}
+
+impl Metrics {
+    /// Counts requests that came in.
+    pub fn took(&self, requests: &[Request]) {
+        for request in requests {
+            self.requests[place(&request.operation)].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts answers that went out.
+    pub fn answered(&self, answers: &ReplyBatch) {
+        for (_, answer) in answers {
+            if let Err(failure) = answer {
+                let place = failure.error.kind().code() as usize - 1;
+                self.failures[place].fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// All metrics as text.
+    pub fn render(&self, node: Option<&Node>) -> String {
+        let mut page = Page::default();
+        page.family(
+            "quorate_up",
+            "gauge",
+            "Whether this server is a node of a cluster.",
+        );
+        page.sample("quorate_up", "", u64::from(node.is_some()));
+        page.family(
+            "quorate_requests_total",
+            "counter",
+            "Requests taken, by operation.",
+        );
+        for (name, count) in OPERATIONS.iter().zip(&self.requests) {
+            let labels = format!("operation=\"{name}\"");
+            page.sample(
+                "quorate_requests_total",
+                &labels,
+                count.load(Ordering::Relaxed),
+            );
+        }
+        page.family(
+            "quorate_failures_total",
+            "counter",
+            "Requests that failed, by error kind.",
+        );
+        for (kind, count) in ErrorKind::ALL.iter().zip(&self.failures) {
+            let labels = format!("kind=\"{kind:?}\"");
+            page.sample(
+                "quorate_failures_total",
+                &labels,
+                count.load(Ordering::Relaxed),
+            );
+        }
+        if let Some(node) = node {
+            page.latency(node);
+            let status = node.status();
+            page.node(&status);
+            page.storage(&status);
+            page.raft(&status);
+        }
+        page.text
+    }
+}
+
+#[derive(Default)]
+struct Page {
+    text: String,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string can't fail.
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = match labels {
+            "" => writeln!(self.text, "{name} {value}"),
+            labels => writeln!(self.text, "{name}{{{labels}}} {value}"),
+        };
+    }
+
+    fn single(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
+        self.family(name, kind, help);
+        self.sample(name, "", value);
+    }
+
+    fn latency(&mut self, node: &Node) {
+        let name = "quorate_request_seconds";
+        self.family(name, "histogram", "From a request's arrival to its answer.");
+        let latencies = node.latencies();
+        let kinds: [(&str, &Latency); 2] =
+            [("read", &latencies.reads), ("write", &latencies.writes)];
+        for (kind, latency) in kinds {
+            for (bound, count) in latency.cumulative() {
+                let labels = format!("kind=\"{kind}\",le=\"{bound}\"");
+                self.sample("quorate_request_seconds_bucket", &labels, count);
+            }
+            let labels = format!("kind=\"{kind}\"");
+            let endless = format!("{labels},le=\"+Inf\"");
+            self.sample("quorate_request_seconds_bucket", &endless, latency.count());
+            self.sample(
+                "quorate_request_seconds_sum",
+                &labels,
+                latency.sum_seconds(),
+            );
+            self.sample("quorate_request_seconds_count", &labels, latency.count());
+        }
+    }
+
+    fn node(&mut self, status: &NodeStatus) {
+        let labels = format!(
+            "node=\"{}\",cluster=\"{:032x}\",version=\"{}\"",
+            status.identity.node,
+            status.identity.cluster,
+            env!("CARGO_PKG_VERSION")
+        );
+        self.family("quorate_node_info", "gauge", "Who this node is.");
+        self.sample("quorate_node_info", &labels, 1);
+        let uptime = status.uptime.as_secs_f64();
+        self.single(
+            "quorate_uptime_seconds",
+            "gauge",
+            "Since the node was opened.",
+            uptime,
+        );
+        let help = "The version of the shard map known here.";
+        self.single("quorate_map_version", "gauge", help, status.map_version);
+        let help = "Whether client writes are refused for want of disk space.";
+        self.single(
+            "quorate_disk_full",
+            "gauge",
+            help,
+            u64::from(status.disk_full),
+        );
+        let help = "Space left on the data directory's disk.";
+        self.single("quorate_disk_free_bytes", "gauge", help, status.free_bytes);
+        let help = "The shared Raft log's files.";
+        self.single("quorate_log_bytes", "gauge", help, status.log_bytes);
+        let help = "Shards of this node that could not be opened.";
+        self.single("quorate_broken_shards", "gauge", help, status.broken.len());
+    }
+
+    fn storage(&mut self, status: &NodeStatus) {
+        let stats = &status.engine;
+        self.family(
+            "quorate_storage_level_bytes",
+            "gauge",
+            "Tables of each level.",
+        );
+        for (level, of) in stats.levels.iter().enumerate() {
+            let labels = format!("level=\"{level}\"");
+            self.sample("quorate_storage_level_bytes", &labels, of.size_bytes);
+        }
+        self.family(
+            "quorate_storage_level_files",
+            "gauge",
+            "Tables of each level.",
+        );
+        for (level, of) in stats.levels.iter().enumerate() {
+            let labels = format!("level=\"{level}\"");
+            self.sample("quorate_storage_level_files", &labels, of.files);
+        }
+        let gauges = [
+            (
+                "memtable_bytes",
+                "What memtables hold.",
+                stats.memtable_bytes,
+            ),
+            (
+                "cache_bytes",
+                "What the block cache holds.",
+                stats.cache_bytes,
+            ),
+            ("snapshots", "Snapshots alive.", stats.snapshots),
+        ];
+        for (name, help, value) in gauges {
+            self.single(&format!("quorate_storage_{name}"), "gauge", help, value);
+        }
+        let counters = [
+            ("cache_hits", "Blocks found in the cache.", stats.cache_hits),
+            ("cache_misses", "Blocks read from disk.", stats.cache_misses),
+            ("stalls", "Writes slowed down or stopped.", stats.stalls),
+            ("batches", "Batches written.", stats.batches),
+            ("flushes", "Memtables written out.", stats.flushes),
+            (
+                "flush_bytes",
+                "Bytes written by flushes.",
+                stats.flush_bytes,
+            ),
+            ("compactions", "Compactions done.", stats.compactions),
+            (
+                "compaction_read_bytes",
+                "Bytes read by compaction.",
+                stats.compaction_read_bytes,
+            ),
+            (
+                "compaction_write_bytes",
+                "Bytes written by it.",
+                stats.compaction_write_bytes,
+            ),
+        ];
+        for (name, help, value) in counters {
+            self.single(
+                &format!("quorate_storage_{name}_total"),
+                "counter",
+                help,
+                value,
+            );
+        }
+    }
+
+    fn raft(&mut self, status: &NodeStatus) {
+        let of = |replica: &quorate_node::ReplicaStatus| format!("shard=\"{}\"", replica.shard);
+        self.family(
+            "quorate_raft_leader",
+            "gauge",
+            "Whether this replica leads its group.",
+        );
+        for replica in &status.replicas {
+            let leads = replica.group.role == quorate_replication::Role::Leader;
+            self.sample("quorate_raft_leader", &of(replica), u64::from(leads));
+        }
+        self.family("quorate_raft_term", "gauge", "The group's term.");
+        for replica in &status.replicas {
+            self.sample("quorate_raft_term", &of(replica), replica.group.term);
+        }
+        self.family(
+            "quorate_raft_index",
+            "gauge",
+            "Positions in the group's log, by what they mean.",
+        );
+        for replica in &status.replicas {
+            let group = &replica.group;
+            let positions = [
+                ("last", group.last_index),
+                ("committed", group.committed),
+                ("applied", group.applied),
+                ("flushed", group.flushed),
+                ("purged", group.purged),
+            ];
+            for (position, index) in positions {
+                let labels = format!("{},position=\"{position}\"", of(replica));
+                self.sample("quorate_raft_index", &labels, index.unwrap_or_default());
+            }
+        }
+    }
+}

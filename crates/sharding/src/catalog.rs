@@ -1,0 +1,228 @@
+//! The coordinator's changes to its map: deterministic, so that every replica of the coordinator's
+//! group makes the same map from the same commands.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::{
+    COORDINATOR_GROUP, Error, Namespace, NamespaceId, NamespaceKind, NodeId, NodeInfo, NodeLoad,
+    Replica, Result, SYSTEM_NAMESPACE, Shard, ShardEpoch, ShardMap, bounds_from_splits,
+    initial_bounds, place_with_loads,
+};
+
+/// The longest name of a namespace, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+
+/// What a namespace is created from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceSpec {
+    /// Its name: 1 to 128 of ASCII letters, digits, `-`, `_`, `.`, `/`, not beginning with `_`.
+    pub name: String,
+    /// Its layout.
+    pub kind: NamespaceKind,
+    /// How many shards, if `splits` is empty; a compact one has 1.
+    pub shards: u32,
+    /// How many replicas each.
+    pub replicas: u32,
+    /// Encoded keys between the shards; empty: even bounds.
+    pub splits: Vec<Bytes>,
+}
+
+impl NamespaceSpec {
+    /// The ranges that its shards will have.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if shards or splits do not fit.
+    pub fn bounds(&self) -> Result<Vec<(Bytes, Bytes)>> {
+        if self.kind == NamespaceKind::Compact && (self.shards > 1 || !self.splits.is_empty()) {
+            return Err(Error::InvalidArgument(
+                "a compact namespace has exactly one shard".into(),
+            ));
+        }
+        if self.splits.is_empty() {
+            initial_bounds(self.kind.encoding(), self.shards as usize)
+        } else {
+            bounds_from_splits(&self.splits)
+        }
+    }
+
+    fn check_name(&self) -> Result<()> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
+        let fits = (1..=NAME_BYTES_MAX).contains(&self.name.len());
+        if fits && self.name.bytes().all(plain) && !self.name.starts_with('_') {
+            return Ok(());
+        }
+        Err(Error::InvalidArgument(format!(
+            "a namespace's name has 1 to {NAME_BYTES_MAX} of the characters a-z A-Z 0-9 - _ . / \
+             and does not begin with _"
+        )))
+    }
+}
+
+impl ShardMap {
+    /// Registers a node and gives it its id; an address that is known keeps its id.
+    pub fn register_node(&mut self, address: &str, labels: BTreeMap<String, String>) -> NodeId {
+        if let Some(known) = self.nodes.values_mut().find(|n| n.address == address) {
+            let id = known.id;
+            if known.labels != labels {
+                known.labels = labels;
+                self.version += 1;
+            }
+            return id;
+        }
+        let id = self.next.node;
+        self.next.node += 1;
+        let address = address.to_owned();
+        self.nodes.insert(
+            id,
+            NodeInfo {
+                id,
+                address,
+                labels,
+            },
+        );
+        self.version += 1;
+        id
+    }
+
+    /// Changes the address of a node that moved. False if there is no such node.
+    pub fn set_node_address(&mut self, id: NodeId, address: &str) -> bool {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return false;
+        };
+        if node.address != address {
+            node.address = address.to_owned();
+            self.version += 1;
+        }
+        true
+    }
+
+    /// Sets the replicas of the coordinator's group, which is the only shard of the system's own
+    /// namespace.
+    pub fn set_coordinator(&mut self, replicas: Vec<Replica>) {
+        let epoch = match self.shards_of(SYSTEM_NAMESPACE) {
+            [known] if known.replicas == replicas => return,
+            [known, ..] => ShardEpoch {
+                members: known.epoch.members + 1,
+                ..known.epoch
+            },
+            [] => ShardEpoch::FIRST,
+        };
+        let above = replicas.iter().map(|r| r.id + 1).max().unwrap_or_default();
+        self.next.replica = self.next.replica.max(above);
+        let namespace = Namespace {
+            id: SYSTEM_NAMESPACE,
+            name: "_system".into(),
+            kind: NamespaceKind::Compact,
+            replicas: replicas.len() as u32,
+            incarnation: 0,
+        };
+        let shard = Shard {
+            id: COORDINATOR_GROUP,
+            namespace: SYSTEM_NAMESPACE,
+            start: Bytes::new(),
+            end: Bytes::new(),
+            epoch,
+            replicas,
+        };
+        self.insert_namespace(namespace, vec![shard]);
+        self.version += 1;
+    }
+
+    /// Gives out a replica id, for a replica that is made outside of a new namespace.
+    pub fn take_replica_id(&mut self) -> u64 {
+        let id = self.next.replica;
+        self.next.replica += 1;
+        self.version += 1;
+        id
+    }
+
+    /// Creates a namespace and places its shards on the nodes that hold the least.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] if the name is taken, [`Error::InvalidArgument`] if the spec does
+    /// not make sense or there are too few nodes. The map is unchanged then.
+    pub fn create_namespace(&mut self, spec: &NamespaceSpec) -> Result<NamespaceId> {
+        spec.check_name()?;
+        if self.namespace_by_name(&spec.name).is_some() {
+            return Err(Error::AlreadyExists(format!(
+                "there is a namespace `{}` already",
+                spec.name
+            )));
+        }
+        let bounds = spec.bounds()?;
+        let placed = place_with_loads(self.loads(), bounds.len(), spec.replicas as usize)?;
+        let id = self.next.namespace;
+        let mut shards = Vec::with_capacity(bounds.len());
+        for ((start, end), nodes) in bounds.into_iter().zip(placed) {
+            let first_replica = self.next.replica;
+            self.next.replica += nodes.len() as u64;
+            shards.push(Shard {
+                id: self.next.shard,
+                namespace: id,
+                start,
+                end,
+                epoch: ShardEpoch::FIRST,
+                replicas: (first_replica..)
+                    .zip(nodes)
+                    .map(|(id, node)| Replica { id, node })
+                    .collect(),
+            });
+            self.next.shard += 1;
+        }
+        let namespace = Namespace {
+            id,
+            name: spec.name.clone(),
+            kind: spec.kind,
+            replicas: spec.replicas,
+            incarnation: 0,
+        };
+        self.insert_namespace(namespace, shards);
+        self.next.namespace += 1;
+        self.version += 1;
+        Ok(id)
+    }
+
+    /// Removes a namespace; its shards, which are to be torn down, or nothing if it is not there.
+    pub fn drop_namespace(&mut self, id: NamespaceId) -> Vec<std::sync::Arc<Shard>> {
+        if id == SYSTEM_NAMESPACE || self.namespace(id).is_none() {
+            return Vec::new();
+        }
+        self.version += 1;
+        self.remove_namespace(id)
+    }
+
+    /// Gives a shard other replicas and raises its members version. False if there is none such.
+    pub fn set_replicas(&mut self, shard: u64, replicas: Vec<Replica>) -> bool {
+        let Some(known) = self.shard(shard).cloned() else {
+            return false;
+        };
+        if known.replicas != replicas {
+            let mut changed = Shard::clone(&known);
+            changed.epoch.members += 1;
+            changed.replicas = replicas;
+            self.replace_shard(changed);
+            self.version += 1;
+        }
+        true
+    }
+
+    /// What each node holds, the coordinator's group apart.
+    fn loads(&self) -> BTreeMap<NodeId, NodeLoad> {
+        let mut loads: BTreeMap<NodeId, NodeLoad> = self
+            .nodes
+            .keys()
+            .map(|n| (*n, NodeLoad::default()))
+            .collect();
+        for shard in self.shards().filter(|s| s.namespace != SYSTEM_NAMESPACE) {
+            for (i, replica) in shard.replicas.iter().enumerate() {
+                if let Some(load) = loads.get_mut(&replica.node) {
+                    load.replicas += 1;
+                    load.firsts += u64::from(i == 0);
+                }
+            }
+        }
+        loads
+    }
+}

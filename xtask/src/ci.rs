@@ -1,0 +1,89 @@
+//! `xtask ci` and `xtask test`: the checks, in the order in which they fail soonest.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{codegen, services, tidy};
+
+/// All that must hold before a change lands.
+pub fn ci(root: &Path) -> Result<()> {
+    step("fmt", || cargo(root, &["fmt", "--all", "--check"]))?;
+    step("tidy", || tidy::run(root))?;
+    step("codegen", || codegen::run(root, true))?;
+    step("clippy", || {
+        cargo(
+            root,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )
+    })?;
+    step("docs", || {
+        let mut command = cargo_command(root);
+        command.args(["doc", "--workspace", "--no-deps", "--quiet"]);
+        command.env("RUSTDOCFLAGS", "-D warnings");
+        run(command)
+    })?;
+    step("test", || test(root, &[]))
+}
+
+/// All tests: of the crates, then with real processes. `filter` goes to the test runner.
+pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
+    services::require_test_tools()?;
+    // The binary that the integration tests start, built like the tests themselves.
+    cargo(
+        root,
+        &["build", "--profile", "test", "--package", "quorate-server"],
+    )?;
+    let mut command = cargo_command(root);
+    command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
+    if !filter.is_empty() {
+        command.arg("--").args(filter);
+    }
+    run(command)
+}
+
+fn step(name: &str, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("== {name}");
+    let started = Instant::now();
+    run().with_context(|| format!("the step `{name}` failed"))?;
+    println!(
+        "== {name}: done in {:.0} s",
+        started.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// Cargo as it was called, in the workspace's root folder.
+pub fn cargo_command(root: &Path) -> Command {
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
+    command.current_dir(root);
+    command
+}
+
+/// Runs cargo to its end.
+pub fn cargo(root: &Path, args: &[&str]) -> Result<()> {
+    let mut command = cargo_command(root);
+    command.args(args);
+    run(command)
+}
+
+/// Runs a command to its end; anything but success is an error.
+pub fn run(mut command: Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("can't run {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}

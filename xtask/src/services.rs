@@ -1,0 +1,80 @@
+//! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for.
+//!
+//! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::ci;
+
+/// A program that comes with a Debian package.
+pub struct Tool {
+    /// What is looked for.
+    pub program: &'static str,
+    /// The package that has it.
+    pub package: &'static str,
+}
+
+/// The peer of the cluster benchmark.
+pub const ETCD: Tool = Tool {
+    program: "etcd",
+    package: "etcd-server",
+};
+/// The list of installed packages is the tests' real input.
+const DPKG: Tool = Tool {
+    program: "dpkg",
+    package: "dpkg",
+};
+
+/// What `xtask test` needs.
+pub fn require_test_tools() -> Result<()> {
+    require(&DPKG)?;
+    if !Path::new("/var/lib/dpkg/status").exists() {
+        bail!("/var/lib/dpkg/status is not there: the tests read it, as on any Debian or Ubuntu");
+    }
+    Ok(())
+}
+
+/// Finds a program, installing its package if that is possible.
+pub fn require(tool: &Tool) -> Result<PathBuf> {
+    if let Some(path) = find(tool.program) {
+        return Ok(path);
+    }
+    let line = format!("apt-get install -y {}", tool.package);
+    if !is_root()? {
+        bail!("{} is missing; install it: sudo {line}", tool.program);
+    }
+    println!("installing {}", tool.package);
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        // A package's service must not be started: ours run on their own ports.
+        command
+            .env("RUNLEVEL", "1")
+            .stdout(std::process::Stdio::null());
+        ci::run(command)
+    };
+    apt(&["update"])?;
+    apt(&["install", "-y", "--no-install-recommends", tool.package])?;
+    match find(tool.program) {
+        Some(path) => Ok(path),
+        None => bail!("{line} did not bring {}", tool.program),
+    }
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let folders = std::env::split_paths(&path);
+    let more = ["/usr/sbin", "/usr/bin"].into_iter().map(PathBuf::from);
+    folders
+        .chain(more)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+fn is_root() -> Result<bool> {
+    let output = Command::new("id").arg("-u").output()?;
+    Ok(output.stdout.trim_ascii() == b"0")
+}
