@@ -1,4 +1,49 @@
-//! LSM storage engine with versioned keyspaces
+//! A storage engine: a log-structured merge tree whose keys have versions.
+//!
+//! # What it keeps
+//!
+//! An engine has a few *keyspaces*. In a *plain* one a write replaces what was there. In a *versioned*
+//! one the caller gives every write a version, old versions stay, and a read may ask for the newest
+//! entry at or below a version:
+//!
+//! ```text
+//! put_at(k, 5, "five")   put_at(k, 9, "nine")   delete_at(k, 12)
+//!
+//! get(k) at version  4: nothing      at 5 … 8: "five"      at 9 … 11: "nine"      from 12: nothing
+//! ```
+//!
+//! Other trees put versions on top, into the keys; here the version takes the place that a sequence
+//! number has in them, so that such a read is one lookup with a filter, and compaction knows which
+//! versions nobody will read: those shadowed at the *watermark*.
+//!
+//! Operations come in *batches*, across keyspaces, all or nothing. Each also gets a *sequence*,
+//! private to the engine: by it batches become visible one after the other, snapshots see a
+//! prefix of them, and of two writes at one version the later wins, so that replaying writes does
+//! no harm.
+//!
+//! # How it lives
+//!
+//! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list.
+//! A full memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges
+//! tables of one level into the next, each level ten times as large as the one above. The *manifest*
+//! says which tables count. A read asks the memtables, then the levels from the top, helped by a
+//! filter in each table and a cache of blocks.
+//!
+//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence.
+//! That is what an engine without a log promises after a crash: a prefix of the batches, up to
+//! [`Lsm::flushed_sequence`] at least.
+//!
+//! # What it does when things go wrong
+//!
+//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends
+//! writing for good, since nobody knows what is on disk; reads go on. A full disk refuses writes
+//! until there is space. Damage is reported with the file and the block, when it is read.
+//!
+//! # What it does not do
+//!
+//! No range delete within a batch ([`Lsm::remove_range`] forgets a range, outside of batches), no
+//! values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network, no clock. It is synchronous; files, threads and time come from
+//! [`quorate_env::Env`] alone. The bytes on disk are described in `docs/formats.md`.
 
 mod batch;
 mod cache;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use crate::batch::Batch;
-use crate::engine::{Engine, Entry, Iter, IterOptions, ReadAt, Sequence, Snapshot};
+use crate::engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 use crate::error::Result;
 use crate::key::Kind;
 use crate::keyspaces::Keyspaces;
@@ -37,6 +37,15 @@ impl Model {
             keyspaces: Keyspaces::new(keyspaces),
             state: RwLock::default(),
         }
+    }
+
+    /// Forgets a range with all its history; see `Lsm::remove_range`.
+    pub fn remove_range(&self, keyspace: KeyspaceId, range: KeyRange<'_>) {
+        let inside = |id: KeyspaceId, key: &[u8]| {
+            id == keyspace && range.lower <= key && range.upper.is_none_or(|upper| key < upper)
+        };
+        let mut state = self.state.write();
+        state.entries.retain(|(id, key, ..), _| !inside(*id, key));
     }
 
     /// The entries that a read may see, one for each key and version, newest first within a key.

@@ -38,6 +38,8 @@ pub(crate) struct Outputs<'a> {
     /// For the tables below the output: an output that overlaps too many of them ends early, so
     /// that its own compaction is not a large one.
     pub(crate) below: Option<(&'a Levels, usize)>,
+    /// Places from the first to below the second are left out.
+    pub(crate) without: Option<(&'a [u8], Option<&'a [u8]>)>,
 }
 
 /// The tables under way.
@@ -154,6 +156,16 @@ fn merge(
     cursor.seek_to_first().map_err(Failure::Input)?;
     while cursor.valid() {
         let key = cursor.key();
+        if let Some((from, to)) = writer.outputs.without
+            && key.place >= from
+            && to.is_none_or(|to| key.place < to)
+        {
+            match to {
+                Some(to) => cursor.seek(&Key::first_of(to)).map_err(Failure::Input)?,
+                None => break,
+            }
+            continue;
+        }
         if garbage.is_new_place(&key) {
             if stop() {
                 let closed = Error::new(ErrorKind::Closed, "the engine is closing");

@@ -16,8 +16,8 @@ use crate::options::KeyspaceId;
 
 /// What was asked to be compacted: places from `lower` to `upper`, which is not in it.
 pub(super) struct Manual {
-    lower: Vec<u8>,
-    upper: Option<Vec<u8>>,
+    pub(super) lower: Vec<u8>,
+    pub(super) upper: Option<Vec<u8>>,
 }
 
 impl Manual {
@@ -33,7 +33,13 @@ impl Manual {
         }
     }
 
-    fn concerns(&self, table: &TableFile) -> bool {
+    /// Whether all places of a table are in it.
+    pub(super) fn covers(&self, table: &TableFile) -> bool {
+        let p = &table.meta.properties;
+        p.smallest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.largest < *upper)
+    }
+
+    pub(super) fn concerns(&self, table: &TableFile) -> bool {
         let p = &table.meta.properties;
         p.largest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.smallest < *upper)
     }
@@ -130,8 +136,9 @@ impl Inner {
             options: self.table_options(choice.output),
             table_bytes: self.options.table_bytes,
             below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
+            without: None,
         };
-        let stop = || self.trouble.load(Ordering::Relaxed) && self.work.lock().closing;
+        let stop = || self.is_closing();
         let made = compact(choice, levels, &self.keyspaces, keep, &outputs, &stop)?;
         let read = choice.upper.iter().chain(&choice.lower);
         let read: u64 = read.map(|t| t.meta.size_bytes).sum();
@@ -150,7 +157,7 @@ impl Inner {
     }
 
     /// Notes the end of a compaction; whether to look for more.
-    fn finish(&self, numbers: &[u64], done: std::result::Result<(), Failure>) -> bool {
+    pub(super) fn finish(&self, numbers: &[u64], done: std::result::Result<(), Failure>) -> bool {
         let again = done.is_ok();
         match done {
             Ok(()) => self.heal(),
@@ -173,14 +180,18 @@ impl Inner {
     pub(super) fn compact_manually(self: &Arc<Self>, manual: &Manual) -> Result<()> {
         self.begin_manual()?;
         let done = self.run_manual(manual);
-        self.work.lock().manual = false;
-        self.progress.notify();
-        self.spawn_compactions();
+        self.end_manual();
         done
     }
 
+    pub(super) fn end_manual(self: &Arc<Self>) {
+        self.work.lock().manual = false;
+        self.progress.notify();
+        self.spawn_compactions();
+    }
+
     /// Waits until it may begin: nothing else compacts.
-    fn begin_manual(self: &Arc<Self>) -> Result<()> {
+    pub(super) fn begin_manual(self: &Arc<Self>) -> Result<()> {
         let mut mine = false;
         let mut failed = None;
         let mut look = || {
@@ -230,7 +241,7 @@ impl Inner {
         self.run_level(manual, bottom, bottom, &|t| before.contains(&t.meta.number))
     }
 
-    fn run_level(
+    pub(super) fn run_level(
         self: &Arc<Self>,
         manual: &Manual,
         level: usize,

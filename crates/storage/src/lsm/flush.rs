@@ -100,6 +100,9 @@ impl Inner {
         match self.write_out(&sealed) {
             Ok(()) => {
                 self.heal();
+                // A disk that did not read before may do so now; damage stays.
+                let mut work = self.work.lock();
+                work.unreadable.take_if(|e| e.kind() == ErrorKind::Io);
                 Ok(true)
             }
             Err(error) => {
@@ -124,6 +127,7 @@ impl Inner {
             options: self.table_options(0),
             table_bytes: u64::MAX,
             below: None,
+            without: None,
         };
         // Memtables above are newer; older ones are flushed.
         let at_bottom = |place: &[u8]| levels.nothing_from(0, place);

@@ -13,6 +13,7 @@ mod compact;
 mod flush;
 mod open;
 mod read;
+mod remove;
 mod size;
 mod snapshots;
 mod throttle;
@@ -139,6 +140,9 @@ impl Lsm {
     }
 
     /// Writes all memtables out and waits for it; returns the sequence that is on disk.
+    ///
+    /// This, compaction and removal wait for jobs: REQUIRES that the caller is not itself one of class
+    /// `Flush` or `Compaction`. Fails with `DiskFull` if there is no space now.
     pub fn flush(&self) -> Result<Sequence> {
         self.inner.flush_and_wait()
     }
@@ -171,6 +175,17 @@ impl Lsm {
     pub fn compact_all(&self) -> Result<()> {
         self.inner.flush_and_wait()?;
         self.inner.compact_manually(&Manual::all())
+    }
+
+    /// Removes a range with all its versions, as if it had never been written; durable on return,
+    /// and a crash on the way leaves all of it or nothing. What lies before does not come back, nor
+    /// do deletions stay, so that lower versions may be written afterwards.
+    ///
+    /// REQUIRES: nobody writes to the range meanwhile. Snapshots taken before see it gone as well;
+    /// iterators made before go on to see it.
+    pub fn remove_range(&self, keyspace: KeyspaceId, range: KeyRange<'_>) -> Result<()> {
+        self.inner.keyspaces.get(keyspace)?;
+        self.inner.remove_range(Manual::range(keyspace, range))
     }
 
     /// Promises that no read will ask for a version below this one: what such reads alone could see

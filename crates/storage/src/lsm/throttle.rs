@@ -61,7 +61,7 @@ impl Inner {
         let timeout = Some(Duration::from_nanos(owed));
         self.env.jobs.wait(&self.progress, &mut better, timeout);
         self.count_stall(before);
-        self.check_stalled()
+        self.check_alive(&self.work.lock())
     }
 
     fn stop_until_better(self: &Arc<Self>) -> Result<()> {

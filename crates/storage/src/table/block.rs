@@ -253,6 +253,11 @@ impl BlockCursor {
         self.block.bytes.slice(from as usize..to as usize)
     }
 
+    pub(crate) fn go_nowhere(&mut self) -> Result<(), Damage> {
+        self.invalidate();
+        Ok(())
+    }
+
     pub(crate) fn invalidate(&mut self) {
         self.at = self.block.entries_end;
         self.after = self.at;
@@ -296,20 +301,20 @@ impl BlockCursor {
     pub(crate) fn load_restart_or_end(&mut self, n: usize) -> Result<(), Damage> {
         match n < self.block.restarts() {
             true => self.load_restart(n as u32),
-            false => Ok(self.invalidate()),
+            false => self.go_nowhere(),
         }
     }
 
     pub(crate) fn seek_to_first(&mut self) -> Result<(), Damage> {
         match self.block.restarts {
-            0 => Ok(self.invalidate()),
+            0 => self.go_nowhere(),
             _ => self.load_restart(0),
         }
     }
 
     pub(crate) fn seek_to_last(&mut self) -> Result<(), Damage> {
         let Some(last) = self.block.restarts.checked_sub(1) else {
-            return Ok(self.invalidate());
+            return self.go_nowhere();
         };
         self.load_restart(last)?;
         while self.after < self.block.entries_end {
@@ -343,7 +348,7 @@ impl BlockCursor {
 
     pub(crate) fn seek(&mut self, target: &Key<'_>) -> Result<(), Damage> {
         if self.block.restarts == 0 {
-            return Ok(self.invalidate());
+            return self.go_nowhere();
         }
         let restart = self.restart_before(target)?;
         self.load_restart(restart)?;
@@ -368,7 +373,7 @@ impl BlockCursor {
     pub(crate) fn prev(&mut self) -> Result<(), Damage> {
         let here = self.at;
         if here == 0 {
-            return Ok(self.invalidate());
+            return self.go_nowhere();
         }
         // The last restart point before here.
         let (mut low, mut high) = (0, self.block.restarts);

@@ -67,7 +67,7 @@ impl Index {
             // Before all or after all.
             return match target.place < self.common.as_slice() {
                 true => cursor.seek_to_first(),
-                false => Ok(cursor.invalidate()),
+                false => cursor.go_nowhere(),
             };
         };
         let wanted = head(rest);

@@ -4,7 +4,7 @@
 use quorate_env::Env;
 use quorate_env::sim::Sim;
 
-use super::workload::{DATA, META, Workload, dir, keyspaces, option_sets, write_options};
+use super::workload::{DATA, META, Workload, dir, keyspaces, option_sets, seeds, write_options};
 use crate::{
     Batch, Engine, Entry, ErrorKind, Iter, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options,
     ReadAt, Snapshot, WriteOptions,
@@ -70,7 +70,8 @@ impl Pair {
             91..=93 => drop(self.lsm().flush().unwrap()),
             94 => self.compact(),
             95 => self.reopen(),
-            96..=97 => self.raise_watermark(),
+            96 => self.raise_watermark(),
+            97 => self.remove(),
             _ => self.check_sizes(),
         }
     }
@@ -130,7 +131,7 @@ impl Pair {
             1 => ("last", iter.seek_to_last()),
             2 | 3 => ("seek", iter.seek(key)),
             4 | 5 => ("seek_for_prev", iter.seek_for_prev(key)),
-            _ if !iter.valid() && n % 2 == 0 => ("first", iter.seek_to_first()),
+            _ if !iter.valid() && n.is_multiple_of(2) => ("first", iter.seek_to_first()),
             _ if !iter.valid() => ("last", iter.seek_to_last()),
             6..=10 => ("next", iter.next()),
             _ => ("prev", iter.prev()),
@@ -154,6 +155,16 @@ impl Pair {
                 .compact_range(self.work.keyspace(), range)
                 .unwrap();
         }
+    }
+
+    fn remove(&self) {
+        let (a, b) = (self.work.key(), self.work.key());
+        let upper = Some(a.as_slice().max(&b)).filter(|_| !self.work.random.one_in(4));
+        let lower = a.as_slice().min(&b);
+        let range = KeyRange { lower, upper };
+        let keyspace = self.work.keyspace();
+        self.lsm().remove_range(keyspace, range).unwrap();
+        self.model.remove_range(keyspace, range);
     }
 
     fn reopen(&mut self) {
@@ -212,8 +223,11 @@ impl Pair {
     }
 }
 
+/// Key, version, length and hash of the value, whether it is a deletion.
+type Look = (Vec<u8>, u64, (usize, u64), bool);
+
 /// What an iterator stands on.
-fn look(iter: &dyn Iter) -> Option<(Vec<u8>, u64, (usize, u64), bool)> {
+fn look(iter: &dyn Iter) -> Option<Look> {
     iter.valid().then(|| {
         assert_eq!(iter.value(), iter.value_bytes());
         let deletion = iter.is_deletion();
@@ -226,8 +240,7 @@ fn look(iter: &dyn Iter) -> Option<(Vec<u8>, u64, (usize, u64), bool)> {
     })
 }
 
-/// Key, version, length and hash of the value, whether it is a deletion.
-type Listed = Vec<(Vec<u8>, u64, (usize, u64), bool)>;
+type Listed = Vec<Look>;
 
 /// All entries forward, which must be all entries back.
 pub(super) fn list(engine: &dyn Engine, keyspace: KeyspaceId, options: &IterOptions) -> Listed {
@@ -272,7 +285,7 @@ fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair 
 #[test]
 fn engines_random_operations_agree() {
     for (set, options) in option_sets().into_iter().enumerate() {
-        for seed in 0..24 {
+        for seed in seeds(24) {
             let with_watermark = seed % 3 == 0;
             println!("option set {set}, seed {seed}");
             run(seed, options.clone(), with_watermark, 600);

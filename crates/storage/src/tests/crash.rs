@@ -14,9 +14,9 @@ use quorate_env::sim::{Crash, Sim};
 use quorate_env::{Disk, DiskLock, Env, File, Random, Space};
 
 use super::conformance::try_list;
-use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, tiny};
+use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, seeds, tiny};
 use crate::{
-    Batch, Durability, Engine, IterOptions, KeyspaceId, Lsm, Model, Options, WriteOptions,
+    Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options, WriteOptions,
 };
 
 /// What an engine holds, as text.
@@ -155,7 +155,7 @@ impl Script {
         let over = sim.disk.operations() < n;
         let crash = [Crash::Random, Crash::LoseAll, Crash::Random, Crash::KeepAll][n as usize % 4];
         let mut up = up(&sim, crash);
-        if n % 3 == 0 {
+        if n.is_multiple_of(3) {
             // Once more, while it recovers.
             up.disk.crash_at(n / 3 % 11);
             drop(Lsm::open(&up.env(), dir(), self.options.clone()));
@@ -187,12 +187,12 @@ fn up(sim: &Sim, crash: Crash) -> Sim {
 
 #[test]
 fn lsm_crash_at_every_operation_leaves_a_promised_prefix() {
-    for seed in 0..3 {
+    for seed in seeds(3) {
         for wal in [true, false] {
-            let script = Script::new(seed, wal, 40);
+            let script = Script::new(seed, wal, 60);
             let operations = script.crash_everywhere(&|env| env).unwrap();
             println!("seed {seed}, wal {wal}: {operations} operations");
-            assert!(operations > 100, "the script hardly used the disk");
+            assert!(operations > 50, "the script hardly used the disk");
         }
     }
 }
@@ -331,4 +331,48 @@ fn lsm_without_log_takes_over_what_a_log_holds() {
             .count()
             <= 1
     );
+}
+
+#[test]
+fn lsm_crash_while_removing_a_range_leaves_it_whole_or_gone() {
+    let script = Script::new(9, false, 40);
+    let store = Sim::new(1);
+    let lsm = Lsm::open(&store.env(), dir(), script.options.clone()).unwrap();
+    for batch in &script.batches {
+        lsm.write(batch, WriteOptions::APPLY).unwrap();
+    }
+    lsm.close().unwrap();
+    drop(lsm);
+    let range = KeyRange::new(&[0], b"shared prefix/\0");
+    let gone = {
+        let model = Model::new(&keyspaces());
+        for batch in &script.batches {
+            model.write(batch, WriteOptions::APPLY).unwrap();
+        }
+        model.remove_range(DATA, range);
+        dump(&model)
+    };
+    assert!(gone != script.states[40], "there is something in the range");
+    let mut removed = 0;
+    for n in 0.. {
+        let sim = up(&store, Crash::KeepAll);
+        sim.disk.crash_at(n);
+        let run = || {
+            let lsm = Lsm::open(&sim.env(), dir(), script.options.clone())?;
+            lsm.remove_range(DATA, range)
+        };
+        let done = run().is_ok();
+        let up = up(&sim, Crash::Random);
+        let lsm = Lsm::open(&up.env(), dir(), script.options.clone()).unwrap();
+        let found = dump(&lsm);
+        assert!(
+            found == gone || !done && found == script.states[40],
+            "crash at {n}"
+        );
+        removed += usize::from(found == gone);
+        if sim.disk.operations() < n {
+            break;
+        }
+    }
+    assert!(removed > 0, "it was never removed");
 }
