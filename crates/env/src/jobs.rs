@@ -33,10 +33,11 @@ pub enum JobClass {
 }
 
 impl JobClass {
-    const ALL: [JobClass; 5] = [
+    const ALL: [JobClass; 6] = [
         JobClass::Log,
         JobClass::Apply,
         JobClass::Read,
+        JobClass::Control,
         JobClass::Flush,
         JobClass::Compaction,
     ];
