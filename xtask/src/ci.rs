@@ -1,6 +1,6 @@
 //! `xtask ci` and `xtask test`: the checks, in the order in which they fail soonest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -68,6 +68,23 @@ pub fn cargo_command(root: &Path) -> Command {
     let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
     command.current_dir(root);
     command
+}
+
+/// Where cargo puts what it builds.
+pub fn target_folder(root: &Path) -> Result<PathBuf> {
+    let mut command = cargo_command(root);
+    command.args(["metadata", "--no-deps", "--format-version", "1"]);
+    let output = command.output().context("cargo metadata does not run")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let rest = text
+        .split_once("\"target_directory\":\"")
+        .map(|(_, rest)| rest);
+    let folder = rest
+        .and_then(|rest| rest.split_once('"'))
+        .map(|(folder, _)| folder);
+    folder
+        .map(PathBuf::from)
+        .context("cargo metadata names no target folder")
 }
 
 /// Runs cargo to its end.

@@ -1,5 +1,6 @@
 //! Tasks of the workspace: `cargo xtask <task>`.
 
+mod bench;
 mod ci;
 mod cluster;
 mod codegen;
@@ -17,7 +18,8 @@ usage: cargo xtask <task>
   test [FILTER...]    all tests; they bring up what they need
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
-  bench cluster       three nodes of ours against three of etcd, on this machine
+  bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
+                      three nodes of ours against three of etcd, on this machine
   cluster start|stop|kill N|pause N|resume N|restart N
                       a cluster of real processes, in target/cluster
 ";
@@ -32,6 +34,7 @@ fn main() -> Result<()> {
         ["tidy"] => tidy::run(&root),
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),
+        ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

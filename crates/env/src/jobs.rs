@@ -24,6 +24,8 @@ pub enum JobClass {
     Apply,
     /// Reads that may miss the cache.
     Read,
+    /// Rare calls that block until work of the other classes is done; never called from there.
+    Control,
     /// Writing memtables out.
     Flush,
     /// Merging tables; also everything that is long and can wait.
@@ -31,10 +33,11 @@ pub enum JobClass {
 }
 
 impl JobClass {
-    const ALL: [JobClass; 5] = [
+    const ALL: [JobClass; 6] = [
         JobClass::Log,
         JobClass::Apply,
         JobClass::Read,
+        JobClass::Control,
         JobClass::Flush,
         JobClass::Compaction,
     ];
@@ -131,7 +134,7 @@ impl ThreadJobs {
             let count = match class {
                 JobClass::Log => 2,
                 JobClass::Flush => 1,
-                JobClass::Apply | JobClass::Read => 2,
+                JobClass::Apply | JobClass::Read | JobClass::Control => 2,
                 JobClass::Compaction => compaction_threads.max(1),
             };
             for n in 0..count {

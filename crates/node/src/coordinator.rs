@@ -211,6 +211,10 @@ impl State {
 
     /// Applies one command. From state and command alone.
     fn change(&mut self, command: ClusterCommand) -> Result<u64, quorate_kv::Error> {
+        if self.map.cluster == 0 && !matches!(command, ClusterCommand::Found { .. }) {
+            // Others may hear of the founder before its own first entry is applied.
+            return refuse(ErrorKind::Unavailable, "the cluster is being founded");
+        }
         match command {
             ClusterCommand::Found {
                 cluster,

@@ -14,7 +14,7 @@ pub(crate) async fn run<T: Send + 'static>(
         // Nobody may be waiting any more.
         let _ = sender.send(work());
     };
-    env.jobs.spawn(JobClass::Compaction, Box::new(job));
+    env.jobs.spawn(JobClass::Control, Box::new(job));
     match receiver.await {
         Ok(done) => done,
         Err(_) => std::future::pending().await,

@@ -10,7 +10,7 @@ use crate::input::Format;
 
 /// Quorate: a sharded, strongly consistent key-value store.
 #[derive(Debug, Parser)]
-#[command(name = "quorate", version, about, propagate_version = true)]
+#[command(name = "quorate", version, propagate_version = true)]
 #[command(after_help = "\
 Examples:
   quorate put greeting hello

@@ -7,7 +7,9 @@ use anyhow::Result;
 use futures_util::StreamExt;
 use quorate_client::Client;
 use quorate_kv::Error;
-use quorate_sharding::{GroupStatus, NodeInfo, NodeStatus, ReplicaHash, Role, Shard, ShardMap};
+use quorate_sharding::{
+    GroupStatus, NodeInfo, NodeStatus, ReplicaHash, Role, SYSTEM_NAMESPACE, Shard, ShardMap,
+};
 use serde_json::{Value, json};
 
 use super::output::{error_json, size, table};
@@ -78,7 +80,9 @@ pub async fn status(args: StatusArgs) -> Result<ExitCode> {
 }
 
 async fn compare(client: &Client, map: &ShardMap) -> Vec<Compared> {
-    let shards: Vec<_> = map.shards().cloned().collect();
+    // The coordinator's own group has no hash command.
+    let shards = map.shards().filter(|s| s.namespace != SYSTEM_NAMESPACE);
+    let shards: Vec<_> = shards.cloned().collect();
     futures_util::stream::iter(shards)
         .map(|shard| async move {
             let hashes = client.replica_hashes(shard.id).await;

@@ -1,0 +1,261 @@
+//! `quorate-bench`: three nodes of ours beside three of etcd, on one machine, in turn.
+
+mod etcd;
+mod processes;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+use quorate_bench::{Measured, Operation, Report, Target, Workload, run};
+use quorate_client::{Client, ClientOptions};
+use quorate_kv::Kv;
+
+use processes::Processes;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Compares clusters on this machine.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Our server
+    #[arg(long)]
+    quorate: PathBuf,
+    /// The peer's; without it only ours is measured
+    #[arg(long)]
+    etcd: Option<PathBuf>,
+    /// Where the report goes
+    #[arg(long)]
+    out: PathBuf,
+    /// The commit that is measured
+    #[arg(long, default_value = "unknown")]
+    commit: String,
+    /// How often each side runs; medians are reported
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+    /// Numbers of clients
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000")]
+    clients: Vec<usize>,
+    /// Shards of our namespace
+    #[arg(long, default_value_t = 3)]
+    shards: u32,
+}
+
+/// Connections of the generator; our client opens them to each node, so fewer to each.
+const CONNECTIONS: usize = 8;
+const OURS_PER_NODE: usize = 2;
+const KEYS: u64 = 100_000;
+const VALUE_BYTES: usize = 100;
+
+/// Every value of every metric, by side, workload and metric.
+type Samples = BTreeMap<(bool, String, &'static str), Vec<f64>>;
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let samples = runtime.block_on(measure(&args))?;
+    let report = report(&args, &samples);
+    print!("{}", report.table());
+    if let Some(folder) = args.out.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&args.out, serde_json::to_vec_pretty(&report)?)?;
+    println!("written to {}", args.out.display());
+    Ok(())
+}
+
+async fn measure(args: &Args) -> Result<Samples> {
+    let mut samples = Samples::new();
+    for round in 0..args.rounds {
+        println!("round {} of {}", round + 1, args.rounds);
+        if let Some(binary) = &args.etcd {
+            let dir = tempfile::tempdir()?;
+            let processes = Processes::etcd(binary, dir.path())?;
+            let target = Arc::new(connect_etcd(&processes.endpoints).await?);
+            let mut side = Side {
+                args,
+                ours: false,
+                processes: &processes,
+                samples: &mut samples,
+            };
+            side.measure_all(&target, "").await?;
+        }
+        let dir = tempfile::tempdir()?;
+        let processes = Processes::quorate(&args.quorate, dir.path(), args.shards)?;
+        for (batching, suffix) in [(true, ""), (false, "/unbatched")] {
+            let target = Arc::new(connect_ours(&processes.endpoints, batching).await?);
+            let mut side = Side {
+                args,
+                ours: true,
+                processes: &processes,
+                samples: &mut samples,
+            };
+            side.measure_all(&target, suffix).await?;
+        }
+    }
+    Ok(samples)
+}
+
+async fn connect_etcd(endpoints: &[String]) -> Result<etcd::Etcd> {
+    let end = tokio::time::Instant::now() + Duration::from_secs(30);
+    loop {
+        let works = async {
+            let target = etcd::Etcd::connect(endpoints, CONNECTIONS).await?;
+            let put = target.put(0, "probe".into(), "1".into()).await;
+            put.map_err(anyhow::Error::msg)?;
+            Ok::<_, anyhow::Error>(target)
+        };
+        match works.await {
+            Ok(target) => return Ok(target),
+            Err(error) if tokio::time::Instant::now() > end => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+async fn connect_ours(endpoints: &[String], batching: bool) -> Result<Arc<dyn Kv>> {
+    let options = ClientOptions {
+        connections: OURS_PER_NODE,
+        batching,
+        ..ClientOptions::default()
+    };
+    let client = Client::connect(endpoints, options).await?;
+    Ok(Arc::new(client.namespace("bench").await?))
+}
+
+struct Side<'a> {
+    args: &'a Args,
+    ours: bool,
+    processes: &'a Processes,
+    samples: &'a mut Samples,
+}
+
+impl Side<'_> {
+    async fn measure_all<T: Target>(&mut self, target: &Arc<T>, suffix: &str) -> Result<()> {
+        for &clients in &self.args.clients {
+            for operation in [Operation::Put, Operation::Get] {
+                let workload = Workload {
+                    operation,
+                    clients,
+                    duration: Duration::from_secs(self.args.seconds),
+                    warmup: Duration::from_secs(1),
+                    keys: KEYS,
+                    value_bytes: VALUE_BYTES,
+                    seed: clients as u64,
+                };
+                let name = format!(
+                    "{}/clients={clients}/conns={CONNECTIONS}{suffix}",
+                    operation.name()
+                );
+                self.measure(target, &workload, name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn measure<T: Target>(
+        &mut self,
+        target: &Arc<T>,
+        workload: &Workload,
+        name: String,
+    ) -> Result<()> {
+        let before = self.processes.usage()?;
+        let measured = run(Arc::clone(target), workload).await;
+        let after = self.processes.usage()?;
+        ensure!(
+            measured.failures * 100 <= measured.operations,
+            "{name}: {} of {} operations failed: {}",
+            measured.failures,
+            measured.operations,
+            measured.first_error.as_deref().unwrap_or_default()
+        );
+        // The warm-up's share of CPU is counted with its operations left out: the same for both.
+        let cpu =
+            (after.cpu_seconds - before.cpu_seconds) * 1e6 / measured.operations.max(1) as f64;
+        self.keep(&name, &measured, cpu, after.memory_bytes as f64 / 1e6);
+        Ok(())
+    }
+
+    fn keep(&mut self, name: &str, measured: &Measured, cpu_micros: f64, memory_mb: f64) {
+        let side = if self.ours { "quorate" } else { "etcd" };
+        println!(
+            "  {side:<8} {name:<40} {:>9.0} ops/s  p50 {:>6.2} ms  p99 {:>7.2} ms",
+            measured.throughput(),
+            measured.p50_micros as f64 / 1e3,
+            measured.p99_micros as f64 / 1e3
+        );
+        let metrics = [
+            ("throughput_ops", measured.throughput()),
+            ("p50_ms", measured.p50_micros as f64 / 1e3),
+            ("p99_ms", measured.p99_micros as f64 / 1e3),
+            ("p999_ms", measured.p999_micros as f64 / 1e3),
+            ("cpu_per_op_micros", cpu_micros),
+            ("memory_mb", memory_mb),
+        ];
+        for (metric, value) in metrics {
+            self.samples
+                .entry((self.ours, name.to_owned(), metric))
+                .or_default()
+                .push(value);
+        }
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+}
+
+fn report(args: &Args, samples: &Samples) -> Report {
+    let mut report = Report {
+        suite: "cluster".into(),
+        host: host(args.etcd.as_deref()),
+        commit: args.commit.clone(),
+        rows: Vec::new(),
+    };
+    for ((ours, workload, metric), values) in samples {
+        if !ours {
+            continue;
+        }
+        // A row without our client's batching stands beside the same of the peer.
+        let theirs = workload.trim_end_matches("/unbatched").to_owned();
+        let theirs = samples.get(&(false, theirs, *metric));
+        let peer = theirs.map(|values| ("etcd", median(values)));
+        report.add(workload, metric, median(values), peer);
+    }
+    report
+}
+
+/// The machine, in a line.
+fn host(etcd: Option<&Path>) -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model
+        .unwrap_or("")
+        .trim_start_matches(['\t', ' ', ':'])
+        .to_owned();
+    let cores = std::thread::available_parallelism().map_or(0, |n| n.get());
+    let kernel = read("/proc/sys/kernel/osrelease").trim().to_owned();
+    let version = etcd.and_then(|path| {
+        let output = std::process::Command::new(path)
+            .arg("--version")
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.lines().next().map(str::to_owned)
+    });
+    let peer = version.unwrap_or_else(|| "no peer".into());
+    format!("{model}, {cores} cores, Linux {kernel}, {peer}")
+}

@@ -1,0 +1,82 @@
+//! Reports: ours beside a peer's.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// One metric of one workload.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// Such as `put/clients=100/conns=8`.
+    pub workload: String,
+    /// Such as `throughput_ops`; units last.
+    pub metric: String,
+    /// Ours.
+    pub ours: f64,
+    /// The peers', by name.
+    pub peers: BTreeMap<String, f64>,
+    /// How much better ours is: above 1 is better, whatever the metric.
+    pub ratio: BTreeMap<String, f64>,
+}
+
+/// All rows of a suite, with what they were measured on.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The suite.
+    pub suite: String,
+    /// The machine: cores, memory, kernel, versions of the peers.
+    pub host: String,
+    /// The commit that was measured.
+    pub commit: String,
+    /// The rows.
+    pub rows: Vec<Row>,
+}
+
+impl Report {
+    /// Adds a metric, of ours and perhaps of a peer's. More is better only of throughput.
+    pub fn add(&mut self, workload: &str, metric: &str, ours: f64, peer: Option<(&str, f64)>) {
+        let mut row = Row {
+            workload: workload.to_owned(),
+            metric: metric.to_owned(),
+            ours,
+            peers: BTreeMap::new(),
+            ratio: BTreeMap::new(),
+        };
+        if let Some((name, theirs)) = peer {
+            let more_is_better = metric.starts_with("throughput");
+            let ratio = if more_is_better {
+                ours / theirs
+            } else {
+                theirs / ours
+            };
+            row.peers.insert(name.to_owned(), theirs);
+            row.ratio.insert(name.to_owned(), ratio);
+        }
+        self.rows.push(row);
+    }
+
+    /// The rows as lines for people.
+    pub fn table(&self) -> String {
+        let mut out = format!(
+            "{:<34} {:<16} {:>12} {:>12} {:>7}\n",
+            "workload", "metric", "quorate", "peer", "ratio"
+        );
+        for row in &self.rows {
+            let peer = row
+                .peers
+                .values()
+                .next()
+                .map_or("-".into(), |v| format!("{v:.1}"));
+            let ratio = row
+                .ratio
+                .values()
+                .next()
+                .map_or("-".into(), |v| format!("{v:.2}"));
+            out += &format!(
+                "{:<34} {:<16} {:>12.1} {:>12} {:>7}\n",
+                row.workload, row.metric, row.ours, peer, ratio
+            );
+        }
+        out
+    }
+}

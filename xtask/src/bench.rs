@@ -1,0 +1,41 @@
+//! `xtask bench`: measurements against peers, in one run on this machine.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::{ci, services};
+
+/// Three nodes of ours against three of etcd. `more` goes to the generator.
+pub fn cluster(root: &Path, more: &[&str]) -> Result<()> {
+    let etcd = services::require(&services::ETCD)?;
+    ci::cargo(root, &["build", "--release", "--package", "quorate-server"])?;
+    let build = [
+        "build",
+        "--release",
+        "--package",
+        "quorate-bench",
+        "--features",
+        "peers",
+    ];
+    ci::cargo(root, &build)?;
+    let release = ci::target_folder(root)?.join("release");
+    let mut command = Command::new(release.join("quorate-bench"));
+    command.arg("--quorate").arg(release.join("quorate"));
+    command.arg("--etcd").arg(etcd);
+    command
+        .arg("--out")
+        .arg(root.join("target/bench/cluster.json"));
+    command.args(["--commit", &commit(root)?]).args(more);
+    ci::run(command)
+}
+
+fn commit(root: &Path) -> Result<String> {
+    let mut command = Command::new("git");
+    command
+        .args(["rev-parse", "--short", "HEAD"])
+        .current_dir(root);
+    let output = command.output().context("git does not run")?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
