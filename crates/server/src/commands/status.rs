@@ -168,6 +168,11 @@ fn print(map: &ShardMap, nodes: &[Node], compared: &[Compared]) {
         head.push("REPLICAS");
     }
     table(&head, &rows);
+    print_faults(nodes);
+}
+
+/// Why a replica does not serve, of those that do not.
+fn print_faults(nodes: &[Node]) {
     for (node, status) in nodes {
         let groups = status.iter().flat_map(|s| &s.groups);
         for group in groups.filter(|g| g.fault.is_some()) {
