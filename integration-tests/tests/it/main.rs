@@ -5,13 +5,13 @@
 //! `QUORATE_BIN` names another one. How many clusters run at once is bounded by
 //! [`support::Share`], whatever the number of test threads.
 
-// mod bad_input;
+mod bad_input;
 mod checker;
 mod conformance;
-// mod damage;
+mod damage;
 mod failover;
-// mod faults;
-// mod lifecycle;
+mod faults;
+mod lifecycle;
 mod linearizability;
-// mod snapshots;
+mod snapshots;
 mod support;
