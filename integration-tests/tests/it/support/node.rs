@@ -161,15 +161,6 @@ impl Node {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits until it logged something that contains `text`.
-    pub async fn logs(&self, text: &str) {
-        eventually(&format!("the log says {text:?}"), SOON, || {
-            let found = self.log().contains(text);
-            std::future::ready(found.then_some(()).ok_or_else(|| self.log()))
-        })
-        .await;
-    }
-
     /// Shows the end of its log, for a test that fails.
     pub fn show_log(&self) {
         let log = self.log();
