@@ -34,6 +34,8 @@ pub struct NodeStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// Shards that it should hold and could not open, with the reason.
     pub broken: Vec<(GroupId, String)>,
+    /// Shards that it should hold and is about to open.
+    pub opening: Vec<GroupId>,
 }
 
 /// One replica of a node.
@@ -82,7 +84,24 @@ impl Node {
                 size_bytes: replica.machine.size_bytes(),
             }
         }));
+        let broken: Vec<(GroupId, String)> = {
+            let broken = inner.broken.lock();
+            broken.iter().map(|(id, why)| (*id, why.clone())).collect()
+        };
+        let is_known = |id: GroupId| {
+            replicas.iter().any(|replica| replica.shard == id)
+                || broken.iter().any(|(shard, _)| *shard == id)
+        };
+        let map = self.map();
+        let mine = map
+            .shards()
+            .filter(|shard| shard.replica_on(inner.identity.node).is_some());
+        let opening: Vec<GroupId> = mine
+            .map(|shard| shard.id)
+            .filter(|id| !is_known(*id))
+            .collect();
         NodeStatus {
+            opening,
             identity: inner.identity,
             address: inner.config.address.clone(),
             uptime: inner.env().clock.now().saturating_sub(inner.started),
@@ -92,12 +111,7 @@ impl Node {
             log_bytes: inner.groups.log_bytes(),
             engine: inner.engine.stats(),
             replicas,
-            broken: inner
-                .broken
-                .lock()
-                .iter()
-                .map(|(id, why)| (*id, why.clone()))
-                .collect(),
+            broken,
         }
     }
 }

@@ -177,7 +177,7 @@ async fn run_services(
         .context("the listener failed")
 }
 
-/// Ready: this server is a node, all its replicas run and know a leader.
+/// Ready: this server is a node, it opened all its replicas, and they know a leader.
 fn health(host: &Host) -> impl IntoResponse + use<> {
     let (code, text) = match host.node() {
         Err(_) => (
@@ -191,11 +191,14 @@ fn health(host: &Host) -> impl IntoResponse + use<> {
                 .iter()
                 .filter(|r| r.group.leader.is_none())
                 .count();
-            match (status.broken.len(), without) {
-                (0, 0) => (axum::http::StatusCode::OK, "ok".to_owned()),
-                (broken, without) => (
+            match (status.broken.len(), status.opening.len(), without) {
+                (0, 0, 0) => (axum::http::StatusCode::OK, "ok".to_owned()),
+                (broken, opening, without) => (
                     axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                    format!("{broken} shards out of order, {without} without a leader"),
+                    format!(
+                        "{broken} shards out of order, {opening} being opened, {without} without a \
+                         leader"
+                    ),
                 ),
             }
         }
