@@ -165,7 +165,8 @@ pub async fn run<T: Target>(target: Arc<T>, workload: &Workload) -> Measured {
 }
 
 fn new_histogram() -> Histogram<u64> {
-    Histogram::new(3).unwrap_or_else(|_| unreachable!("3 digits are allowed"))
+    // From a microsecond to a minute, three digits.
+    Histogram::new_with_bounds(1, 60_000_000, 3).unwrap_or_else(|_| unreachable!("sound bounds"))
 }
 
 async fn run_client<T: Target>(

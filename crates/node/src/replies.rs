@@ -26,22 +26,19 @@ impl Replies {
         }
     }
 
-    /// Sends answers that go to several places, those of one place in a row together.
+    /// Sends answers that go to several places, those of one place together.
     pub(crate) fn send_each(answers: impl Iterator<Item = (Replies, u64, Response)>) {
-        let mut open: Option<(Replies, ReplyBatch)> = None;
+        let mut places: Vec<(Replies, ReplyBatch)> = Vec::new();
         for (to, id, response) in answers {
-            match &mut open {
-                Some((place, batch)) if place.sender.same_channel(&to.sender) => {
-                    batch.push((id, response));
-                }
-                _ => {
-                    if let Some((place, batch)) = open.replace((to, vec![(id, response)])) {
-                        place.send(batch);
-                    }
-                }
+            let place = places
+                .iter_mut()
+                .find(|(place, _)| place.sender.same_channel(&to.sender));
+            match place {
+                Some((_, batch)) => batch.push((id, response)),
+                None => places.push((to, vec![(id, response)])),
             }
         }
-        if let Some((place, batch)) = open {
+        for (place, batch) in places {
             place.send(batch);
         }
     }

@@ -23,7 +23,7 @@ use crate::read;
 use crate::replies::Replies;
 
 /// So many commands of one shard are under way at a time.
-const PIPELINE: usize = 2;
+const PIPELINE: usize = 1;
 /// A command is closed when it has so many bytes.
 const COMMAND_BYTES: usize = 1 << 20;
 /// So many bytes of writes wait in one shard before it refuses more.
@@ -35,6 +35,20 @@ pub(crate) struct ShardReplica {
     pub(crate) machine: Arc<ShardMachine>,
     context: Arc<Context>,
     queue: Mutex<Queue>,
+    reads: Mutex<ReadQueue>,
+}
+
+/// Reads that wait for a barrier.
+#[derive(Default)]
+struct ReadQueue {
+    waiting: Vec<WaitingRead>,
+    barrier_under_way: bool,
+}
+
+struct WaitingRead {
+    request: Request,
+    since: Instant,
+    replies: Replies,
 }
 
 #[derive(Default)]
@@ -62,6 +76,7 @@ impl ShardReplica {
             machine,
             context,
             queue: Mutex::default(),
+            reads: Mutex::default(),
         })
     }
 
@@ -261,27 +276,58 @@ impl ShardReplica {
             .into_iter()
             .partition(|request| self.can_read_now(request));
         if !ready.is_empty() {
-            self.run_reads(ready, replies.clone(), since);
+            let each = ready.into_iter().map(|request| WaitingRead {
+                request,
+                since,
+                replies: replies.clone(),
+            });
+            self.run_reads(each.collect());
         }
         if behind.is_empty() {
             return;
         }
-        let (replica, replies) = (Arc::clone(self), replies.clone());
-        self.context.raft_runtime.spawn(async move {
-            let timeout = behind
-                .iter()
-                .map(|request| request.timeout)
-                .max()
-                .unwrap_or_default();
-            match replica.group.read_barrier(timeout).await {
-                Ok(_) => replica.run_reads(behind, replies, since),
+        let idle = {
+            let mut queue = self.reads.lock();
+            let each = behind.into_iter().map(|request| WaitingRead {
+                request,
+                since,
+                replies: replies.clone(),
+            });
+            queue.waiting.extend(each);
+            !std::mem::replace(&mut queue.barrier_under_way, true)
+        };
+        if idle {
+            let replica = Arc::clone(self);
+            self.context
+                .raft_runtime
+                .spawn(async move { replica.run_barriers().await });
+        }
+    }
+
+    /// One barrier after the other, each for all reads that wait when it begins.
+    async fn run_barriers(self: &Arc<Self>) {
+        loop {
+            let reads = {
+                let mut queue = self.reads.lock();
+                if queue.waiting.is_empty() {
+                    queue.barrier_under_way = false;
+                    return;
+                }
+                std::mem::take(&mut queue.waiting)
+            };
+            let longest = reads.iter().map(|read| read.request.timeout).max();
+            match self.group.read_barrier(longest.unwrap_or_default()).await {
+                Ok(_) => self.run_reads(reads),
                 Err(error) => {
-                    let failure = replica.failure(error);
-                    let fail = |r: Request| (r.request_id, Err(failure.clone()));
-                    replies.send(behind.into_iter().map(fail).collect());
+                    let failure = self.failure(error);
+                    Replies::send_each(
+                        reads.into_iter().map(|read| {
+                            (read.replies, read.request.request_id, Err(failure.clone()))
+                        }),
+                    );
                 }
             }
-        });
+        }
     }
 
     /// Whether a read's level is met by what is applied here; one that can't be met at all is
@@ -296,13 +342,15 @@ impl ShardReplica {
         }
     }
 
-    fn run_reads(self: &Arc<Self>, reads: Vec<Request>, replies: Replies, since: Instant) {
+    fn run_reads(self: &Arc<Self>, reads: Vec<WaitingRead>) {
         let replica = Arc::clone(self);
         let job = move || {
-            let count = reads.len() as u64;
-            let answer = |request: Request| (request.request_id, replica.read(&request.operation));
-            replies.send(reads.into_iter().map(answer).collect());
-            replica.context.latencies.reads.add(since.elapsed(), count);
+            let answers = reads.into_iter().map(|read| {
+                let answer = replica.read(&read.request.operation);
+                replica.context.latencies.reads.add(read.since.elapsed(), 1);
+                (read.replies, read.request.request_id, answer)
+            });
+            Replies::send_each(answers);
         };
         self.context.env.jobs.spawn(JobClass::Read, Box::new(job));
     }
