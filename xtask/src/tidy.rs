@@ -47,7 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// The one crate that may name each of these.
-const OWNED: &[(&str, &str)] = &[("openraft", "replication"), ("mimalloc", "server")];
+const OWNED: &[(&str, &str)] = &[("openraft", "replication")];
 
 /// Checks everything and lists all that is wrong.
 pub fn run(root: &Path) -> Result<()> {

@@ -71,7 +71,11 @@ impl Store {
             let opened = runtime.block_on(connect(&node, options.open_timeout));
             (node, opened?)
         };
-        Ok(Store { runtime: Some(runtime), node, client })
+        Ok(Store {
+            runtime: Some(runtime),
+            node,
+            client,
+        })
     }
 
     /// A namespace by its name, made if there is none: compact, so its versions are dense and its
@@ -90,7 +94,10 @@ impl Store {
         }
         let handle = self.runtime().handle().clone();
         let kv = handle.block_on(self.client.namespace(name))?;
-        Ok(StoreNamespace { kv: Arc::new(kv), handle })
+        Ok(StoreNamespace {
+            kv: Arc::new(kv),
+            handle,
+        })
     }
 
     /// Creates a namespace as the spec says; an embedded store has one replica of each shard.
@@ -112,7 +119,9 @@ impl Store {
     }
 
     fn stop(&mut self) -> Result<()> {
-        let Some(runtime) = self.runtime.take() else { return Ok(()) };
+        let Some(runtime) = self.runtime.take() else {
+            return Ok(());
+        };
         let stopped = runtime.block_on(self.node.shutdown());
         runtime.shutdown_background();
         stopped.map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))
@@ -128,7 +137,9 @@ impl Drop for Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("node", &self.node).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
     }
 }
 
@@ -178,32 +189,21 @@ pub struct StoreNamespace {
 
 impl StoreNamespace {
     /// Runs an operation on the store's own threads.
-    fn run<T: Send + 'static>(
+    fn run<T, F>(
         &self,
-        operation: impl AsyncOperation<T>,
-    ) -> BoxFuture<'static, Result<T>> {
-        let kv = Arc::clone(&self.kv);
-        let task = self.handle.spawn(async move { operation.call(&*kv).await });
+        operation: impl FnOnce(Arc<NamespaceKv>) -> F,
+    ) -> BoxFuture<'static, Result<T>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let task = self.handle.spawn(operation(Arc::clone(&self.kv)));
         Box::pin(async move {
             task.await.unwrap_or_else(|_| {
-                Err(Error::new(ErrorKind::Unavailable, "the store is closed")
-                    .with_outcome(quorate_kv::Outcome::Unknown))
+                let error = Error::new(ErrorKind::Unavailable, "the store is closed");
+                Err(error.with_outcome(quorate_kv::Outcome::Unknown))
             })
         })
-    }
-}
-
-/// An operation that borrows the namespace while it runs.
-trait AsyncOperation<T>: Send + 'static {
-    fn call(self, kv: &dyn Kv) -> BoxFuture<'_, Result<T>>;
-}
-
-impl<T, F> AsyncOperation<T> for F
-where
-    F: for<'a> FnOnce(&'a dyn Kv) -> BoxFuture<'a, Result<T>> + Send + 'static,
-{
-    fn call(self, kv: &dyn Kv) -> BoxFuture<'_, Result<T>> {
-        self(kv)
     }
 }
 
@@ -213,26 +213,26 @@ impl Kv for StoreNamespace {
     }
 
     fn get(&self, get: Get) -> BoxFuture<'_, Result<Option<Entry>>> {
-        self.run(move |kv: &dyn Kv| kv.get(get))
+        self.run(|kv| async move { kv.get(get).await })
     }
 
     fn put(&self, put: Put) -> BoxFuture<'_, Result<Written>> {
-        self.run(move |kv: &dyn Kv| kv.put(put))
+        self.run(|kv| async move { kv.put(put).await })
     }
 
     fn delete(&self, delete: Delete) -> BoxFuture<'_, Result<Written>> {
-        self.run(move |kv: &dyn Kv| kv.delete(delete))
+        self.run(|kv| async move { kv.delete(delete).await })
     }
 
     fn batch(&self, batch: Batch) -> BoxFuture<'_, Result<BatchResult>> {
-        self.run(move |kv: &dyn Kv| kv.batch(batch))
+        self.run(|kv| async move { kv.batch(batch).await })
     }
 
     fn compare(&self, compare: Compare) -> BoxFuture<'_, Result<CompareResult>> {
-        self.run(move |kv: &dyn Kv| kv.compare(compare))
+        self.run(|kv| async move { kv.compare(compare).await })
     }
 
     fn scan(&self, scan: Scan) -> BoxFuture<'_, Result<ScanPage>> {
-        self.run(move |kv: &dyn Kv| kv.scan(scan))
+        self.run(|kv| async move { kv.scan(scan).await })
     }
 }

@@ -44,10 +44,18 @@ fn store_compact_namespace_passes_conformance() {
 fn store_hashed_namespace_of_many_shards_passes_conformance() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
-    let kind =
-        NamespaceKind::Wide { encoding: Encoding::Hashed { prefix: RoutingPrefix::Until(b'/') } };
-    let spec =
-        NamespaceSpec { name: "wide".into(), kind, shards: 4, replicas: 1, splits: Vec::new() };
+    let kind = NamespaceKind::Wide {
+        encoding: Encoding::Hashed {
+            prefix: RoutingPrefix::Until(b'/'),
+        },
+    };
+    let spec = NamespaceSpec {
+        name: "wide".into(),
+        kind,
+        shards: 4,
+        replicas: 1,
+        splits: Vec::new(),
+    };
     store.create_namespace(&spec).unwrap();
     let namespace = store.namespace("wide").unwrap();
     block_on(run(&namespace, &Suite::new("suite")));
@@ -61,14 +69,21 @@ fn store_reopened_has_all_that_was_answered() {
     for n in 0..200 {
         block_on(namespace.put(Put::new(format!("k{n}"), format!("v{n}")))).unwrap();
     }
-    let second = Store::open(dir.path(), StoreOptions::default()).err().unwrap();
+    let second = Store::open(dir.path(), StoreOptions::default())
+        .err()
+        .unwrap();
     assert_eq!(second.kind(), ErrorKind::Unavailable);
-    assert!(second.message().contains("in use by another process"), "{second}");
+    assert!(
+        second.message().contains("in use by another process"),
+        "{second}"
+    );
     store.close().unwrap();
     let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
     let namespace = store.namespace("config").unwrap();
     for n in 0..200 {
-        let entry = block_on(namespace.get(Get::new(format!("k{n}")))).unwrap().unwrap();
+        let entry = block_on(namespace.get(Get::new(format!("k{n}"))))
+            .unwrap()
+            .unwrap();
         assert_eq!(entry.value, format!("v{n}").as_bytes());
     }
 }

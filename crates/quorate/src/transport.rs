@@ -39,7 +39,12 @@ impl Local {
                 }
             }
         });
-        Local { node, replies, waiting, next_id: AtomicU64::new(1) }
+        Local {
+            node,
+            replies,
+            waiting,
+            next_id: AtomicU64::new(1),
+        }
     }
 }
 
@@ -54,7 +59,12 @@ impl Transport for Local {
         let map = self.node.map();
         let newer = map.version > known_version;
         let map = newer.then(|| ShardMap::clone(&map));
-        Box::pin(async move { Ok(MapUpdate { map, leaders: Vec::new() }) })
+        Box::pin(async move {
+            Ok(MapUpdate {
+                map,
+                leaders: Vec::new(),
+            })
+        })
     }
 
     fn create_namespace(
@@ -65,7 +75,10 @@ impl Transport for Local {
     ) -> BoxFuture<'_, Result<ShardMap>> {
         Box::pin(async move {
             let command = ClusterCommand::CreateNamespace(spec);
-            self.node.coordinate(command, timeout).await.map_err(plain)?;
+            self.node
+                .coordinate(command, timeout)
+                .await
+                .map_err(plain)?;
             Ok(ShardMap::clone(&self.node.map()))
         })
     }
@@ -79,7 +92,10 @@ impl Transport for Local {
 
     fn status(&self, _address: &str) -> BoxFuture<'_, Result<NodeStatus>> {
         Box::pin(async {
-            Err(Error::new(ErrorKind::Unsupported, "an embedded store has no status to ask for"))
+            Err(Error::new(
+                ErrorKind::Unsupported,
+                "an embedded store has no status to ask for",
+            ))
         })
     }
 
@@ -95,11 +111,25 @@ impl Transport for Local {
                 0 => self.node.start_hash(shard, timeout).await.map_err(plain)?,
                 index => index,
             };
-            let found = self.node.state_hash(shard, index, timeout).await.map_err(plain)?;
+            let found = self
+                .node
+                .state_hash(shard, index, timeout)
+                .await
+                .map_err(plain)?;
             let node = self.node.identity().node;
             let map = self.node.map();
-            let replica = map.shard(shard).and_then(|s| s.replica_on(node)).map_or(0, |r| r.id);
-            Ok(ReplicaHash { shard, replica, node, index, hash: found.hash, keys: found.keys })
+            let replica = map
+                .shard(shard)
+                .and_then(|s| s.replica_on(node))
+                .map_or(0, |r| r.id);
+            Ok(ReplicaHash {
+                shard,
+                replica,
+                node,
+                index,
+                hash: found.hash,
+                keys: found.keys,
+            })
         })
     }
 }

@@ -170,5 +170,5 @@ async fn ask_map(address: &str, known_version: u64) -> Result<Option<ShardMap>, 
         .map(request)
         .await
         .map_err(|status| call_error(&status))?;
-    Ok(answer.into_inner().map.map(TryInto::try_into).transpose()?)
+    answer.into_inner().map.map(TryInto::try_into).transpose()
 }
