@@ -53,14 +53,6 @@ async fn node_that_was_away_past_the_log_bound_catches_up_by_snapshots() {
         cluster.assert_replicas_agree(&client).await,
         VALUES as u64 + 1
     );
-    let (_, page) = cluster.nodes[2].http("/metrics").await.expect("answered");
-    println!(
-        "{}",
-        page.lines()
-            .filter(|line| line.contains("snapshot"))
-            .collect::<Vec<_>>()
-            .join("\n")
-    );
     // And it serves: it may lead now.
     cluster.nodes[0].kill();
     kv.put(Put::new("after", "value"))

@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use quorate_client::{Client, ClientOptions, NamespaceKv};
 use quorate_sharding::{
-    COORDINATOR_GROUP, Encoding, GroupId, NamespaceKind, NamespaceSpec, Role, RoutingPrefix,
+    COORDINATOR_GROUP, Encoding, GroupId, NamespaceKind, NamespaceSpec, ReplicaHash, Role,
+    RoutingPrefix,
 };
 use tempfile::TempDir;
 
@@ -191,16 +192,13 @@ impl Cluster {
         all.filter(|id| *id != COORDINATOR_GROUP).collect()
     }
 
-    /// Asserts that the replicas of each shard hold the same; gives the number of keys in all.
+    /// Asserts that the replicas of each shard hold the same; gives the number of keys in all. A
+    /// replica that is still being opened or catching up is waited for, one that differs is not.
     pub async fn assert_replicas_agree(&self, client: &Client) -> u64 {
         let mut keys = 0;
         for shard in self.shards(client).await {
-            let hashes = client.replica_hashes(shard).await;
-            let hashes = hashes.unwrap_or_else(|error| panic!("shard {shard}: {error}"));
-            let hashes: Vec<_> = hashes
-                .into_iter()
-                .map(|hash| hash.unwrap_or_else(|error| panic!("shard {shard}: {error}")))
-                .collect();
+            let what = format!("all replicas of shard {shard} give their hash");
+            let hashes = eventually(&what, SOON, || all_hashes(client, shard)).await;
             assert_eq!(hashes.len(), self.nodes.len().min(3), "shard {shard}");
             for other in &hashes[1..] {
                 let same = (other.index, other.hash, other.keys)
@@ -211,6 +209,15 @@ impl Cluster {
         }
         keys
     }
+}
+
+async fn all_hashes(client: &Client, shard: GroupId) -> Result<Vec<ReplicaHash>, String> {
+    let hashes = client.replica_hashes(shard).await;
+    let hashes = hashes.map_err(|error| error.to_string())?;
+    let each = hashes
+        .into_iter()
+        .map(|hash| hash.map_err(|e| e.to_string()));
+    each.collect()
 }
 
 /// A wide namespace of hashed keys with replicas on so many nodes.
