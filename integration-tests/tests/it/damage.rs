@@ -89,9 +89,9 @@ async fn data_directory_that_is_open_already_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_directory_of_another_cluster_is_refused() {
-    let mut ours = Cluster::one().await;
-    let share = Share::of(1).await;
-    let theirs = Cluster::start_within(share, &Settings::nodes(1)).await;
+    let share = Share::of(2).await;
+    let mut ours = Cluster::start_within(&share, &Settings::nodes(1)).await;
+    let theirs = Cluster::start_within(&share, &Settings::nodes(1)).await;
     let client = ours.client().await;
     let kv = ours.namespace(&client, &hashed("default", 2, 1)).await;
     kv.put(Put::new("key", "value")).await.expect("written");

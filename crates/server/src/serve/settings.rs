@@ -157,7 +157,7 @@ impl Settings {
             log_filter: flags
                 .log
                 .or(file.log.filter)
-                .unwrap_or_else(|| "info,openraft=warn".into()),
+                .unwrap_or_else(|| "info,openraft=error".into()),
             log_json: file.log.json.unwrap_or(false),
             threads,
             node,

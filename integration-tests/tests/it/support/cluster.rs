@@ -45,7 +45,7 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// Where all its files are; after the nodes, which write into it.
     pub dir: TempDir,
-    _share: Share,
+    share: Option<Share>,
 }
 
 impl Cluster {
@@ -62,11 +62,14 @@ impl Cluster {
     /// A cluster, ready: all nodes joined, the coordinator on as many as it should be.
     pub async fn start(settings: &Settings) -> Cluster {
         let share = Share::of(settings.nodes).await;
-        Cluster::start_within(share, settings).await
+        let mut cluster = Cluster::start_within(&share, settings).await;
+        cluster.share = Some(share);
+        cluster
     }
 
-    /// The same for a test that holds its share of the machine already.
-    pub async fn start_within(share: Share, settings: &Settings) -> Cluster {
+    /// The same for a test with several clusters, which took a share for all of them at once: to
+    /// take one and wait for another could wait for ever.
+    pub async fn start_within(_share: &Share, settings: &Settings) -> Cluster {
         let dir = TempDir::new().expect("a temporary directory");
         let count = u32::try_from(settings.nodes).expect("few");
         let first = free_ports(count);
@@ -75,7 +78,7 @@ impl Cluster {
         let mut cluster = Cluster {
             nodes: nodes.collect(),
             dir,
-            _share: share,
+            share: None,
         };
         cluster.configure(settings);
         cluster.start_all();
