@@ -1,1 +1,1 @@
-//! Tests with real processes.
+//! Nothing: the tests with real processes are in `tests/it`, one binary.

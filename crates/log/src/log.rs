@@ -160,7 +160,7 @@ impl Log {
             .create_dir_all(dir)
             .map_err(|e| Error::io("can't make", dir, &e))?;
         let folder = Folder::new(env, dir, options.segment_bytes);
-        let found = recovery::recover(&folder, env, replay)?;
+        let found = recovery::recover(&folder, env, options.prepare_segments, replay)?;
         let state = State {
             tail: found.tail,
             queue: VecDeque::new(),

@@ -19,13 +19,21 @@ pub(crate) struct Found {
 
 /// Replays all segments in order. The last one may end anywhere that was not synced; all others end
 /// with their seal.
-pub(crate) fn recover(folder: &Folder, env: &Env, replay: Replay<'_>) -> Result<Found> {
+pub(crate) fn recover(
+    folder: &Folder,
+    env: &Env,
+    prepare: bool,
+    replay: Replay<'_>,
+) -> Result<Found> {
     let segments = folder.segments()?;
     let Some(&last) = segments.last() else {
         let id = SegmentId {
             log: env.random.next_u64(),
             segment: 1,
         };
+        if prepare {
+            folder.prepare_spare()?;
+        }
         let file = folder.create(id)?;
         let tail = Position {
             segment: 1,

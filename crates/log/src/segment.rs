@@ -67,13 +67,7 @@ impl Folder {
             }
             let file = self.disk.create(&beside)?;
             file.allocate(self.segment_bytes)?;
-            let zeros = vec![0; ZEROS.min(self.segment_bytes as usize)];
-            let mut at = 0;
-            while at < self.segment_bytes {
-                let part = zeros.len().min((self.segment_bytes - at) as usize);
-                file.write_all_at(&zeros[..part], at)?;
-                at += part as u64;
-            }
+            self.write_zeros(&*file, 0)?;
             file.sync()?;
             self.disk.rename(&beside, &path)
         };
@@ -122,15 +116,29 @@ impl Folder {
         run().map_err(|e| Error::io("can't remove", &path, &e))
     }
 
-    /// Cuts everything from `offset` on out of a segment, leaving zeros.
+    /// Zeros a segment from `offset` to its end. Writing them, and not cutting the file, keeps its
+    /// blocks in place: later syncs need not write where they are.
     pub(crate) fn clear_from(&self, segment: u64, offset: u64) -> Result<()> {
         let path = self.path(segment);
         let run = || {
             let file = self.disk.open(&path)?;
-            file.set_size(offset.max(HEADER_LEN as u64))?;
-            file.allocate(self.segment_bytes)?;
+            if file.size()? < self.segment_bytes {
+                file.allocate(self.segment_bytes)?;
+            }
+            self.write_zeros(&*file, offset.max(HEADER_LEN as u64))?;
             file.sync()
         };
         run().map_err(|e| Error::io("can't clear the end of", &path, &e))
+    }
+
+    fn write_zeros(&self, file: &dyn File, from: u64) -> std::io::Result<()> {
+        let zeros = vec![0; ZEROS.min(self.segment_bytes as usize)];
+        let mut at = from;
+        while at < self.segment_bytes {
+            let part = zeros.len().min((self.segment_bytes - at) as usize);
+            file.write_all_at(&zeros[..part], at)?;
+            at += part as u64;
+        }
+        Ok(())
     }
 }

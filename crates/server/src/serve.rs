@@ -89,14 +89,20 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
         format!("can't listen on {listen}: stop what uses the port, or choose another by --listen")
     })?;
     let host = Host::open(settings, Env::real(1))?;
-    let member = tokio::spawn(membership::run(Arc::clone(&host)));
+    let mut member = tokio::spawn(membership::run(Arc::clone(&host)));
     tracing::info!(%listen, data_dir = %host.settings.data_dir.display(), "listening");
     if host.node().is_err() && host.settings.seeds.is_empty() {
         tracing::info!("waiting: run `quorate init --endpoint {listen}` to found a cluster here");
     }
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let server = tokio::spawn(run_services(Arc::clone(&host), listener, until(stopped)));
-    wait_for_signal(stop_at_eof).await?;
+    let refused = tokio::select! {
+        signal = wait_for_signal(stop_at_eof) => {
+            signal?;
+            Ok(())
+        }
+        ended = &mut member => ended.context("the membership ended badly")?,
+    };
     tracing::info!("stopping");
     member.abort();
     // Leadership goes to others while peers can still be reached; then the calls end.
@@ -107,7 +113,7 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
         Err(_) => tracing::warn!("calls under way did not end in {GRACE:?}: cut off"),
     }
     tracing::info!("stopped");
-    Ok(())
+    refused
 }
 
 async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {

@@ -13,10 +13,18 @@ use super::host::Host;
 
 const PAUSE: Duration = Duration::from_millis(300);
 const CALL: Duration = Duration::from_secs(10);
+/// How long a seed may take to say which cluster it is of, at the start.
+const SEED: Duration = Duration::from_secs(2);
 
 /// Joins the cluster of the seeds if this server is of none, then follows the map for as long as
 /// the server lives.
-pub async fn run(host: Arc<Host>) {
+///
+/// # Errors
+/// When this server's data is of one cluster, and a seed that answers of another.
+pub async fn run(host: Arc<Host>) -> anyhow::Result<()> {
+    if let Ok(node) = host.node() {
+        check_seeds(&host, node.identity().cluster).await?;
+    }
     let mut last_error = String::new();
     while host.node().is_err() {
         for seed in &host.settings.seeds {
@@ -34,7 +42,7 @@ pub async fn run(host: Arc<Host>) {
     announce(&host).await;
     loop {
         tokio::time::sleep(PAUSE).await;
-        let Ok(node) = host.node() else { return };
+        let Ok(node) = host.node() else { return Ok(()) };
         if node.holds_coordinator() {
             continue;
         }
@@ -44,6 +52,23 @@ pub async fn run(host: Arc<Host>) {
             }
         }
     }
+}
+
+/// Fails if a seed answers that belongs to another cluster than the data here: either the seeds or
+/// the data directory are not what was meant. Seeds that do not answer are passed over.
+async fn check_seeds(host: &Host, mine: u128) -> anyhow::Result<()> {
+    for seed in &host.settings.seeds {
+        let asked = tokio::time::timeout(SEED, ask_map(seed, 0)).await;
+        let Ok(Ok(Some(map))) = asked else { continue };
+        anyhow::ensure!(
+            map.cluster == mine || map.cluster == 0,
+            "the seed {seed} belongs to another cluster, {:032x}, than the data in {}, {mine:032x}: \
+             correct `seeds` or `data_dir`",
+            map.cluster,
+            host.settings.data_dir.display()
+        );
+    }
+    Ok(())
 }
 
 /// The other nodes' addresses: those of the map, then the seeds.
@@ -130,17 +155,20 @@ async fn announce(host: &Host) {
 
 async fn fetch_map(host: &Host, address: &str) -> Result<(), Error> {
     let node = host.node()?;
+    if let Some(map) = ask_map(address, node.map().version).await? {
+        node.adopt_map(map);
+    }
+    Ok(())
+}
+
+/// The map of the node at an address, if that is newer than a version.
+async fn ask_map(address: &str, known_version: u64) -> Result<Option<ShardMap>, Error> {
     let mut client = connect(address).await?;
-    let mut request = Request::new(v1::MapRequest {
-        known_version: node.map().version,
-    });
+    let mut request = Request::new(v1::MapRequest { known_version });
     request.set_timeout(CALL);
     let answer = client
         .map(request)
         .await
         .map_err(|status| call_error(&status))?;
-    if let Some(map) = answer.into_inner().map {
-        node.adopt_map(map.try_into()?);
-    }
-    Ok(())
+    Ok(answer.into_inner().map.map(TryInto::try_into).transpose()?)
 }
