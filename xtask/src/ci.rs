@@ -39,11 +39,17 @@ pub fn ci(root: &Path) -> Result<()> {
 /// All tests: of the crates, then with real processes. `filter` goes to the test runner.
 pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
     services::require_test_tools()?;
-    // The binary that the integration tests start, built like the tests themselves.
-    cargo(
-        root,
-        &["build", "--profile", "test", "--package", "quorate-server"],
-    )?;
+    // All targets at once: so the binary that the integration tests start is built from the same
+    // crates as the tests, and nothing is built twice.
+    let build = [
+        "build",
+        "--workspace",
+        "--all-targets",
+        "--profile",
+        "test",
+        "--quiet",
+    ];
+    cargo(root, &build)?;
     let mut command = cargo_command(root);
     command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
     if !filter.is_empty() {

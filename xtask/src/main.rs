@@ -16,6 +16,7 @@ usage: cargo xtask <task>
 
   ci                  everything that must hold: fmt, tidy, codegen, clippy, docs, test
   test [FILTER...]    all tests; they bring up what they need
+  services            install or find what tests and benchmarks need
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
@@ -31,6 +32,7 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["ci"] => ci::ci(&root),
         ["test", filter @ ..] => ci::test(&root, filter),
+        ["services"] => services::require_all(),
         ["tidy"] => tidy::run(&root),
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),

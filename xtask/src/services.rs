@@ -37,6 +37,13 @@ pub fn require_test_tools() -> Result<()> {
     Ok(())
 }
 
+/// What everything needs, tests and benchmarks.
+pub fn require_all() -> Result<()> {
+    require_test_tools()?;
+    println!("etcd: {}", require(&ETCD)?.display());
+    Ok(())
+}
+
 /// Finds a program, installing its package if that is possible.
 pub fn require(tool: &Tool) -> Result<PathBuf> {
     if let Some(path) = find(tool.program) {

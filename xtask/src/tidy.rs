@@ -39,6 +39,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sharding",
             "node",
             "proto",
+            "bench",
             "client",
         ],
     ),

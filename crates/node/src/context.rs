@@ -18,6 +18,8 @@ pub(crate) struct Context {
     pub map: watch::Receiver<Arc<ShardMap>>,
     /// Set while the disk has less space than its reserve.
     pub disk_full: AtomicBool,
+    /// Set while flushes and compaction are so far behind that writes must wait.
+    pub engine_behind: AtomicBool,
     /// The disk's space at the last look, in bytes.
     pub free_bytes: AtomicU64,
     /// Where Raft's work runs.

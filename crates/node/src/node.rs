@@ -70,6 +70,7 @@ impl Node {
             limits: config.limits,
             map: map.subscribe(),
             disk_full: AtomicBool::new(false),
+            engine_behind: AtomicBool::new(false),
             free_bytes: AtomicU64::new(0),
             raft_runtime: tokio::runtime::Handle::current(),
             latencies: Latencies::default(),
@@ -94,6 +95,7 @@ impl Node {
             tokio::spawn(reconcile::follow_map(Arc::clone(&inner))),
             tokio::spawn(reconcile::lead_coordinator(Arc::clone(&inner))),
             tokio::spawn(upkeep::run(Arc::clone(&inner))),
+            tokio::spawn(upkeep::watch_engine(Arc::clone(&inner))),
         ];
         inner.tasks.lock().extend(tasks);
         Ok(Node { inner })

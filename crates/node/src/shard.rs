@@ -22,10 +22,10 @@ use crate::outcome::{self, Outcome};
 use crate::read;
 use crate::replies::Replies;
 
-/// So many commands of one shard are under way at a time.
-const PIPELINE: usize = 1;
 /// A command is closed when it has so many bytes.
 const COMMAND_BYTES: usize = 1 << 20;
+/// After so long the next reads no longer wait for a barrier that is under way.
+const BARRIER_PATIENCE: Duration = Duration::from_millis(50);
 /// So many bytes of writes wait in one shard before it refuses more.
 const QUEUE_BYTES: usize = 32 << 20;
 
@@ -55,7 +55,8 @@ struct WaitingRead {
 struct Queue {
     waiting: Vec<Waiting>,
     bytes: usize,
-    under_way: usize,
+    /// Whether a command is under way; when it is done, the next one takes what waits by then.
+    under_way: bool,
 }
 
 struct Waiting {
@@ -147,6 +148,11 @@ impl ShardReplica {
             let message = "the disk is nearly full: free space; reads go on";
             return Err(Error::new(ErrorKind::DiskFull, message).into());
         }
+        if self.context.engine_behind.load(Ordering::Relaxed) {
+            let message = "this node's storage engine is behind with its flushes";
+            let error = Error::new(ErrorKind::Overloaded, message);
+            return Err(error.with_retry_after(Duration::from_millis(200)).into());
+        }
         let bytes = size_of(&request.operation);
         let mut queue = self.queue.lock();
         if queue.bytes + bytes > QUEUE_BYTES {
@@ -162,8 +168,7 @@ impl ShardReplica {
             deadline,
             replies: replies.clone(),
         });
-        let idle = queue.under_way < PIPELINE;
-        queue.under_way += usize::from(idle);
+        let idle = !std::mem::replace(&mut queue.under_way, true);
         Ok(idle)
     }
 
@@ -175,7 +180,7 @@ impl ShardReplica {
                 match self.take_command(&mut queue) {
                     Some(taken) => taken,
                     None => {
-                        queue.under_way -= 1;
+                        queue.under_way = false;
                         return;
                     }
                 }
@@ -304,7 +309,8 @@ impl ShardReplica {
         }
     }
 
-    /// One barrier after the other, each for all reads that wait when it begins.
+    /// One barrier after the other, each for all reads that wait when it begins. One that takes
+    /// long goes on by itself, so that it holds up nobody who came later.
     async fn run_barriers(self: &Arc<Self>) {
         loop {
             let reads = {
@@ -315,17 +321,25 @@ impl ShardReplica {
                 }
                 std::mem::take(&mut queue.waiting)
             };
-            let longest = reads.iter().map(|read| read.request.timeout).max();
-            match self.group.read_barrier(longest.unwrap_or_default()).await {
-                Ok(_) => self.run_reads(reads),
-                Err(error) => {
-                    let failure = self.failure(error);
-                    Replies::send_each(
-                        reads.into_iter().map(|read| {
-                            (read.replies, read.request.request_id, Err(failure.clone()))
-                        }),
-                    );
-                }
+            let replica = Arc::clone(self);
+            let mut barrier = Box::pin(async move { replica.run_barrier(reads).await });
+            if tokio::time::timeout(BARRIER_PATIENCE, &mut barrier)
+                .await
+                .is_err()
+            {
+                self.context.raft_runtime.spawn(barrier);
+            }
+        }
+    }
+
+    async fn run_barrier(self: &Arc<Self>, reads: Vec<WaitingRead>) {
+        let longest = reads.iter().map(|read| read.request.timeout).max();
+        match self.group.read_barrier(longest.unwrap_or_default()).await {
+            Ok(_) => self.run_reads(reads),
+            Err(error) => {
+                let failure = self.failure(error);
+                let fail = |r: WaitingRead| (r.replies, r.request.request_id, Err(failure.clone()));
+                Replies::send_each(reads.into_iter().map(fail));
             }
         }
     }
@@ -361,11 +375,8 @@ impl ShardReplica {
             return Err(Error::new(ErrorKind::Unavailable, message).into());
         }
         if let Some(ReadLevel::AtLeast(token)) = operation.level() {
+            // Of another shard's token the barrier before this read was enough.
             token.check(&self.domain())?;
-            if self.machine.version() < token.version {
-                let message = "the token is ahead of everything that this shard has committed";
-                return Err(Error::new(ErrorKind::Unavailable, message).into());
-            }
         }
         match operation {
             Operation::Get { key, .. } => {

@@ -14,6 +14,8 @@ use crate::jobs;
 use crate::node::Inner;
 
 const PERIOD: Duration = Duration::from_secs(1);
+/// The engine is looked at so often: memory for so long a burst is there.
+const ENGINE_PERIOD: Duration = Duration::from_millis(50);
 /// So many entries behind the flushed one are kept while there is room.
 const ENTRIES_KEPT: u64 = 10_000;
 /// Purging fewer than this is not worth a record in the log.
@@ -28,6 +30,18 @@ pub(crate) async fn run(inner: Arc<Inner>) {
         if let Err(error) = bound_log(&inner).await {
             tracing::warn!(%error, "the log could not be shortened");
         }
+    }
+}
+
+/// Applying never waits for the engine: the leader refuses new writes instead while the engine is
+/// further behind than a throttled writer would be let.
+pub(crate) async fn watch_engine(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(ENGINE_PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let behind = inner.engine.debt().pressure >= 1.0;
+        inner.context.engine_behind.store(behind, Ordering::Relaxed);
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Command {
     Load(LoadArgs),
     /// Compare what is stored with a file
     Verify(VerifyArgs),
+    /// Put a load on a cluster and measure it
+    Bench(BenchArgs),
     /// Print the completion script of a shell
     Completion(CompletionArgs),
 }
@@ -432,4 +434,47 @@ pub struct CompletionArgs {
     /// The shell
     #[arg(value_enum)]
     pub shell: clap_complete::Shell,
+}
+
+/// What a benchmark's clients do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchOperation {
+    /// Write random keys
+    Put,
+    /// Read random keys, linearizable
+    Get,
+    /// Read random keys from any replica
+    StaleGet,
+}
+
+/// Arguments of `bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Keys are k000000000000000 and so on: use a namespace of its own.
+
+Examples:
+  quorate namespace create bench
+  quorate bench put --namespace bench --clients 100 --seconds 10
+  quorate bench get --namespace bench --clients 100 --output json")]
+pub struct BenchArgs {
+    /// What each client does, again and again
+    #[arg(value_enum)]
+    pub operation: BenchOperation,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Clients, each with one operation in flight
+    #[arg(long, default_value_t = 100, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=100_000))]
+    pub clients: usize,
+    /// For how long, in seconds
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// How many distinct keys
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub keys: u64,
+    /// The size of a value
+    #[arg(long, default_value_t = 100)]
+    pub value_bytes: usize,
+    /// Each operation is a call of its own, for comparison
+    #[arg(long)]
+    pub unbatched: bool,
 }

@@ -245,7 +245,7 @@ impl Cluster {
         println!("\ntry it, in another terminal:");
         println!("  {program} put{to} hello world");
         println!("  {program} get{to} hello");
-        println!("  {program} scan{to} --limit 10");
+        println!("  {program} scan{to} --unordered --limit 10");
         println!("  {program} load{to} /var/lib/dpkg/status");
         println!("  {program} status{to}");
         println!("\nkill a node, and start it again:");

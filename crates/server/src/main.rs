@@ -42,6 +42,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Status(args) => commands::block_on(commands::status(args)),
         Command::Load(args) => commands::block_on(commands::load(args)),
         Command::Verify(args) => commands::block_on(commands::verify(args)),
+        Command::Bench(args) => commands::block_on(commands::bench(args)),
         Command::Completion(args) => Ok(commands::completion(args)),
     }
 }

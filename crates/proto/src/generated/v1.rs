@@ -1802,7 +1802,7 @@ pub mod cluster_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
-/// Who speaks; the first frame of each direction.
+/// Who speaks; the first frame of the caller.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {
     /// 16 bytes, big-endian.

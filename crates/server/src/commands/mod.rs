@@ -9,6 +9,7 @@ use quorate_sharding::{Encoding, RoutingPrefix};
 
 use crate::args::{Cli, CompletionArgs, ConnectArgs, TargetArgs};
 
+mod bench;
 mod checkpoint;
 mod feed;
 mod keys;
@@ -20,6 +21,7 @@ mod progress;
 mod status;
 mod verify;
 
+pub use bench::bench;
 pub use keys::{del, get, put, scan};
 pub use load::load;
 pub use namespace::namespace;

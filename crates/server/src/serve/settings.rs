@@ -145,6 +145,14 @@ impl Settings {
         file.limits.resolve(&mut node.limits)?;
         file.storage.resolve(&mut node)?;
         file.raft.resolve(&mut node)?;
+        let most = node.log_segment_bytes as usize / 2 - (4 << 20);
+        ensure!(
+            node.limits.batch_bytes <= most,
+            "limits.batch_bytes: {} does not fit a log segment: it takes at most {most} with \
+             raft.log_segment_bytes = {}",
+            node.limits.batch_bytes,
+            node.log_segment_bytes
+        );
         let threads = file.threads.unwrap_or_else(default_threads);
         check("threads", threads as u64, 1, 1024)?;
         Ok(Settings {

@@ -10,9 +10,9 @@ pub(super) const DATA: KeyspaceId = KeyspaceId(0);
 pub(super) const META: KeyspaceId = KeyspaceId(1);
 pub(super) const FAR: KeyspaceId = KeyspaceId(700);
 
-/// So many seeds, or as many times that as the environment variable `QUORATE_SEEDS` says.
+/// So many seeds, or as many times that as the environment variable `QUORATE_TEST_SEEDS` says.
 pub(super) fn seeds(count: u64) -> std::ops::Range<u64> {
-    let times = std::env::var("QUORATE_SEEDS")
+    let times = std::env::var("QUORATE_TEST_SEEDS")
         .ok()
         .and_then(|n| n.parse().ok());
     0..count * times.unwrap_or(1)
