@@ -12,7 +12,7 @@ use quorate_sharding::{
 };
 
 use crate::apply::Position;
-use crate::command::{Command, Write, WritesBuilder, hash_command};
+use crate::command::{Command, Write, WritesBuilder, hash_command, size_bytes};
 use crate::coordinator::{self, ClusterCommand, State};
 use crate::outcome::{self, Outcome, Outcomes};
 use crate::value::{self, Header};
@@ -194,6 +194,14 @@ proptest! {
             prop_assert!(Command::decode(cut.clone()).is_err());
             read_as_anything(&cut);
         }
+    }
+
+    #[test]
+    fn command_size_is_never_below_what_is_encoded(writes in vec(write(), 0..5)) {
+        let sizes = writes.iter().map(|write| size_bytes(&write.operation));
+        let most = encode(0, &[]).len() + sizes.sum::<usize>();
+        let encoded = encode(1, &writes).len();
+        prop_assert!(encoded <= most && most <= encoded + 64 * writes.len());
     }
 
     #[test]

@@ -233,3 +233,24 @@ fn coordinator_after_a_crash_stands_where_it_was_flushed() {
     assert_eq!(again.run(create("a", 4, 3)), Ok(1));
     assert_eq!(again.map(), rig.map());
 }
+
+#[test]
+fn coordinator_state_bytes_are_those_of_format_1() {
+    let rig = Rig::new(1);
+    rig.run(found(5, 9)).expect("founds");
+    let mut source = rig.machine.snapshot().expect("a snapshot");
+    let chunk = source.next_chunk(1).expect("a chunk").expect("one chunk");
+    let found: String = chunk.iter().map(|b| format!("{b:02x}")).collect();
+    let state = "01 00000001 0000000000000001 0000000000000009";
+    let map = "01 00000000000000000000000000000005 0000000000000002
+        0000000000000002 0000000000000002 0000000000000002 00000001";
+    let node = "00000001 0000000000000001 00000002 6e31 00000000";
+    let namespace = "00000001 00000000 00000007 5f73797374656d 0000 00000001 00000000";
+    let shard = "00000001 0000000000000001 00000000 00000000 00000000
+        0000000000000001 0000000000000001 00000001 0000000000000001 0000000000000001";
+    let expected: String = [state, map, node, namespace, shard]
+        .iter()
+        .flat_map(|part| part.split_whitespace())
+        .collect();
+    assert_eq!(found, expected);
+}
