@@ -11,7 +11,7 @@
 //! read from a clock then. `stamp` is the leader's hybrid time when it proposed.
 
 use bytes::Bytes;
-use quorate_kv::{Condition, Mutation, Op, Version};
+use quorate_kv::{Condition, Limits, Mutation, Op, Version};
 use quorate_sharding::{Operation, WriteId};
 
 use crate::codec::{Damaged, Reader, Result, put_bytes, put_list, put_u32, put_u64};
@@ -92,6 +92,50 @@ impl Command {
             HASH => Ok(Command::Hash),
             _ => Err(Damaged("a command has an unknown kind")),
         }
+    }
+}
+
+/// A command is closed when it has so many bytes.
+pub(crate) const COMMAND_BYTES: usize = 1 << 20;
+
+/// The most bytes that one write may take inside a command. Twice the largest batch, for the keys
+/// and values in it may be small and many.
+pub(crate) fn write_bytes_max(limits: &Limits) -> usize {
+    (limits.batch_bytes * 2).max(limits.key_bytes + limits.value_bytes) + COMMAND_BYTES / 2
+}
+
+/// The most bytes of a command: one that was nearly closed, and the largest write.
+pub(crate) fn command_bytes_max(limits: &Limits) -> usize {
+    write_bytes_max(limits) + COMMAND_BYTES + COMMAND_BYTES / 2
+}
+
+/// The bytes that a write takes inside a command; of a read next to nothing.
+pub(crate) fn size_bytes(operation: &Operation) -> usize {
+    const HEAD: usize = 25;
+    const CONDITION: usize = 9;
+    const LENGTH: usize = 4;
+    let mutation = |mutation: &Mutation| 1 + 2 * LENGTH + mutation.size_bytes();
+    let ops = |ops: &[Op]| -> usize {
+        let op = |op: &Op| match op {
+            Op::Mutate(mutated) => mutation(mutated),
+            other => 1 + LENGTH + other.key().len(),
+        };
+        LENGTH + ops.iter().map(op).sum::<usize>()
+    };
+    HEAD + match operation {
+        Operation::Put { key, value, .. } => CONDITION + 2 * LENGTH + key.len() + value.len(),
+        Operation::Delete { key, .. } => CONDITION + LENGTH + key.len(),
+        Operation::Batch { mutations } => LENGTH + mutations.iter().map(mutation).sum::<usize>(),
+        Operation::Compare {
+            conditions,
+            then_ops,
+            else_ops,
+        } => {
+            let keys = conditions.iter().map(|(key, _)| key.len());
+            let conditions = keys.map(|len| CONDITION + LENGTH + len).sum::<usize>();
+            LENGTH + conditions + ops(then_ops) + ops(else_ops)
+        }
+        _ => 0,
     }
 }
 

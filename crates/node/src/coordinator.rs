@@ -102,7 +102,7 @@ impl ClusterCommand {
         out.into()
     }
 
-    fn decode(bytes: Bytes) -> Result<ClusterCommand, Damaged> {
+    pub(crate) fn decode(bytes: Bytes) -> Result<ClusterCommand, Damaged> {
         let mut reader = Reader::new(bytes);
         if reader.u8()? != FORMAT {
             return Err(Damaged("a cluster command has an unknown format"));
@@ -153,7 +153,7 @@ pub(crate) fn decode_answer(bytes: Bytes) -> Result<Result<u64, quorate_kv::Erro
     )))
 }
 
-fn encode_answer(answer: &Result<u64, quorate_kv::Error>) -> Bytes {
+pub(crate) fn encode_answer(answer: &Result<u64, quorate_kv::Error>) -> Bytes {
     let mut out = Vec::new();
     match answer {
         Ok(id) => {
@@ -195,7 +195,7 @@ impl State {
         out
     }
 
-    fn decode(bytes: Bytes) -> Result<State, Damaged> {
+    pub(crate) fn decode(bytes: Bytes) -> Result<State, Damaged> {
         let mut reader = Reader::new(bytes);
         if reader.u8()? != FORMAT {
             return Err(Damaged("the coordinator's state has an unknown format"));

@@ -29,6 +29,13 @@ impl FlushTracker {
         }
     }
 
+    /// What was found when the engine was opened is on disk, up to this index.
+    pub(crate) fn recovered(&self, index: u64) {
+        let mut state = self.state.lock();
+        state.pending.clear();
+        state.flushed = Some(index);
+    }
+
     /// The batch that brought the group to `index` has this sequence.
     pub(crate) fn applied(&self, sequence: Sequence, index: u64) {
         let mut state = self.state.lock();

@@ -193,7 +193,7 @@ impl std::fmt::Debug for DataDir {
     }
 }
 
-fn encode(identity: &Identity) -> Vec<u8> {
+pub(crate) fn encode(identity: &Identity) -> Vec<u8> {
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&FORMAT.to_be_bytes());
     out.extend_from_slice(&identity.cluster.to_be_bytes());
@@ -205,7 +205,7 @@ fn encode(identity: &Identity) -> Vec<u8> {
     out
 }
 
-fn decode(path: &Path, bytes: Vec<u8>) -> Result<Identity> {
+pub(crate) fn decode(path: &Path, bytes: Vec<u8>) -> Result<Identity> {
     let damaged = || {
         let path = path.display();
         Error::Corruption(format!(

@@ -50,3 +50,6 @@ pub use latency::{Latencies, Latency};
 pub use node::Node;
 pub use replies::{Replies, ReplyBatch};
 pub use status::{NodeStatus, ReplicaStatus};
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -39,7 +39,8 @@ pub(crate) struct ShardMachine {
     position: Mutex<Position>,
     version: AtomicU64,
     flushed: FlushTracker,
-    installing: AtomicBool,
+    /// Raised when the installation of a snapshot begins and when it is done: odd in between.
+    installs: AtomicU64,
     pub(crate) hashes: Arc<Hashes>,
 }
 
@@ -61,7 +62,7 @@ impl ShardMachine {
             position: Mutex::default(),
             version: AtomicU64::new(0),
             flushed: FlushTracker::new(None),
-            installing: AtomicBool::new(false),
+            installs: AtomicU64::new(0),
             hashes: Arc::default(),
         });
         crate::snapshot::resume_install(&machine)?;
@@ -72,7 +73,7 @@ impl ShardMachine {
         };
         // What was read back before anything was applied is on disk.
         if let Some(entry) = position.entry {
-            machine.flushed.applied(0, entry.index);
+            machine.flushed.recovered(entry.index);
         }
         machine.set_position(&mut machine.position.lock(), position);
         Ok(machine)
@@ -102,9 +103,15 @@ impl ShardMachine {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether a snapshot is half installed: nothing may be read without a barrier now.
+    /// Whether a snapshot is half installed: what is stored now is neither the old state nor the
+    /// new one.
     pub(crate) fn is_installing(&self) -> bool {
-        self.installing.load(Ordering::Acquire)
+        self.installs() % 2 == 1
+    }
+
+    /// What is read between two equal and even numbers is of one state.
+    pub(crate) fn installs(&self) -> u64 {
+        self.installs.load(Ordering::SeqCst)
     }
 
     /// About how many bytes its data takes in tables.
@@ -135,13 +142,14 @@ impl ShardMachine {
         install: impl FnOnce() -> io::Result<(Position, quorate_storage::Sequence)>,
     ) -> io::Result<()> {
         let mut held = self.position.lock();
-        self.installing.store(true, Ordering::Release);
+        // One that failed is begun again by the next snapshot, or when the shard is opened.
+        self.installs.fetch_or(1, Ordering::SeqCst);
         let (position, sequence) = install()?;
         if let Some(entry) = position.entry {
             self.flushed.applied(sequence, entry.index);
         }
         self.set_position(&mut held, position);
-        self.installing.store(false, Ordering::Release);
+        self.installs.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 

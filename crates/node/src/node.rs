@@ -286,8 +286,11 @@ impl Node {
     /// Stops: what was acknowledged is in the log, the rest is refused. Hands leadership on first,
     /// as far as that goes quickly.
     pub async fn shutdown(&self) -> Result<()> {
-        for task in self.inner.tasks.lock().drain(..) {
+        let tasks: Vec<_> = self.inner.tasks.lock().drain(..).collect();
+        for task in tasks {
             task.abort();
+            // Until it is gone it holds the data directory.
+            let _ = task.await;
         }
         reconcile::hand_over(&self.inner).await;
         self.inner.groups.shutdown().await?;
@@ -331,8 +334,7 @@ fn open_groups(
     let mut settings = quorate_replication::Config::new(node, dir.path().join("log"));
     settings.segment_bytes = config.log_segment_bytes;
     settings.timing = config.timing;
-    // A whole batch of the largest size, and what the encoding adds.
-    settings.proposal_bytes_max = config.limits.batch_bytes * 2 + (2 << 20);
+    settings.proposal_bytes_max = crate::command::command_bytes_max(&config.limits);
     Ok(Groups::open(settings, dir.env.clone(), transport)?)
 }
 

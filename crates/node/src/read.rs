@@ -137,14 +137,6 @@ pub(crate) fn check_compare(
     check_mutations(limits, mutations)
 }
 
-/// The bytes that an operation carries.
-pub(crate) fn op_bytes(op: &Op) -> usize {
-    match op {
-        Op::Mutate(mutation) => mutation.size_bytes(),
-        other => other.key().len(),
-    }
-}
-
 fn engine_error(error: quorate_storage::Error) -> Error {
     let kind = match error.kind() {
         quorate_storage::ErrorKind::Corruption => ErrorKind::Corruption,

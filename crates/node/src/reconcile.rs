@@ -21,10 +21,11 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Opens replicas as the map names them, for as long as the node lives.
 pub(crate) async fn follow_map(inner: Arc<Inner>) {
     let mut changes = inner.context.map.clone();
-    if inner.identity.founder
-        && let Err(error) = found(&inner).await
-    {
-        tracing::error!(%error, "the cluster could not be founded");
+    if inner.identity.founder {
+        while let Err(error) = found(&inner).await {
+            tracing::error!(%error, "the cluster could not be founded");
+            tokio::time::sleep(PERIOD).await;
+        }
     }
     let mut saved = 0;
     loop {
@@ -52,7 +53,11 @@ async fn found(inner: &Arc<Inner>) -> Result<()> {
     if inner.map.borrow().cluster != 0 {
         return Ok(());
     }
-    let group = open_coordinator(inner, 1).await?;
+    let open = inner.coordinator.read().clone();
+    let group = match open {
+        Some(group) => group,
+        None => open_coordinator(inner, 1).await?,
+    };
     group
         .bootstrap(BTreeMap::from([(1, inner.identity.node)]))
         .await?;
@@ -209,7 +214,7 @@ pub(crate) async fn hand_over(inner: &Inner) {
                 .voters
                 .keys()
                 .filter(|id| **id != status.replica);
-            let Some(&best) = others.min_by_key(|id| status.lag(**id)) else {
+            let Some(&best) = others.min_by_key(|id| status.lag(**id).unwrap_or(u64::MAX)) else {
                 continue;
             };
             if let Err(error) = group

@@ -4,26 +4,26 @@
 //! number of Raft entries follows the speed of the group, not the number of clients. Reads that need
 //! a barrier share one for each frame, and the group shares one round among those.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_env::JobClass;
 use quorate_kv::{Domain, Error, ErrorKind, Outcome as Known, ReadLevel, Version};
-use quorate_replication::{Error as GroupError, Group};
+use quorate_replication::{Error as GroupError, Group, Proposed};
 use quorate_sharding::{Answer, Failure, Operation, Redirect, Request, Response, Shard};
 use tokio::time::Instant;
 
-use crate::command::WritesBuilder;
+use crate::command::{self, COMMAND_BYTES, WritesBuilder};
 use crate::context::Context;
 use crate::machine::ShardMachine;
 use crate::outcome::{self, Outcome};
 use crate::read;
 use crate::replies::Replies;
 
-/// A command is closed when it has so many bytes.
-const COMMAND_BYTES: usize = 1 << 20;
 /// After so long the next reads no longer wait for a barrier that is under way.
 const BARRIER_PATIENCE: Duration = Duration::from_millis(50);
 /// So many bytes of writes wait in one shard before it refuses more.
@@ -51,6 +51,12 @@ struct WaitingRead {
     replies: Replies,
 }
 
+impl WaitingRead {
+    fn deadline(&self) -> Instant {
+        deadline(self.since, &self.request)
+    }
+}
+
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Waiting>,
@@ -64,6 +70,18 @@ struct Waiting {
     since: Instant,
     deadline: Instant,
     replies: Replies,
+    /// Its time was over before the group answered.
+    answered: bool,
+}
+
+impl Waiting {
+    fn expire(&mut self) {
+        let message = "the write was proposed and the deadline passed";
+        let error = Error::new(ErrorKind::DeadlineExceeded, message).with_outcome(Known::Unknown);
+        self.replies
+            .send(vec![(self.request.request_id, Err(error.into()))]);
+        self.answered = true;
+    }
 }
 
 impl ShardReplica {
@@ -136,7 +154,17 @@ impl ShardReplica {
             )),
             _ => Ok(()),
         };
-        Ok(check?)
+        check?;
+        // One that does not fit must not share a command with others: all would be refused.
+        let (bytes, most) = (
+            command::size_bytes(&request.operation),
+            command::write_bytes_max(limits),
+        );
+        if bytes > most {
+            let message = format!("the write takes {bytes} bytes, more than the limit of {most}");
+            return Err(Error::new(ErrorKind::TooLarge, message).into());
+        }
+        Ok(())
     }
 
     /// Queues a write; true if nobody works on the queue yet.
@@ -153,7 +181,7 @@ impl ShardReplica {
             let error = Error::new(ErrorKind::Overloaded, message);
             return Err(error.with_retry_after(Duration::from_millis(200)).into());
         }
-        let bytes = size_of(&request.operation);
+        let bytes = command::size_bytes(&request.operation);
         let mut queue = self.queue.lock();
         if queue.bytes + bytes > QUEUE_BYTES {
             let error = Error::new(ErrorKind::Overloaded, "the shard's queue of writes is full");
@@ -161,12 +189,13 @@ impl ShardReplica {
         }
         queue.bytes += bytes;
         let since = Instant::now();
-        let deadline = since + request.timeout;
+        let deadline = deadline(since, &request);
         queue.waiting.push(Waiting {
             since,
             request,
             deadline,
             replies: replies.clone(),
+            answered: false,
         });
         let idle = !std::mem::replace(&mut queue.under_way, true);
         Ok(idle)
@@ -175,7 +204,7 @@ impl ShardReplica {
     /// Proposes what waits, command after command, until nothing does.
     async fn run_writes(&self) {
         loop {
-            let (batch, command) = {
+            let (mut batch, command) = {
                 let mut queue = self.queue.lock();
                 match self.take_command(&mut queue) {
                     Some(taken) => taken,
@@ -188,13 +217,7 @@ impl ShardReplica {
             if batch.is_empty() {
                 continue;
             }
-            let now = Instant::now();
-            let deadline = batch
-                .iter()
-                .map(|waiting| waiting.deadline)
-                .max()
-                .unwrap_or(now);
-            let proposed = self.group.propose(command, deadline - now).await;
+            let proposed = self.propose(command, &mut batch).await;
             match proposed.map(|proposed| outcome::decode(proposed.result)) {
                 Ok(Ok(outcomes)) if outcomes.len() == batch.len() => {
                     self.answer(batch, outcomes);
@@ -209,9 +232,32 @@ impl ShardReplica {
         }
     }
 
+    /// Proposes a command; a write whose time is over before the others' is answered so.
+    async fn propose(&self, command: Bytes, batch: &mut [Waiting]) -> Result<Proposed, GroupError> {
+        let now = Instant::now();
+        let deadlines = batch.iter().map(|waiting| waiting.deadline);
+        let last = deadlines.max().unwrap_or(now);
+        let mut proposed = pin!(self.group.propose(command, last - now));
+        loop {
+            let open = batch.iter().filter(|waiting| !waiting.answered);
+            let next = open.map(|waiting| waiting.deadline).min();
+            let Some(next) = next.filter(|next| *next < last) else {
+                return proposed.await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut proposed => return done,
+                () = tokio::time::sleep_until(next) => {
+                    let late = batch.iter_mut().filter(|w| !w.answered && w.deadline <= next);
+                    late.for_each(Waiting::expire);
+                }
+            }
+        }
+    }
+
     /// Takes writes off the queue into one command; `None` when none waits. Those whose time is
     /// over are answered so, and not proposed.
-    fn take_command(&self, queue: &mut Queue) -> Option<(Vec<Waiting>, bytes::Bytes)> {
+    fn take_command(&self, queue: &mut Queue) -> Option<(Vec<Waiting>, Bytes)> {
         if queue.waiting.is_empty() {
             return None;
         }
@@ -230,7 +276,7 @@ impl ShardReplica {
             }
         }
         for waiting in queue.waiting.drain(..taken) {
-            queue.bytes -= size_of(&waiting.request.operation);
+            queue.bytes -= command::size_bytes(&waiting.request.operation);
             if waiting.deadline > now {
                 batch.push(waiting);
             } else {
@@ -249,7 +295,9 @@ impl ShardReplica {
     fn answer(&self, batch: Vec<Waiting>, outcomes: Vec<Outcome>) {
         let now = Instant::now();
         let writes = &self.context.latencies.writes;
-        let answers = batch.into_iter().zip(outcomes).map(|(waiting, outcome)| {
+        let pairs = batch.into_iter().zip(outcomes);
+        let open = pairs.filter(|(waiting, _)| !waiting.answered);
+        let answers = open.map(|(waiting, outcome)| {
             writes.add(now - waiting.since, 1);
             let response = match outcome {
                 Outcome::Done(answer) => Ok(answer),
@@ -262,7 +310,8 @@ impl ShardReplica {
     }
 
     fn fail(&self, batch: Vec<Waiting>, failure: &Failure) {
-        let answers = batch.into_iter().map(|waiting| {
+        let open = batch.into_iter().filter(|waiting| !waiting.answered);
+        let answers = open.map(|waiting| {
             (
                 waiting.replies,
                 waiting.request.request_id,
@@ -332,14 +381,31 @@ impl ShardReplica {
         }
     }
 
-    async fn run_barrier(self: &Arc<Self>, reads: Vec<WaitingRead>) {
-        let longest = reads.iter().map(|read| read.request.timeout).max();
-        match self.group.read_barrier(longest.unwrap_or_default()).await {
-            Ok(_) => self.run_reads(reads),
-            Err(error) => {
-                let failure = self.failure(error);
-                let fail = |r: WaitingRead| (r.replies, r.request.request_id, Err(failure.clone()));
-                Replies::send_each(reads.into_iter().map(fail));
+    /// Reads behind one barrier; a read whose time is over before the others' is answered so.
+    async fn run_barrier(self: &Arc<Self>, mut reads: Vec<WaitingRead>) {
+        let fail = |reads: Vec<WaitingRead>, failure: &Failure| {
+            let fail = |r: WaitingRead| (r.replies, r.request.request_id, Err(failure.clone()));
+            Replies::send_each(reads.into_iter().map(fail));
+        };
+        let now = Instant::now();
+        let last = reads.iter().map(WaitingRead::deadline).max();
+        let longest = last.unwrap_or(now).saturating_duration_since(now);
+        let mut barrier = pin!(self.group.read_barrier(longest));
+        while let Some(next) = reads.iter().map(WaitingRead::deadline).min() {
+            tokio::select! {
+                biased;
+                passed = &mut barrier => {
+                    return match passed {
+                        Ok(_) => self.run_reads(reads),
+                        Err(error) => fail(reads, &self.failure(error)),
+                    };
+                }
+                () = tokio::time::sleep_until(next) => {
+                    let (late, rest) = reads.into_iter().partition(|read| read.deadline() <= next);
+                    reads = rest;
+                    let message = "the deadline passed before the read could be linearized";
+                    fail(late, &Error::new(ErrorKind::DeadlineExceeded, message).into());
+                }
             }
         }
     }
@@ -370,10 +436,18 @@ impl ShardReplica {
     }
 
     fn read(&self, operation: &Operation) -> Response {
-        if operation.level() == Some(ReadLevel::Stale) && self.machine.is_installing() {
+        let installs = self.machine.installs();
+        let answer = self.read_applied(operation)?;
+        // Half of a snapshot is no state of the shard, whatever the level.
+        if installs % 2 == 1 || installs != self.machine.installs() {
             let message = "this replica is receiving a snapshot: read from another";
-            return Err(Error::new(ErrorKind::Unavailable, message).into());
+            let error = Error::new(ErrorKind::Unavailable, message);
+            return Err(error.with_retry_after(Duration::from_millis(100)).into());
         }
+        Ok(answer)
+    }
+
+    fn read_applied(&self, operation: &Operation) -> Response {
         if let Some(ReadLevel::AtLeast(token)) = operation.level() {
             // Of another shard's token the barrier before this read was enough.
             token.check(&self.domain())?;
@@ -468,20 +542,12 @@ impl ShardReplica {
     }
 }
 
-fn is_read(operation: &Operation) -> bool {
-    matches!(operation, Operation::Get { .. } | Operation::Scan { .. })
+/// When a request's time is over; no request waits longer than a day.
+fn deadline(since: Instant, request: &Request) -> Instant {
+    const LONGEST: Duration = Duration::from_secs(86_400);
+    since + request.timeout.min(LONGEST)
 }
 
-/// The bytes of keys and values, and a little for what is around them.
-fn size_of(operation: &Operation) -> usize {
-    const AROUND: usize = 64;
-    AROUND
-        + match operation {
-            Operation::Put { key, value, .. } => key.len() + value.len(),
-            Operation::Batch { mutations } => mutations.iter().map(|m| m.size_bytes()).sum(),
-            Operation::Compare {
-                then_ops, else_ops, ..
-            } => then_ops.iter().chain(else_ops).map(read::op_bytes).sum(),
-            _ => 0,
-        }
+fn is_read(operation: &Operation) -> bool {
+    matches!(operation, Operation::Get { .. } | Operation::Scan { .. })
 }

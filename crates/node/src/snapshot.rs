@@ -20,21 +20,23 @@ use bytes::Bytes;
 use quorate_env::File;
 use quorate_kv::Version;
 use quorate_replication::{Applied, SnapshotSink, SnapshotSource};
+use quorate_sharding::Shard;
 use quorate_storage::{
     Batch, Durability, Engine, Iter, IterOptions, ReadAt, Sequence, WriteOptions,
 };
 
 use crate::apply::Position;
-use crate::codec::{self, put_bytes, put_u32, put_u64};
+use crate::codec::{self, Damaged, put_bytes, put_u32, put_u64};
 use crate::keys::{DATA, GroupField, META, group_key, shard_range};
 use crate::machine::{ShardMachine, engine_error, invalid};
+use crate::value;
 
 const FORMAT: u8 = 1;
 const HEAD: u8 = 1;
 const ENTRIES: u8 = 2;
 const LAST: u8 = 3;
-/// Installed in batches of about so many bytes.
-const BATCH_BYTES: usize = 1 << 20;
+/// Installed in batches of about so many bytes; in tests small, so that there are several.
+const BATCH_BYTES: usize = if cfg!(test) { 1 << 10 } else { 1 << 20 };
 
 /// A snapshot that is being sent.
 pub(crate) struct Reader {
@@ -139,20 +141,51 @@ impl Receiver {
         self.end += frame.len() as u64;
         Ok(())
     }
+
+    /// Once a snapshot is whole it must be installed: what could not be is refused before.
+    fn fits_head(&self, chunk: &Bytes) -> codec::Result<()> {
+        let mut reader = codec::Reader::new(chunk.slice(1..));
+        if reader.u8()? != FORMAT {
+            return Err(Damaged("it is of another format"));
+        }
+        reader.u64()?;
+        let shard = Shard::from_bytes(&reader.rest()).map_err(|_| Damaged("it has no shard"))?;
+        match shard.id == self.machine.shard().id {
+            true => Ok(()),
+            false => Err(Damaged("it is of another shard")),
+        }
+    }
+
+    fn fits_entries(&self, chunk: &Bytes) -> codec::Result<()> {
+        let (lower, upper) = shard_range(self.machine.shard());
+        let mut reader = codec::Reader::new(chunk.slice(1..));
+        while !reader.is_empty() {
+            let key = reader.bytes()?;
+            if key < lower || key >= upper {
+                return Err(Damaged("a key is not in the shard"));
+            }
+            reader.u64()?;
+            value::decode_header(&reader.bytes()?)?;
+        }
+        Ok(())
+    }
 }
 
 impl SnapshotSink for Receiver {
     fn write(&mut self, chunk: Bytes) -> io::Result<()> {
-        match chunk.first() {
-            Some(&HEAD) if self.end == 0 => self.frame(&chunk),
-            Some(&ENTRIES) if self.end > 0 => self.frame(&chunk),
-            _ => Err(invalid(
-                "a snapshot chunk of an unknown kind, or out of place",
-            )),
-        }
+        let fits = match chunk.first() {
+            Some(&HEAD) if self.end == 0 => self.fits_head(&chunk),
+            Some(&ENTRIES) if self.end > 0 => self.fits_entries(&chunk),
+            _ => Err(Damaged("it is of an unknown kind, or out of place")),
+        };
+        fits.map_err(|error| invalid(format!("a snapshot chunk was refused: {error}")))?;
+        self.frame(&chunk)
     }
 
     fn install(mut self: Box<Self>, applied: &Applied) -> io::Result<()> {
+        if self.end == 0 {
+            return Err(invalid("a snapshot without a single chunk"));
+        }
         let mut last = vec![LAST];
         let position = Position {
             entry: applied.entry,
@@ -244,12 +277,25 @@ impl Spool {
             chunk,
             last: None,
         };
-        let mut head = codec::Reader::new(spool.frame()?);
-        if head.u8().map_err(invalid)? != HEAD || head.u8().map_err(invalid)? != FORMAT {
-            return Err(spool.damaged("it does not begin with a head of format 1"));
-        }
-        spool.version = head.u64().map_err(invalid)?;
+        let head = codec::Reader::new(spool.frame()?);
+        spool.version = head_version(head).map_err(|error| spool.damaged(&error.to_string()))?;
         Ok(spool)
+    }
+
+    /// An error of the disk, with the file that it is about.
+    fn failed(&self, error: &io::Error) -> io::Error {
+        let path = self.path.display();
+        let message = format!("the received snapshot {path} at byte {}: {error}", self.at);
+        io::Error::new(error.kind(), message)
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) -> io::Result<()> {
+        match self.file.read_exact_at(buf, at) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(self.damaged("it ends early"))
+            }
+            other => other.map_err(|e| self.failed(&e)),
+        }
     }
 
     fn damaged(&self, what: &str) -> io::Error {
@@ -262,15 +308,16 @@ impl Spool {
 
     fn frame(&mut self) -> io::Result<Bytes> {
         let mut head = [0; 8];
-        self.file.read_exact_at(&mut head, self.at)?;
-        let mut reader = codec::Reader::new(Bytes::copy_from_slice(&head));
-        let length = reader.u32().map_err(invalid)?;
-        let crc = reader.u32().map_err(invalid)?;
-        if self.at + 8 + u64::from(length) > self.file.size()? {
+        self.read(self.at, &mut head)?;
+        let [l0, l1, l2, l3, c0, c1, c2, c3] = head;
+        let length = u32::from_be_bytes([l0, l1, l2, l3]);
+        let crc = u32::from_be_bytes([c0, c1, c2, c3]);
+        let size = self.file.size().map_err(|e| self.failed(&e))?;
+        if self.at + 8 + u64::from(length) > size {
             return Err(self.damaged("a frame reaches beyond the end"));
         }
         let mut chunk = vec![0; length as usize];
-        self.file.read_exact_at(&mut chunk, self.at + 8)?;
+        self.read(self.at + 8, &mut chunk)?;
         if crc32c::crc32c(&chunk) != crc {
             return Err(self.damaged("a frame's checksum does not match"));
         }
@@ -284,16 +331,11 @@ impl Spool {
                 return Ok(None);
             }
             let mut chunk = codec::Reader::new(self.frame()?);
-            match chunk.u8().map_err(invalid)? {
-                ENTRIES => self.chunk = chunk,
-                LAST => {
-                    let position = chunk.bytes().and_then(Position::decode).map_err(invalid)?;
-                    let membership = chunk.bytes().map_err(invalid)?;
-                    let position = Position {
-                        version: self.version,
-                        ..position
-                    };
-                    self.last = Some((position, membership));
+            match chunk.u8() {
+                Ok(ENTRIES) => self.chunk = chunk,
+                Ok(LAST) => {
+                    let last = self.decode_last(chunk);
+                    self.last = Some(last.map_err(|e| self.damaged(&e.to_string()))?);
                 }
                 _ => return Err(self.damaged("a chunk of an unknown kind")),
             }
@@ -307,10 +349,27 @@ impl Spool {
                 stored: self.chunk.bytes()?,
             })
         };
-        read()
+        let entry: codec::Result<_> = read();
+        entry
             .map(Some)
-            .map_err(|error: codec::Damaged| invalid(error))
+            .map_err(|error| self.damaged(&error.to_string()))
     }
+
+    fn decode_last(&self, mut chunk: codec::Reader) -> codec::Result<(Position, Bytes)> {
+        let position = Position {
+            version: self.version,
+            ..Position::decode(chunk.bytes()?)?
+        };
+        Ok((position, chunk.bytes()?))
+    }
+}
+
+/// The version that a head says.
+fn head_version(mut head: codec::Reader) -> codec::Result<Version> {
+    if head.u8()? != HEAD || head.u8()? != FORMAT {
+        return Err(Damaged("it does not begin with a head of format 1"));
+    }
+    head.u64()
 }
 
 /// Walks over the snapshot and over what is stored, side by side, and writes the difference.

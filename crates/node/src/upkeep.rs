@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use quorate_replication::Group;
+
 use crate::error::Result;
 use crate::jobs;
 use crate::node::Inner;
@@ -79,7 +81,7 @@ async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
             .flushed
             .map_or(0, |flushed| flushed.saturating_sub(ENTRIES_KEPT));
         if upto > status.purged.unwrap_or(0) + ENTRIES_MIN {
-            group.purge(upto).await?;
+            purge(&group, upto).await;
         }
     }
     inner.groups.release_segments().await?;
@@ -95,9 +97,16 @@ async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
     let segments = excess.div_ceil(inner.config.log_segment_bytes);
     for (group, upto) in inner.groups.pinning(segments) {
         if let Ok(group) = inner.groups.group(group) {
-            group.purge(upto).await?;
+            purge(&group, upto).await;
         }
     }
     inner.groups.release_segments().await?;
     Ok(())
+}
+
+/// A replica that has stopped can't purge; the others must all the same.
+async fn purge(group: &Group, upto: u64) {
+    if let Err(error) = group.purge(upto).await {
+        tracing::warn!(group = group.id(), %error, "a group's log could not be purged");
+    }
 }

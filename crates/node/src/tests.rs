@@ -1,0 +1,11 @@
+//! Tests of the node, from its bytes up to three nodes in one process.
+
+mod applying;
+mod cluster;
+mod codecs;
+mod coordinator;
+mod crash;
+mod harness;
+mod requests;
+mod script;
+mod snapshots;
