@@ -16,6 +16,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorate_env::{DiskLock, Env};
 use quorate_sharding::{NodeId, ShardMap};
 
@@ -45,7 +46,7 @@ pub struct DataDir {
     identity: Option<Identity>,
     /// Of a directory without identity: what its data id will be.
     data_id: u64,
-    _lock: Box<dyn DiskLock>,
+    lock: Mutex<Option<Box<dyn DiskLock>>>,
 }
 
 impl DataDir {
@@ -86,7 +87,7 @@ impl DataDir {
             env,
             identity,
             data_id,
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -161,6 +162,11 @@ impl DataDir {
         wrote.map_err(|e| Error::io("can't write", &file, &e))?;
         self.identity = Some(identity);
         Ok(identity)
+    }
+
+    /// Gives the directory free for others, though handles of the node may live on.
+    pub(crate) fn release(&self) {
+        self.lock.lock().take();
     }
 
     /// The shard map that was saved last.

@@ -289,13 +289,14 @@ impl Node {
         let tasks: Vec<_> = self.inner.tasks.lock().drain(..).collect();
         for task in tasks {
             task.abort();
-            // Until it is gone it holds the data directory.
+            // An aborted task ends with an error, which says so.
             let _ = task.await;
         }
         reconcile::hand_over(&self.inner).await;
         self.inner.groups.shutdown().await?;
         let engine = Arc::clone(&self.inner.engine);
         crate::jobs::run(&self.inner.context.env, move || engine.close()).await?;
+        self.inner.dir.release();
         Ok(())
     }
 }

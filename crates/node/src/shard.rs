@@ -14,7 +14,9 @@ use parking_lot::Mutex;
 use quorate_env::JobClass;
 use quorate_kv::{Domain, Error, ErrorKind, Outcome as Known, ReadLevel, Version};
 use quorate_replication::{Error as GroupError, Group, Proposed};
-use quorate_sharding::{Answer, Failure, Operation, Redirect, Request, Response, Shard};
+use quorate_sharding::{
+    Answer, Failure, NamespaceKind, Operation, Redirect, Request, Response, Shard,
+};
 use tokio::time::Instant;
 
 use crate::command::{self, COMMAND_BYTES, WritesBuilder};
@@ -449,8 +451,14 @@ impl ShardReplica {
 
     fn read_applied(&self, operation: &Operation) -> Response {
         if let Some(ReadLevel::AtLeast(token)) = operation.level() {
-            // Of another shard's token the barrier before this read was enough.
             token.check(&self.domain())?;
+            // In a wide namespace a token ahead of this shard is another shard's, and the barrier
+            // before this read was more than it asks for.
+            let compact = self.machine.kind() == NamespaceKind::Compact;
+            if compact && self.machine.version() < token.version {
+                let message = "the token is ahead of everything that this namespace has committed";
+                return Err(Error::new(ErrorKind::Unavailable, message).into());
+            }
         }
         match operation {
             Operation::Get { key, .. } => {
