@@ -96,6 +96,7 @@ impl Node {
             tokio::spawn(reconcile::lead_coordinator(Arc::clone(&inner))),
             tokio::spawn(upkeep::run(Arc::clone(&inner))),
             tokio::spawn(upkeep::watch_engine(Arc::clone(&inner))),
+            tokio::spawn(upkeep::watch_space(Arc::clone(&inner))),
         ];
         inner.tasks.lock().extend(tasks);
         Ok(Node { inner })
@@ -293,11 +294,12 @@ impl Node {
             let _ = task.await;
         }
         reconcile::hand_over(&self.inner).await;
-        self.inner.groups.shutdown().await?;
+        let stopped = self.inner.groups.shutdown().await;
         let engine = Arc::clone(&self.inner.engine);
-        crate::jobs::run(&self.inner.context.env, move || engine.close()).await?;
+        let closed = crate::jobs::run(&self.inner.context.env, move || engine.close()).await;
         self.inner.dir.release();
-        Ok(())
+        stopped?;
+        Ok(closed?)
     }
 }
 

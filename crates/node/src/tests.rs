@@ -5,6 +5,7 @@ mod cluster;
 mod codecs;
 mod coordinator;
 mod crash;
+mod full_disk;
 mod harness;
 mod requests;
 mod script;

@@ -164,6 +164,12 @@ impl Groups {
         self.inner.log.bytes()
     }
 
+    /// Whether entries and votes of this node wait because the disk of the log is full. They go on by
+    /// themselves when there is space.
+    pub fn log_is_full(&self) -> bool {
+        self.inner.log.is_full()
+    }
+
     /// The groups that keep the `segments` oldest log segments from being released, each with the
     /// index up to which its log must be purged to let go of them.
     pub fn pinning(&self, segments: u64) -> BTreeMap<GroupId, u64> {
@@ -174,11 +180,14 @@ impl Groups {
     pub async fn release_segments(&self) -> Result<u64> {
         let log = self.inner.log.clone();
         let release = move || log.release_segments();
-        run_job(&self.inner.env.jobs, JobClass::Compaction, release).await?
+        run_job(&self.inner.env.jobs, JobClass::Control, release).await?
     }
 
-    /// Stops all groups and syncs the log.
+    /// Stops all groups and syncs the log. On a full disk that fails, and what was not acknowledged
+    /// is not kept; all groups have stopped all the same.
     pub async fn shutdown(&self) -> Result<()> {
+        // Who opens or removes a group just now may wait for the log.
+        self.inner.log.stop_waiting();
         let _alone = self.inner.changing.lock().await;
         self.inner.stopped.store(true, Ordering::Release);
         let groups: Vec<Group> = self
@@ -188,14 +197,13 @@ impl Groups {
             .drain()
             .map(|(_, group)| group)
             .collect();
+        let mut stopped = Ok(());
         for group in groups {
-            group.shutdown().await?;
+            stopped = stopped.and(group.shutdown().await);
         }
         let log = self.inner.log.clone();
-        run_job(&self.inner.env.jobs, JobClass::Compaction, move || {
-            log.sync()
-        })
-        .await?
+        let synced = run_job(&self.inner.env.jobs, JobClass::Control, move || log.sync()).await?;
+        stopped.and(synced)
     }
 }
 
