@@ -1,6 +1,7 @@
 //! Tasks of the workspace: `cargo xtask <task>`.
 
 mod bench;
+mod chaos;
 mod ci;
 mod cluster;
 mod codegen;
@@ -17,6 +18,7 @@ usage: cargo xtask <task>
   ci                  everything that must hold: fmt, tidy, codegen, clippy, docs, test
   test [FILTER...]    all tests; they bring up what they need
   services            install or find what tests and benchmarks need
+  chaos [FILTER...]   tests whose faults need mounts of their own: disks that fill
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
@@ -32,6 +34,7 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["ci"] => ci::ci(&root),
         ["test", filter @ ..] => ci::test(&root, filter),
+        ["chaos", filter @ ..] => chaos::run(&root, filter),
         ["services"] => services::require_all(),
         ["tidy"] => tidy::run(&root),
         ["codegen"] => codegen::run(&root, false),

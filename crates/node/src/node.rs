@@ -64,7 +64,7 @@ impl Node {
         let env = dir.env.clone();
         let engine = open_engine(&config, &dir)?;
         let groups = open_groups(&config, &dir, identity.node, transport)?;
-        let known = dir.load_map()?.unwrap_or_else(|| ShardMap::new(0));
+        let known = dir.known_map()?.unwrap_or_else(|| ShardMap::new(0));
         let (map, _) = watch::channel(Arc::new(known));
         let context = Context {
             limits: config.limits,

@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use quorate_env::Env;
+use quorate_node::DataDir;
 use quorate_proto::MESSAGE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
@@ -88,7 +89,9 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("can't listen on {listen}: stop what uses the port, or choose another by --listen")
     })?;
-    let host = Host::open(settings, Env::real(1))?;
+    let dir = DataDir::open(&settings.data_dir, Env::real(1))?;
+    membership::check_place(&settings, &dir).await?;
+    let host = Host::open(settings, dir)?;
     let mut member = tokio::spawn(membership::run(Arc::clone(&host)));
     tracing::info!(%listen, data_dir = %host.settings.data_dir.display(), "listening");
     if host.node().is_err() && host.settings.seeds.is_empty() {
