@@ -24,7 +24,11 @@ pub fn run(root: &Path, filter: &[&str]) -> Result<()> {
     let mut command = Command::new("unshare");
     command.args(unshare).current_dir(root);
     command.arg(std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()));
-    let filter = if filter.is_empty() { &["chaos"] } else { filter };
+    let filter = if filter.is_empty() {
+        &["chaos"]
+    } else {
+        filter
+    };
     command.arg("test").args(PACKAGE).arg("--").args(filter);
     ci::run(command)
 }
