@@ -49,10 +49,32 @@ impl Case {
 
 /// All names, for the help.
 pub const NAMES: &[&str] = &[
-    "fillseq", "fillrandom", "overwrite", "fillsync", "settle", "readrandom", "readmissing",
-    "multiget", "readseq", "readreverse", "seekrandom", "seekreverse", "readwhilewriting", "ycsb-a",
-    "ycsb-b", "ycsb-c", "ycsb-e", "ycsb-f", "large-overwrite", "large-scan", "queue", "deleterange",
-    "keyspaces", "versions-latest", "versions-at", "soak",
+    "fillseq",
+    "fillrandom",
+    "overwrite",
+    "fillsync",
+    "settle",
+    "readrandom",
+    "readmissing",
+    "multiget",
+    "readseq",
+    "readreverse",
+    "seekrandom",
+    "seekreverse",
+    "readwhilewriting",
+    "ycsb-a",
+    "ycsb-b",
+    "ycsb-c",
+    "ycsb-e",
+    "ycsb-f",
+    "large-overwrite",
+    "large-scan",
+    "queue",
+    "deleterange",
+    "keyspaces",
+    "versions-latest",
+    "versions-at",
+    "soak",
 ];
 
 /// Runs one case.

@@ -35,7 +35,9 @@ impl Values {
         let mut rng = Rng::new(301);
         let mut pool = Vec::with_capacity(2 << 20);
         while pool.len() < 2 << 20 {
-            let piece: Vec<u8> = (0..50).map(|_| b' ' + (rng.next() >> 32) as u8 % 95).collect();
+            let piece: Vec<u8> = (0..50)
+                .map(|_| b' ' + (rng.next() >> 32) as u8 % 95)
+                .collect();
             pool.extend_from_slice(&piece);
             pool.extend_from_slice(&piece);
         }

@@ -1,9 +1,11 @@
 //! `storage-bench`: one workload on one engine, or the whole suite in turns.
 
 mod cases;
+mod cgroup;
 mod engines;
 mod keys;
 mod measure;
+mod suite;
 
 use std::path::PathBuf;
 
@@ -24,6 +26,8 @@ struct Args {
 enum Command {
     /// Runs one case of one engine in this process, and prints its metrics as one line of JSON.
     Run(RunArgs),
+    /// Runs everything, in turns, and writes a report.
+    Suite(suite::SuiteArgs),
 }
 
 #[derive(clap::Args)]
@@ -57,6 +61,7 @@ struct RunArgs {
 
 fn main() -> Result<()> {
     match Args::parse().command {
+        Command::Suite(args) => suite::run(args),
         Command::Run(run) => {
             let case = cases::Case {
                 name: run.case,

@@ -62,13 +62,18 @@ fn cpu_seconds() -> f64 {
     // The program's name, in brackets, may hold anything; user and system time are the 12th and 13th after.
     let fields = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let ticks = fields.split(' ').skip(11).take(2);
-    ticks.filter_map(|tick| tick.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
+    ticks
+        .filter_map(|tick| tick.parse::<f64>().ok())
+        .sum::<f64>()
+        / TICKS_PER_SECOND
 }
 
 /// What this process had written to storage, in bytes.
 fn written_bytes() -> f64 {
     let text = fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: "));
     line.and_then(|number| number.parse().ok()).unwrap_or(0.0)
 }
 

@@ -7,9 +7,7 @@ use anyhow::{Result, ensure};
 use super::Case;
 use super::writes::put_all;
 use crate::keys::{Rng, Values, Zipf, key};
-use crate::measure::{
-    Metrics, Stretch, add_latencies, disk_bytes, histogram, peak_memory_bytes,
-};
+use crate::measure::{Metrics, Stretch, add_latencies, disk_bytes, histogram, peak_memory_bytes};
 
 /// Shares of reads, updates, scans, inserts, read-modify-writes, in percent.
 fn mix(name: &str) -> [u64; 5] {
@@ -31,7 +29,7 @@ pub fn ycsb(case: &Case) -> Result<Metrics> {
     let mut next = case.keys;
     let (mut done, end) = (0, Instant::now() + case.time());
     let stretch = Stretch::begin();
-    while Instant::now() < end {
+    loop {
         for _ in 0..32 {
             key(&mut buffer, zipf.draw(&mut rng), case.key_bytes);
             let dice = rng.below(100);
@@ -52,6 +50,9 @@ pub fn ycsb(case: &Case) -> Result<Metrics> {
             }
         }
         done += 32;
+        if Instant::now() >= end {
+            break;
+        }
     }
     let metrics = stretch.end(done);
     store.close()?;
@@ -171,7 +172,11 @@ pub fn versions(case: &Case, latest: bool) -> Result<Metrics> {
     }
     store.settle()?;
     let get = |rng: &mut Rng, buffer: &mut Vec<u8>| -> Result<bool> {
-        key(buffer, rng.below(keys).wrapping_mul(0x9E37_79B1) % keys, case.key_bytes);
+        key(
+            buffer,
+            rng.below(keys).wrapping_mul(0x9E37_79B1) % keys,
+            case.key_bytes,
+        );
         let at = match latest {
             true => u64::MAX >> 2,
             false => 10 + rng.below(versions * 10),
@@ -183,11 +188,14 @@ pub fn versions(case: &Case, latest: bool) -> Result<Metrics> {
     }
     let (mut done, mut found, end) = (0_u64, 0_u64, Instant::now() + case.time());
     let stretch = Stretch::begin();
-    while Instant::now() < end {
+    loop {
         for _ in 0..64 {
             found += u64::from(get(&mut rng, &mut buffer)?);
         }
         done += 64;
+        if Instant::now() >= end {
+            break;
+        }
     }
     let metrics = stretch.end(done);
     ensure!(found == done, "{found} of {done} found");

@@ -9,9 +9,7 @@ use anyhow::{Result, anyhow};
 use super::Case;
 use crate::engines::Store;
 use crate::keys::{Rng, Values, key};
-use crate::measure::{
-    Metrics, Stretch, add_latencies, disk_bytes, histogram, peak_memory_bytes,
-};
+use crate::measure::{Metrics, Stretch, add_latencies, disk_bytes, histogram, peak_memory_bytes};
 
 /// Runs `work` on so many threads, each with its number; fails if one does.
 pub fn on_threads(threads: u64, work: impl Fn(u64) -> Result<()> + Sync) -> Result<()> {
@@ -82,14 +80,15 @@ pub fn fill_synced(case: &Case) -> Result<Metrics> {
         let mut done = 0;
         loop {
             let before = Instant::now();
-            if before >= end {
-                break;
-            }
             key(&mut buffer, rng.below(case.keys), case.key_bytes);
             let value = values.get(&mut rng, case.value_bytes);
             store.put(0, &buffer, value, true)?;
-            mine.record(before.elapsed().as_nanos() as u64)?;
+            let after = Instant::now();
+            mine.record((after - before).as_nanos() as u64)?;
             done += 1;
+            if after >= end {
+                break;
+            }
         }
         count.fetch_add(done, Ordering::Relaxed);
         all.lock().map_err(|_| anyhow!("poisoned"))?.add(mine)?;
@@ -112,7 +111,11 @@ pub fn large_overwrite(case: &Case) -> Result<Metrics> {
     let mut buffer = Vec::new();
     let stretch = Stretch::begin();
     for n in 0..case.keys * ROUNDS {
-        let n = if n < case.keys { n } else { rng.below(case.keys) };
+        let n = if n < case.keys {
+            n
+        } else {
+            rng.below(case.keys)
+        };
         key(&mut buffer, n, case.key_bytes);
         store.put(0, &buffer, values.get(&mut rng, case.value_bytes), false)?;
     }
@@ -134,7 +137,7 @@ pub fn soak(case: &Case) -> Result<Metrics> {
     let begun = Instant::now();
     let mut before = begun;
     let mut count = 0;
-    while before - begun < case.time() {
+    loop {
         key(&mut buffer, rng.below(case.keys), case.key_bytes);
         store.put(0, &buffer, values.get(&mut rng, case.value_bytes), false)?;
         let now = Instant::now();
@@ -143,6 +146,9 @@ pub fn soak(case: &Case) -> Result<Metrics> {
         latencies.record(nanos)?;
         before = now;
         count += 1;
+        if before - begun >= case.time() {
+            break;
+        }
     }
     let mut metrics = stretch.end(count);
     add_latencies(&mut metrics, &latencies);

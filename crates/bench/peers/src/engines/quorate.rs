@@ -67,9 +67,7 @@ impl Store for Quorate {
     }
 
     fn scan(&self, at: u16, from: &[u8], limit: usize, reverse: bool) -> Result<(usize, usize)> {
-        let mut iter = self
-            .lsm
-            .iterate(KeyspaceId(at), IterOptions::default())?;
+        let mut iter = self.lsm.iterate(KeyspaceId(at), IterOptions::default())?;
         match (reverse, from.is_empty()) {
             (false, true) => iter.seek_to_first()?,
             (false, false) => iter.seek(from)?,

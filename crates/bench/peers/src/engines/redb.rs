@@ -97,7 +97,11 @@ impl Store for Redb {
     fn scan(&self, at: u16, from: &[u8], limit: usize, reverse: bool) -> Result<(usize, usize)> {
         let table = self.db.begin_read()?.open_table(self.table(at)?)?;
         let (mut count, mut bytes) = (0, 0);
-        let mut add = |item: Result<(redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>), redb::StorageError>| -> Result<()> {
+        let mut add = |item: Result<
+            (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>),
+            redb::StorageError,
+        >|
+         -> Result<()> {
             let (key, value) = item?;
             bytes += key.value().len() + value.value().len();
             count += 1;

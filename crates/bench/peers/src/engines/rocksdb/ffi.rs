@@ -10,7 +10,16 @@ macro_rules! opaque {
 }
 
 opaque!(
-    Db, Family, Options, ReadOptions, WriteOptions, TableOptions, Cache, Filter, Slice, Iterator,
+    Db,
+    Family,
+    Options,
+    ReadOptions,
+    WriteOptions,
+    TableOptions,
+    Cache,
+    Filter,
+    Slice,
+    Iterator,
     Transform
 );
 
@@ -20,7 +29,10 @@ unsafe extern "C" {
     pub fn rocksdb_free(ptr: *mut c_void);
     pub fn rocksdb_options_create() -> *mut Options;
     pub fn rocksdb_options_set_create_if_missing(options: *mut Options, value: c_uchar);
-    pub fn rocksdb_options_set_create_missing_column_families(options: *mut Options, value: c_uchar);
+    pub fn rocksdb_options_set_create_missing_column_families(
+        options: *mut Options,
+        value: c_uchar,
+    );
     pub fn rocksdb_options_set_block_based_table_factory(
         options: *mut Options,
         table: *mut TableOptions,
