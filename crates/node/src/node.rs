@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::identity::{DataDir, Identity};
 use crate::latency::Latencies;
 use crate::replies::Replies;
-use crate::shard::ShardReplica;
+use crate::shard::{ShardReplica, check_namespace};
 use crate::{keys, reconcile, upkeep};
 
 /// A member of a cluster. Clones are one node.
@@ -167,6 +167,11 @@ impl Node {
     /// Why a shard's request can't be served here, and where it can.
     fn not_here(&self, request: &Request) -> Failure {
         let map = self.map();
+        if let Some(shard) = map.shard(request.shard)
+            && let Err(failure) = check_namespace(request, shard)
+        {
+            return failure;
+        }
         if let Some(why) = self.inner.broken.lock().get(&request.shard) {
             let message = format!(
                 "this node's replica of shard {} is out of order: {why}",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use quorate_kv::{Domain, Error, ErrorKind, Version};
 use quorate_replication::{Error as GroupError, Group};
-use quorate_sharding::{Failure, Operation, Redirect, Request, Shard};
+use quorate_sharding::{Failure, Operation, Redirect, Request, SYSTEM_NAMESPACE, Shard};
 use tokio::time::Instant;
 
 use crate::command;
@@ -77,6 +77,7 @@ impl ShardReplica {
 
     fn check(&self, request: &Request) -> Result<(), Failure> {
         let limits = &self.context.limits;
+        check_namespace(request, self.shard())?;
         if request.epoch.range != self.shard().epoch.range {
             return Err(self.wrong_epoch());
         }
@@ -170,6 +171,23 @@ impl ShardReplica {
             None => failure,
         }
     }
+}
+
+/// Refuses a request that names a shard of another namespace than its own: its keys would be read or
+/// written in the encoding, and under the limits, of data that its sender does not mean.
+pub(crate) fn check_namespace(request: &Request, shard: &Shard) -> Result<(), Failure> {
+    let (asked, of) = (request.namespace, shard.namespace);
+    let message = if of == SYSTEM_NAMESPACE {
+        format!("shard {} is the coordinator's and holds no keys", shard.id)
+    } else if asked != of {
+        format!(
+            "shard {} is of namespace {of}, not of namespace {asked}",
+            shard.id
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::InvalidArgument, message).into())
 }
 
 /// When a request's time is over; no request waits longer than a day.

@@ -133,6 +133,62 @@ fn cluster_requests_that_fit_no_shard_are_refused() {
 }
 
 #[test]
+fn cluster_request_under_another_namespace_is_refused_and_changes_nothing() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("one", hashed()).await;
+        let other = cluster.namespace("two", NamespaceKind::Compact).await;
+        cluster.put(&shard, "key", "value").await;
+        let leader = cluster.leader(shard.id).await;
+        let mixed = |namespace| Shard {
+            namespace,
+            ..shard.clone()
+        };
+        let operations = [
+            get("key", LINEARIZABLE),
+            get("key", ReadLevel::Stale),
+            scan(LINEARIZABLE),
+            put("key", "foreign"),
+        ];
+        for operation in operations {
+            let answer = cluster
+                .call(leader, &mixed(other.namespace), operation)
+                .await;
+            let failure = answer.expect_err("is refused");
+            assert_eq!(failure.error.kind(), ErrorKind::InvalidArgument);
+            assert_eq!(failure.error.outcome(), Outcome::NotApplied);
+            let message = failure.error.message();
+            assert!(message.contains("not of namespace"), "{message}");
+        }
+        let read = cluster.call(leader, &shard, get("key", LINEARIZABLE)).await;
+        assert_eq!(entry(read).map(|e| e.write_count), Some(1));
+
+        // Nor does a shard that is not here, or the coordinator's, take such a request.
+        let replica = cluster.nodes[&leader]
+            .inner
+            .shards
+            .write()
+            .remove(&shard.id);
+        let foreign = mixed(other.namespace);
+        let answer = cluster.call(leader, &foreign, put("key", "x")).await;
+        assert_eq!(kind(&answer), ErrorKind::InvalidArgument);
+        cluster.nodes[&leader]
+            .inner
+            .shards
+            .write()
+            .extend(replica.map(|r| (shard.id, r)));
+        let coordinator = Shard {
+            id: quorate_sharding::COORDINATOR_GROUP,
+            ..mixed(quorate_sharding::SYSTEM_NAMESPACE)
+        };
+        let answer = cluster
+            .call(leader, &coordinator, get("key", LINEARIZABLE))
+            .await;
+        assert_eq!(kind(&answer), ErrorKind::InvalidArgument);
+    });
+}
+
+#[test]
 fn cluster_tokens_of_elsewhere_or_ahead_are_refused() {
     runtime().block_on(async {
         let cluster = Cluster::of_three().await;
