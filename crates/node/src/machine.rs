@@ -177,7 +177,13 @@ impl ShardMachine {
                 CommandBody::Blank => {}
                 CommandBody::Membership(bytes) => applier.membership(bytes),
                 CommandBody::Write(bytes) => match Command::decode(bytes.clone())? {
-                    Command::Writes { stamp, writes } => result = applier.writes(stamp, writes)?,
+                    Command::Writes {
+                        stamp,
+                        answer_bytes_max,
+                        writes,
+                    } => {
+                        result = applier.writes(stamp, answer_bytes_max as usize, writes)?;
+                    }
                     Command::Hash => hash_here = true,
                 },
             }

@@ -12,7 +12,7 @@ use quorate_sharding::{Failure, Request};
 use tokio::time::Instant;
 
 use super::{ShardReplica, deadline};
-use crate::command::{self, COMMAND_BYTES, WritesBuilder};
+use crate::command::{self, ANSWER_BYTES, COMMAND_BYTES, WritesBuilder};
 use crate::outcome::{self, Outcome};
 use crate::replies::Replies;
 
@@ -142,16 +142,19 @@ impl ShardReplica {
             return None;
         }
         let now = Instant::now();
-        let mut builder = WritesBuilder::new(self.context.stamp());
+        let limits = &self.context.limits;
+        let answer_bytes_max = u32::try_from(limits.batch_bytes).unwrap_or(u32::MAX);
+        let mut builder = WritesBuilder::new(self.context.stamp(), answer_bytes_max);
         let mut batch = Vec::with_capacity(queue.waiting.len());
-        let mut taken = 0;
+        let (mut taken, mut answer_bytes) = (0, 0);
         for waiting in &queue.waiting {
-            if builder.size_bytes() > COMMAND_BYTES {
+            if builder.size_bytes() > COMMAND_BYTES || answer_bytes > ANSWER_BYTES {
                 break;
             }
             taken += 1;
             if waiting.deadline > now {
                 let request = &waiting.request;
+                answer_bytes += command::answer_bytes_max(limits, &request.operation);
                 builder.push(request.write_id, request.epoch.range, &request.operation);
             }
         }
@@ -183,6 +186,10 @@ impl ShardReplica {
                 Outcome::Done(answer) => Ok(answer),
                 Outcome::WrongEpoch => Err(self.wrong_epoch()),
                 Outcome::OutOfRange => Err(self.out_of_range()),
+                Outcome::AnswerTooLarge { bytes } => {
+                    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                    Err(self.context.limits.answer_too_large(bytes).into())
+                }
             };
             (waiting.replies, waiting.request.request_id, response)
         });
