@@ -152,6 +152,11 @@ impl Node {
                 None => by_shard.push((request.shard, vec![request])),
             }
         }
+        if let Some(why) = self.inner.env().jobs.fault() {
+            let refuse = |r: Request| (r.request_id, Err(panicked(why).into()));
+            let all = by_shard.into_iter().flat_map(|(_, requests)| requests);
+            return replies.send(all.map(refuse).collect());
+        }
         let shards = self.inner.shards.read();
         for (shard, requests) in by_shard {
             match shards.get(&shard) {
@@ -213,6 +218,9 @@ impl Node {
         command: ClusterCommand,
         timeout: Duration,
     ) -> std::result::Result<u64, Failure> {
+        if let Some(why) = self.inner.env().jobs.fault() {
+            return Err(panicked(why).into());
+        }
         let group = self.inner.coordinator.read().clone();
         let Some(group) = group else {
             let nodes = self.map();
@@ -290,12 +298,18 @@ impl Node {
 
     /// Stops: what was acknowledged is in the log, the rest is refused. Hands leadership on first,
     /// as far as that goes quickly.
+    ///
+    /// # Errors
+    /// `Panicked` at once if a job did: then nothing is written any more, as in a crash.
     pub async fn shutdown(&self) -> Result<()> {
         let tasks: Vec<_> = self.inner.tasks.lock().drain(..).collect();
         for task in tasks {
             task.abort();
             // An aborted task ends with an error, which says so.
             let _ = task.await;
+        }
+        if let Some(why) = self.inner.env().jobs.fault() {
+            return Err(Error::Panicked(why.to_owned()));
         }
         reconcile::hand_over(&self.inner).await;
         self.inner.groups.shutdown().await?;
@@ -304,6 +318,13 @@ impl Node {
         self.inner.dir.release();
         Ok(())
     }
+}
+
+/// The error of everything after a job has panicked: final, for here it does not pass.
+fn panicked(why: &str) -> KvError {
+    let message =
+        format!("nothing is served here since {why}; this is a bug: open the store again");
+    KvError::new(ErrorKind::Internal, message)
 }
 
 fn elsewhere(leader: Option<NodeId>) -> Failure {

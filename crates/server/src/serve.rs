@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use quorate_env::Env;
+use quorate_env::{Env, ThreadJobs};
 use quorate_proto::MESSAGE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
@@ -88,7 +88,8 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("can't listen on {listen}: stop what uses the port, or choose another by --listen")
     })?;
-    let host = Host::open(settings, Env::real(1))?;
+    let jobs = ThreadJobs::with_panic_hook(1, Box::new(abort));
+    let host = Host::open(settings, Env::real_with(jobs))?;
     let mut member = tokio::spawn(membership::run(Arc::clone(&host)));
     tracing::info!(%listen, data_dir = %host.settings.data_dir.display(), "listening");
     if host.node().is_err() && host.settings.seeds.is_empty() {
@@ -114,6 +115,16 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     }
     tracing::info!("stopped");
     refused
+}
+
+/// A job panicked, and left something half done: going on could hang or harm. The disk is as after a
+/// crash now, which a restart recovers from; until then others lead.
+fn abort(why: &str) {
+    tracing::error!(
+        why,
+        "a bug: the process ends; please report it, and start the server again"
+    );
+    std::process::abort();
 }
 
 async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {

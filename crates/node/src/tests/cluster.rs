@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_env::Disk;
+use quorate_env::{Disk, JobClass};
 use quorate_kv::{Condition, ErrorKind, Mutation, Op, Outcome, ReadLevel};
 use quorate_sharding::{Answer, NamespaceKind, Operation, Shard, ShardEpoch};
 
@@ -185,6 +185,37 @@ fn cluster_request_under_another_namespace_is_refused_and_changes_nothing() {
             .call(leader, &coordinator, get("key", LINEARIZABLE))
             .await;
         assert_eq!(kind(&answer), ErrorKind::InvalidArgument);
+    });
+}
+
+#[test]
+fn node_whose_job_panicked_refuses_everything_at_once_and_closes() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        cluster.put(&shard, "key", "value").await;
+        let leader = cluster.leader(shard.id).await;
+        let node = cluster.nodes.remove(&leader).expect("a node");
+        let jobs = node.inner.env().jobs.clone();
+        jobs.spawn(JobClass::Flush, Box::new(|| panic!("on purpose")));
+        until("the panic", || async { jobs.fault().map(drop) }).await;
+        cluster.nodes.insert(leader, node);
+        for operation in [put("key", "more"), get("key", ReadLevel::Stale)] {
+            let call = cluster.call(leader, &shard, operation);
+            let answer = tokio::time::timeout(Duration::from_secs(5), call).await;
+            let failure = answer.expect("at once").expect_err("is refused");
+            assert_eq!(failure.error.kind(), ErrorKind::Internal);
+            let message = failure.error.message();
+            assert!(message.contains("on purpose"), "{message}");
+        }
+        let node = cluster.nodes.remove(&leader).expect("a node");
+        cluster.network.leave(leader);
+        let closed = tokio::time::timeout(Duration::from_secs(5), node.shutdown()).await;
+        let error = closed.expect("at once").expect_err("says why");
+        assert!(matches!(error, crate::Error::Panicked(_)), "{error}");
+        drop(node);
+        // The others go on.
+        cluster.put(&shard, "key", "more").await;
     });
 }
 
