@@ -138,6 +138,15 @@ impl<'a> Applier<'a> {
         Ok(outcomes.finish())
     }
 
+    /// An entry is applied once, and none is left out: whatever stands above, that is held here.
+    pub(crate) fn check_next(&self, entry: EntryId) -> Result<(), ApplyError> {
+        let next = self.position.entry.map_or(0, |last| last.index + 1);
+        if entry.index != next {
+            return Err(Damaged("an entry is not the next one to apply").into());
+        }
+        Ok(())
+    }
+
     /// The position moves, whatever the entry was.
     pub(crate) fn advance(&mut self, entry: EntryId) {
         self.position.entry = Some(entry);

@@ -182,7 +182,12 @@ impl Node {
                 "this node's replica of shard {} is out of order: {why}",
                 request.shard
             );
-            return KvError::new(ErrorKind::Unavailable, message).into();
+            let failure = Failure::from(KvError::new(ErrorKind::Unavailable, message));
+            let others = map.shard(request.shard);
+            return failure.with_redirect(Redirect {
+                shards: others.map(|shard| (**shard).clone()).into_iter().collect(),
+                leader: None,
+            });
         }
         match map.shard(request.shard) {
             Some(shard) if shard.replica_on(self.inner.identity.node).is_some() => {

@@ -54,6 +54,11 @@ impl ShardReplica {
         let mut reads = Vec::new();
         let mut failed = Vec::new();
         let mut start_writer = false;
+        if let Some(reason) = self.group.stop_reason() {
+            let failure = self.stopped(&reason.message);
+            let refuse = |r: Request| (r.request_id, Err(failure.clone()));
+            return replies.send(requests.into_iter().map(refuse).collect());
+        }
         for request in requests {
             let id = request.request_id;
             match self.check(&request) {
@@ -156,8 +161,29 @@ impl ShardReplica {
         })
     }
 
+    /// This replica serves nothing; others may.
+    fn stopped(&self, reason: &str) -> Failure {
+        let shard = self.shard();
+        let message = format!(
+            "this node's replica of shard {} has stopped: {reason}",
+            shard.id
+        );
+        let leader = self.group.leader();
+        let redirect = Redirect {
+            shards: vec![shard.clone()],
+            leader: leader
+                .filter(|leader| leader.replica != self.group.replica())
+                .map(|leader| leader.node),
+        };
+        Failure::from(Error::new(ErrorKind::Unavailable, message)).with_redirect(redirect)
+    }
+
     /// A group's error as a client sees it.
     pub(crate) fn failure(&self, error: GroupError) -> Failure {
+        if let GroupError::Stopped(why) = &error {
+            let reason = self.group.stop_reason();
+            return self.stopped(&reason.map_or_else(|| why.clone(), |reason| reason.message));
+        }
         let leader = match &error {
             GroupError::NotLeader { leader } => leader.map(|leader| leader.node),
             _ => None,

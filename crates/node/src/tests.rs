@@ -9,3 +9,4 @@ mod harness;
 mod requests;
 mod script;
 mod snapshots;
+mod stopping;

@@ -1,6 +1,7 @@
 //! `quorate serve`: one server process, from its settings to its clean end.
 
 mod cluster_service;
+mod health;
 mod host;
 mod kv_service;
 mod membership;
@@ -169,7 +170,11 @@ async fn run_services(
     let (of_health, of_metrics) = (Arc::clone(&host), host);
     let router = routes
         .into_axum_router()
-        .route("/health", get(move || async move { health(&of_health) }))
+        .route(
+            "/health",
+            get(move || async move { health::health(&of_health) }),
+        )
+        .route("/live", get(|| async { "alive\n" }))
         .route(
             "/metrics",
             get(move || async move { metrics_page(&of_metrics) }),
@@ -186,35 +191,6 @@ async fn run_services(
         )
         .await
         .context("the listener failed")
-}
-
-/// Ready: this server is a node, it opened all its replicas, and they know a leader.
-fn health(host: &Host) -> impl IntoResponse + use<> {
-    let (code, text) = match host.node() {
-        Err(_) => (
-            axum::http::StatusCode::SERVICE_UNAVAILABLE,
-            "waiting for a cluster".to_owned(),
-        ),
-        Ok(node) => {
-            let status = node.status();
-            let without = status
-                .replicas
-                .iter()
-                .filter(|r| r.group.leader.is_none())
-                .count();
-            match (status.broken.len(), status.opening.len(), without) {
-                (0, 0, 0) => (axum::http::StatusCode::OK, "ok".to_owned()),
-                (broken, opening, without) => (
-                    axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                    format!(
-                        "{broken} shards out of order, {opening} being opened, {without} without a \
-                         leader"
-                    ),
-                ),
-            }
-        }
-    };
-    (code, format!("{text}\n"))
 }
 
 fn metrics_page(host: &Host) -> impl IntoResponse + use<> {
