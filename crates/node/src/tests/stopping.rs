@@ -106,9 +106,11 @@ fn shard_that_could_not_be_bootstrapped_opens_at_the_next_attempt() {
         assert!(error.contains("first members"), "{error}");
         let opened = reconcile::open_shard(inner, &map, &on(1), 901).await;
         opened.expect("opens");
-        let answer = cluster
-            .call(1, &on(1), get("key", ReadLevel::Linearizable))
-            .await;
-        assert!(value(answer).is_none());
+        until("the group of one to serve", || async {
+            let read = get("key", ReadLevel::Linearizable);
+            let answer = cluster.call(1, &on(1), read).await;
+            (answer.is_ok() && value(answer).is_none()).then_some(())
+        })
+        .await;
     });
 }
