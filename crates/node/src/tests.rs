@@ -10,3 +10,4 @@ mod harness;
 mod requests;
 mod script;
 mod snapshots;
+mod stopping;

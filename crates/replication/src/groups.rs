@@ -6,6 +6,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -26,6 +27,9 @@ use crate::transport::{Class, Transport};
 use crate::types::{Config, GroupId, NodeId, ReplicaId};
 use crate::watch::AppliedWatch;
 use crate::wire;
+
+/// How long the work of a replica that was stopped may take to end.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The host of all replicas of a node. Cheap to clone; all methods may be called from anywhere.
 #[derive(Clone)]
@@ -103,6 +107,26 @@ impl Groups {
         let opened = opening.await.map_err(|e| Error::Stopped(e.to_string()))??;
         self.inner.groups.write().insert(group, opened.clone());
         Ok(opened)
+    }
+
+    /// Stops this node's replica and lets go of it, so that it can be opened again; one that stopped by
+    /// itself too. What it has in the log is durable then.
+    ///
+    /// # Errors
+    /// Whatever keeps the log from being synced: then the replica stays as it is, stopped, since one
+    /// that is opened takes all that it finds in the log for durable. `Busy` if work of it is still
+    /// under way: try again.
+    pub async fn close_group(&self, group: GroupId) -> Result<()> {
+        let _alone = self.inner.changing.lock().await;
+        let running = self.group(group)?;
+        running.shutdown().await?;
+        tokio::time::timeout(LET_GO_TIMEOUT, running.let_go())
+            .await
+            .map_err(|_| Error::Busy)?;
+        let log = self.inner.log.clone();
+        run_job(&self.inner.env.jobs, JobClass::Control, move || log.sync()).await??;
+        self.inner.groups.write().remove(&group);
+        Ok(())
     }
 
     /// Stops this node's replica and forgets its log for good. The caller has removed it from the
@@ -240,6 +264,7 @@ async fn start(
         config.apply_bytes_max,
         Arc::clone(&live),
     )?;
+    let handle = adapter.handle();
     let network = Network {
         transport: Arc::clone(&host.transport),
         env: host.env.clone(),
@@ -262,6 +287,7 @@ async fn start(
         runtime,
         raft,
         machine,
+        handle,
         log,
         watch,
         network,
@@ -269,7 +295,7 @@ async fn start(
 }
 
 fn raft_config(config: &Config) -> Result<openraft::Config> {
-    let ms = |duration: std::time::Duration| duration.as_millis() as u64;
+    let ms = |duration: Duration| duration.as_millis() as u64;
     let timing = config.timing;
     if config.proposal_bytes_max as u64 + 4096 > config.segment_bytes {
         return Err(Error::Invalid("a proposal must fit a log segment".into()));

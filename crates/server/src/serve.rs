@@ -1,6 +1,7 @@
 //! `quorate serve`: one server process, from its settings to its clean end.
 
 mod cluster_service;
+mod health;
 mod host;
 mod kv_service;
 mod membership;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use quorate_env::Env;
+use quorate_env::{Env, ThreadJobs};
 use quorate_node::DataDir;
 use quorate_proto::MESSAGE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
@@ -89,7 +90,8 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("can't listen on {listen}: stop what uses the port, or choose another by --listen")
     })?;
-    let dir = DataDir::open(&settings.data_dir, Env::real(1))?;
+    let jobs = ThreadJobs::with_panic_hook(1, Box::new(abort));
+    let dir = DataDir::open(&settings.data_dir, Env::real_with(jobs))?;
     membership::check_place(&settings, &dir).await?;
     let host = Host::open(settings, dir)?;
     let mut member = tokio::spawn(membership::run(Arc::clone(&host)));
@@ -117,6 +119,16 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     }
     tracing::info!("stopped");
     refused
+}
+
+/// A job panicked, and left something half done: going on could hang or harm. The disk is as after a
+/// crash now, which a restart recovers from; until then others lead.
+fn abort(why: &str) {
+    tracing::error!(
+        why,
+        "a bug: the process ends; please report it, and start the server again"
+    );
+    std::process::abort();
 }
 
 async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {
@@ -161,7 +173,11 @@ async fn run_services(
     let (of_health, of_metrics) = (Arc::clone(&host), host);
     let router = routes
         .into_axum_router()
-        .route("/health", get(move || async move { health(&of_health) }))
+        .route(
+            "/health",
+            get(move || async move { health::health(&of_health) }),
+        )
+        .route("/live", get(|| async { "alive\n" }))
         .route(
             "/metrics",
             get(move || async move { metrics_page(&of_metrics) }),
@@ -178,35 +194,6 @@ async fn run_services(
         )
         .await
         .context("the listener failed")
-}
-
-/// Ready: this server is a node, it opened all its replicas, and they know a leader.
-fn health(host: &Host) -> impl IntoResponse + use<> {
-    let (code, text) = match host.node() {
-        Err(_) => (
-            axum::http::StatusCode::SERVICE_UNAVAILABLE,
-            "waiting for a cluster".to_owned(),
-        ),
-        Ok(node) => {
-            let status = node.status();
-            let without = status
-                .replicas
-                .iter()
-                .filter(|r| r.group.leader.is_none())
-                .count();
-            match (status.broken.len(), status.opening.len(), without) {
-                (0, 0, 0) => (axum::http::StatusCode::OK, "ok".to_owned()),
-                (broken, opening, without) => (
-                    axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                    format!(
-                        "{broken} shards out of order, {opening} being opened, {without} without a \
-                         leader"
-                    ),
-                ),
-            }
-        }
-    };
-    (code, format!("{text}\n"))
 }
 
 fn metrics_page(host: &Host) -> impl IntoResponse + use<> {
