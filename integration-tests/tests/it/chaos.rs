@@ -143,7 +143,7 @@ async fn chaos_disks_of_all_nodes_fill_and_reads_go_on_until_there_is_space() {
     })
     .await;
     for level in [ReadLevel::Linearizable, ReadLevel::Stale] {
-        let found = kv.get(Get::new("key").level(level.clone())).await;
+        let found = kv.get(Get::new("key").level(level)).await;
         let found = found.unwrap_or_else(|error| panic!("{level:?}: {error}"));
         assert_eq!(found.expect("there").value, "value");
     }
