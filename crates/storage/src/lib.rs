@@ -62,10 +62,13 @@ mod memtable;
 mod merge;
 mod model;
 mod options;
+mod shroud;
+mod sources;
 mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tombstones;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};

@@ -183,7 +183,8 @@ impl Inner {
             return Err(Replay::Nonsense(what));
         }
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
-        if commit.reserved + need > commit.memtable.capacity() {
+        let memtable = &commit.memtable;
+        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
             self.seal_for_replay(&mut commit, need);
             // Bounded memory: out with it before more comes in.
             while self.flush_oldest().map_err(Replay::Failed)? {}

@@ -10,29 +10,31 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Inner, State};
-use crate::cursor::Cursor;
 use crate::engine::{Entry, Iter, IterOptions, ReadAt, Sequence};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iter::{UserIter, bounds};
 use crate::key::{Kind, PlaceBuf};
 use crate::keyspaces::Keyspace;
-use crate::levels::{LEVELS, LevelCursor, TableFile};
-use crate::merge::MergeCursor;
+use crate::levels::{LEVELS, TableFile};
+use crate::memtable::Memtable;
 use crate::options::KeyspaceId;
+use crate::sources::Sources;
 use crate::table::hash_place;
+use crate::tombstones::highest_seen;
 
 /// A lookup on its way from the newest source to the oldest.
 ///
 /// Versions of a key normally ascend with time, so the first entry found is the newest. It need
 /// not be, after a replay of old writes: an older source is asked as well if it may hold a higher
-/// version that the read may see.
+/// version that the read may see. A range deletion that covers the key counts as a deletion of it.
 struct Lookup<'a> {
     keyspace: &'a Keyspace,
     place: &'a [u8],
     hash: u64,
     version: u64,
     sequence: Sequence,
-    best: Option<(u64, Kind, Bytes)>,
+    /// Version and value of what is newest so far; without a value it is a deletion.
+    best: Option<(u64, Option<Bytes>)>,
 }
 
 impl Lookup<'_> {
@@ -40,15 +42,33 @@ impl Lookup<'_> {
     fn wants(&self, max_version: u64) -> bool {
         match &self.best {
             None => true,
-            Some((found, ..)) => {
+            Some((found, _)) => {
                 self.keyspace.versioned && max_version > *found && *found < self.version
             }
         }
     }
 
-    fn offer(&mut self, version: u64, kind: Kind, value: impl FnOnce() -> Bytes) {
-        if self.best.as_ref().is_none_or(|(best, ..)| version > *best) {
-            self.best = Some((version, kind, value()));
+    fn offer(&mut self, version: u64, value: impl FnOnce() -> Option<Bytes>) {
+        if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
+            self.best = Some((version, value()));
+        }
+    }
+
+    fn ask_memtable(&mut self, memtable: &Memtable) {
+        if !self.wants(memtable.max_version()) {
+            return;
+        }
+        let mark = memtable.mark(self.place, self.version, self.sequence);
+        let found = memtable.get(self.place, self.version, self.sequence);
+        match (found, mark) {
+            (Some((key, value)), mark)
+                if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
+            {
+                let put = key.kind == Kind::Put;
+                self.offer(key.version, || put.then(|| Bytes::copy_from_slice(value)));
+            }
+            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, None) => {}
         }
     }
 
@@ -60,8 +80,18 @@ impl Lookup<'_> {
             return Ok(());
         }
         let table = file.table()?;
-        if let Some(found) = table.get(self.place, self.hash, self.version, self.sequence)? {
-            self.offer(found.version, found.kind, || found.value);
+        let marks = table.tombstones().around(self.place).marks;
+        let mark = highest_seen(marks, self.version, self.sequence);
+        let found = table.get(self.place, self.hash, self.version, self.sequence)?;
+        match (found, mark) {
+            (Some(found), mark)
+                if mark.is_none_or(|mark| !mark.hides(found.version, found.sequence)) =>
+            {
+                let put = found.kind == Kind::Put;
+                self.offer(found.version, || put.then_some(found.value));
+            }
+            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, None) => {}
         }
         Ok(())
     }
@@ -97,42 +127,31 @@ impl Inner {
         };
         lookup.ask_all(&state)?;
         Ok(match lookup.best {
-            Some((version, Kind::Put, value)) => Some(Entry { version, value }),
+            Some((version, Some(value))) => Some(Entry { version, value }),
             _ => None,
         })
     }
 
     pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
         let state = self.state();
-        self.check_version(id, options.at.version)?;
+        let keyspace = self.check_version(id, options.at.version)?;
         let sequence = options.at.sequence();
         let sequence = sequence.unwrap_or_else(|| self.publisher.visible());
         let (lower, upper) = bounds(id, &options.lower, options.upper.as_deref());
-        let mut sources: Vec<Box<dyn Cursor>> = vec![Box::new(state.active.cursor())];
+        let mut sources = Sources::new(keyspace, &options.at, sequence);
+        sources.add_memtable(&state.active);
         for sealed in &state.sealed {
-            sources.push(Box::new(sealed.memtable.cursor()));
+            sources.add_memtable(&sealed.memtable);
         }
-        let concerns = |t: &&Arc<TableFile>| {
-            let p = &t.meta.properties;
-            p.largest >= lower && upper.as_ref().is_none_or(|upper| p.smallest < *upper)
-        };
+        let concerns = |t: &&Arc<TableFile>| t.meta.properties.overlaps(&lower, upper.as_deref());
         for table in state.levels.level(0).iter().filter(concerns) {
-            sources.push(Box::new(table.cursor(true)?));
+            sources.add_table(table)?;
         }
         for level in 1..LEVELS {
-            let tables: Vec<_> = state
-                .levels
-                .level(level)
-                .iter()
-                .filter(concerns)
-                .cloned()
-                .collect();
-            if !tables.is_empty() {
-                sources.push(Box::new(LevelCursor::new(tables, true)));
-            }
+            let tables = state.levels.level(level).iter();
+            sources.add_level(tables.filter(concerns).cloned().collect());
         }
-        let merged = MergeCursor::new(sources);
-        Ok(Box::new(UserIter::new(merged, id, options, sequence)))
+        Ok(Box::new(UserIter::new(sources, options)))
     }
 }
 
@@ -140,16 +159,10 @@ impl Lookup<'_> {
     fn ask_all(&mut self, state: &State) -> Result<()> {
         let sealed = state.sealed.iter().map(|s| &s.memtable);
         for memtable in std::iter::once(&state.active).chain(sealed) {
-            if !self.wants(memtable.max_version()) {
-                continue;
-            }
-            if let Some((key, value)) = memtable.get(self.place, self.version, self.sequence) {
-                let (version, kind) = (key.version, key.kind);
-                self.offer(version, kind, || Bytes::copy_from_slice(value));
-            }
+            self.ask_memtable(memtable);
         }
         for file in state.levels.level(0) {
-            if file.meta.overlaps(self.place, self.place) {
+            if file.meta.properties.may_hold(self.place) {
                 self.ask_table(file)?;
             }
         }

@@ -135,7 +135,8 @@ impl Inner {
         let first = commit.last + 1;
         let last = commit.last + batch.len() as u64;
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
-        if commit.reserved + need > commit.memtable.capacity() {
+        let memtable = &commit.memtable;
+        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
             self.rotate(&mut commit, need);
         }
         let header = batch.header(first);

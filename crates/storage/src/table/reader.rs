@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
 use crate::levels::TableMeta;
+use crate::tombstones::Tombstones;
 
 /// A table that is open.
 pub(crate) struct Table {
@@ -26,6 +27,7 @@ pub(crate) struct Table {
     file: Arc<dyn File>,
     index: Index,
     filter: Filter,
+    tombstones: Tombstones,
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
@@ -34,6 +36,7 @@ pub(crate) struct Table {
 /// An entry found by a point lookup.
 pub(crate) struct Found {
     pub(crate) version: u64,
+    pub(crate) sequence: Sequence,
     pub(crate) kind: Kind,
     pub(crate) value: Bytes,
 }
@@ -82,20 +85,38 @@ impl Table {
         if properties != meta.properties {
             return Err(damaged("it is not the table that the manifest knows"));
         }
+        let tombstones = match footer.tombstones.size {
+            0 => Some(Tombstones::default()),
+            _ => Tombstones::decode(&part(footer.tombstones)?),
+        };
+        let counted = |all: &Tombstones| {
+            all.iter()
+                .map(|(.., marks)| marks.len() as u64)
+                .sum::<u64>()
+        };
+        let tombstones = tombstones
+            .filter(|all| counted(all) == properties.range_deletions)
+            .ok_or_else(|| damaged("its range deletions are nonsense"))?;
         Ok(Table {
             number,
             path: path.to_owned(),
             file,
             index,
             filter,
+            tombstones,
             data_end: footer.index.offset,
             cache,
         })
     }
 
-    /// What index and filter take in memory.
+    /// What index, filter and range deletions take in memory.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.index.size_bytes() + self.filter.size_bytes()
+        self.index.size_bytes() + self.filter.size_bytes() + self.tombstones.size_bytes()
+    }
+
+    /// Its range deletions, all within its bounds.
+    pub(crate) fn tombstones(&self) -> &Tombstones {
+        &self.tombstones
     }
 
     fn damaged(&self, offset: u64, what: &str) -> Error {
@@ -142,6 +163,7 @@ impl Table {
                 Lookup::Found(found) => {
                     return Ok(Some(Found {
                         version: found.version,
+                        sequence: found.sequence,
                         kind: found.kind,
                         value: block.into_value(found.value),
                     }));
