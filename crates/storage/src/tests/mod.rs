@@ -4,4 +4,5 @@ mod conformance;
 mod corruption;
 mod crash;
 mod faults;
+mod ranges;
 mod workload;
