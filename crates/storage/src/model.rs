@@ -65,6 +65,26 @@ impl RangeDelete {
 }
 
 impl State {
+    fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Option<Entry> {
+        let sequence = at.sequence().unwrap_or(self.sequence);
+        let from = (
+            keyspace,
+            key.to_vec(),
+            Reverse(at.version),
+            Reverse(u64::MAX),
+        );
+        let to = (keyspace, key.to_vec(), Reverse(0), Reverse(0));
+        let mut found = self.entries.range(from..=to);
+        let found = found.find(|((.., written), _)| written.0 <= sequence);
+        found.and_then(|((_, _, version, written), value)| {
+            let value = value.clone()?;
+            let version = version.0;
+            let (entry, read) = ((version, written.0), (at.version, sequence));
+            let deleted = self.is_deleted((keyspace, key), entry, read, false);
+            (!deleted).then_some(Entry { version, value })
+        })
+    }
+
     /// Whether a read hides an entry of this version and sequence because its range was deleted: at
     /// that version later on, or, unless `exactly`, at a higher one.
     fn is_deleted(
@@ -178,26 +198,22 @@ impl Engine for Model {
 
     fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         self.keyspaces.get(keyspace)?;
-        let state = self.state.read();
-        let sequence = at.sequence().unwrap_or(state.sequence);
-        let from = (
-            keyspace,
-            key.to_vec(),
-            Reverse(at.version),
-            Reverse(u64::MAX),
-        );
-        let to = (keyspace, key.to_vec(), Reverse(0), Reverse(0));
-        let mut found = state.entries.range(from..=to);
-        let found = found.find(|((.., written), _)| written.0 <= sequence);
-        Ok(found.and_then(|((_, _, version, written), value)| {
-            let value = value.clone()?;
-            let version = version.0;
-            let (entry, read) = ((version, written.0), (at.version, sequence));
-            let deleted = state.is_deleted((keyspace, key), entry, read, false);
-            (!deleted).then_some(Entry { version, value })
-        }))
+        Ok(self.state.read().get(keyspace, key, at))
     }
 
+    fn multi_get(
+        &self,
+        keyspace: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        self.keyspaces.get(keyspace)?;
+        let state = self.state.read();
+        Ok(keys
+            .iter()
+            .map(|key| state.get(keyspace, key, at))
+            .collect())
+    }
     fn iterate(&self, keyspace: KeyspaceId, options: IterOptions) -> Result<Box<dyn Iter>> {
         self.keyspaces.get(keyspace)?;
         let mut entries = self.visible(keyspace, &options);

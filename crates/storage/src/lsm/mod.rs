@@ -11,6 +11,7 @@
 
 mod compact;
 mod flush;
+mod lookup;
 mod open;
 mod read;
 mod remove;
@@ -249,6 +250,15 @@ impl Engine for Lsm {
         self.inner.get(keyspace, key, at)
     }
 
+    fn multi_get(
+        &self,
+        keyspace: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        self.inner.multi_get(keyspace, keys, at)
+    }
+
     fn iterate(&self, keyspace: KeyspaceId, options: IterOptions) -> Result<Box<dyn Iter>> {
         self.inner.iterate(keyspace, &options)
     }
@@ -364,6 +374,12 @@ impl Inner {
 }
 
 impl State {
+    /// The newest first.
+    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+        let sealed = self.sealed.iter().map(|s| &s.memtable);
+        std::iter::once(&self.active).chain(sealed)
+    }
+
     fn memtable_bytes(&self) -> u64 {
         let sealed = self.sealed.iter().map(|s| s.memtable.size_bytes());
         (self.active.size_bytes() + sealed.sum::<usize>()) as u64

@@ -41,6 +41,14 @@ pub(crate) struct Found {
     pub(crate) value: Bytes,
 }
 
+/// The data block that the last lookup read, for the next one, which is perhaps near by.
+#[derive(Default)]
+pub(crate) struct Near {
+    /// Its table and offset.
+    of: (u64, u64),
+    block: Option<Block>,
+}
+
 impl Table {
     /// Opens a table that must be what the manifest says of it.
     pub(crate) fn open(
@@ -139,14 +147,30 @@ impl Table {
         Ok(block)
     }
 
+    fn data_block_near(&self, handle: Handle, near: &mut Near) -> Result<Block> {
+        let of = (self.number, handle.offset);
+        match &near.block {
+            Some(block) if near.of == of => Ok(block.clone()),
+            _ => {
+                let block = self.data_block(handle, true)?;
+                *near = Near {
+                    of,
+                    block: Some(block.clone()),
+                };
+                Ok(block)
+            }
+        }
+    }
+
     /// The newest entry of a place at `version` or below that `sequence` sees. `hash` is that of
-    /// the place.
+    /// the place; `near` is from the lookup before, if there is a run of them.
     pub(crate) fn get(
         &self,
         place: &[u8],
         hash: u64,
         version: u64,
         sequence: Sequence,
+        mut near: Option<&mut Near>,
     ) -> Result<Option<Found>> {
         if !self.filter.may_hold(hash) {
             return Ok(None);
@@ -156,7 +180,10 @@ impl Table {
         let mut at = position.map_err(|what| self.index_damaged(what))?;
         // One place may go on in further blocks.
         while let Some(handle) = self.index.handle(at) {
-            let block = self.data_block(handle, true)?;
+            let block = match &mut near {
+                Some(near) => self.data_block_near(handle, near)?,
+                None => self.data_block(handle, true)?,
+            };
             let looked = block.find(&target, sequence);
             match looked.map_err(|what| self.damaged(handle.offset, what))? {
                 Lookup::Absent => return Ok(None),
