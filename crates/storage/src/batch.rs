@@ -4,6 +4,7 @@
 //! described in `docs/formats.md`.
 
 use crate::codec::{Reader, put_bytes, put_varint};
+use crate::condition::{Condition, Requirement};
 use crate::engine::{KeyRange, Sequence};
 use crate::key::{self, Kind};
 use crate::options::KeyspaceId;
@@ -31,6 +32,8 @@ pub struct Batch {
     /// Bytes of places and values.
     payload_bytes: usize,
     longest_key: usize,
+    /// Not logged: what is logged was found to hold.
+    requirements: Vec<Requirement>,
 }
 
 /// One operation of a batch.
@@ -102,12 +105,23 @@ impl Batch {
         self.push_range(keyspace, Some(version), range);
     }
 
-    /// How many operations it holds.
+    /// Lets the batch be written only if a condition holds of a key, as it is before the batch: all
+    /// conditions must, or the batch is refused with `ConditionFailed`. Nobody else writes to the key
+    /// in between. A batch of nothing but conditions asks whether they hold.
+    pub fn require(&mut self, keyspace: KeyspaceId, key: &[u8], condition: Condition) {
+        self.requirements.push(Requirement {
+            keyspace,
+            key: key.to_vec(),
+            condition,
+        });
+    }
+
+    /// How many operations it holds; conditions are none.
     pub fn len(&self) -> usize {
         self.count as usize
     }
 
-    /// Whether it holds none.
+    /// Whether it holds no operation.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }
@@ -117,8 +131,9 @@ impl Batch {
         HEADER_BYTES + self.operations.len()
     }
 
-    /// Removes all operations and keeps the memory.
+    /// Removes all operations and conditions and keeps the memory.
     pub fn clear(&mut self) {
+        self.requirements.clear();
         self.operations.clear();
         self.count = 0;
         self.payload_bytes = 0;
@@ -183,6 +198,10 @@ impl Batch {
 
     pub(crate) fn operations(&self) -> &[u8] {
         &self.operations
+    }
+
+    pub(crate) fn requirements(&self) -> &[Requirement] {
+        &self.requirements
     }
 
     pub(crate) fn payload_bytes(&self) -> usize {

@@ -18,7 +18,8 @@ pub type Sequence = u64;
 
 /// A store of keyspaces. All methods may be called from many threads at once.
 pub trait Engine: Send + Sync {
-    /// Writes all operations of a batch, or none. On return they are visible to every read, and as
+    /// Writes all operations of a batch, or none; `ConditionFailed` if it has conditions that don't
+    /// hold. On return they are visible to every read, and as
     /// durable as `options` asked. Returns the sequence of the last operation; an empty batch
     /// returns that of the last batch visible.
     fn write(&self, batch: &Batch, options: WriteOptions) -> Result<Sequence>;

@@ -49,6 +49,7 @@ mod batch;
 mod cache;
 mod codec;
 mod compaction;
+mod condition;
 mod cursor;
 mod engine;
 mod error;
@@ -71,6 +72,7 @@ mod tests;
 mod tombstones;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
+pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
 pub use lsm::Lsm;

@@ -170,6 +170,10 @@ impl Engine for Model {
     fn write(&self, batch: &Batch, _options: WriteOptions) -> Result<Sequence> {
         self.keyspaces.check(batch)?;
         let mut state = self.state.write();
+        for requirement in batch.requirements() {
+            let found = state.get(requirement.keyspace, &requirement.key, &ReadAt::NEWEST);
+            requirement.check(found.as_ref())?;
+        }
         for op in batch.iter() {
             state.sequence += 1;
             if op.kind == Kind::RangeDelete {

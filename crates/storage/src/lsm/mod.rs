@@ -10,6 +10,7 @@
 //! are short.
 
 mod compact;
+mod conditions;
 mod flush;
 mod lookup;
 mod open;

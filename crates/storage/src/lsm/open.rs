@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::{Log, LogOptions, Position};
 
+use super::conditions::LastWrites;
 use super::snapshots::Snapshots;
 use super::write::{Commit, Publisher, log_error};
 use super::{Counters, Inner, State, Work};
@@ -106,6 +107,7 @@ impl Inner {
                 last: recovered.flushed,
                 memtable,
                 reserved: 0,
+                last_writes: LastWrites::default(),
             }),
             publisher: Publisher::new(recovered.flushed),
             state: RwLock::new(Arc::new(state)),
