@@ -7,7 +7,8 @@
 //!
 //! An entry that a range deletion hides ends its group going forward, for all that comes after it in
 //! the group is hidden as well, and is passed over going back. A range that is hidden as a whole is
-//! not walked, see [`Covered::leave`].
+//! not walked, see [`Covered::leave`]; nor is one where an earlier read found nothing, see
+//! [`Voids`](crate::voids::Voids).
 
 use bytes::Bytes;
 
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::key::{self, Key, Kind};
 use crate::options::KeyspaceId;
 use crate::sources::{Covered, Sources};
+use crate::voids::Passage;
 
 /// After this many entries of one group it is cheaper to seek past it.
 const STEPS_BEFORE_SEEK: usize = 8;
@@ -50,13 +52,16 @@ pub(crate) struct UserIter {
     version: u64,
     sequence: Sequence,
     all_versions: bool,
+    /// What it passes over without finding anything.
+    passage: Passage,
     stand: Stand,
     saved: Saved,
     failed: Option<Error>,
 }
 
 impl UserIter {
-    pub(crate) fn new(sources: Sources, options: &IterOptions) -> Self {
+    /// `passage` knows nothing, or what reads of the newest versions know.
+    pub(crate) fn new(sources: Sources, options: &IterOptions, passage: Passage) -> Self {
         let (keyspace, sequence) = (sources.keyspace, sources.sequence);
         let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
         UserIter {
@@ -67,6 +72,7 @@ impl UserIter {
             version: options.at.version,
             sequence,
             all_versions: options.all_versions,
+            passage,
             stand: Stand::None,
             saved: Saved {
                 place: Vec::new(),
@@ -91,15 +97,13 @@ impl UserIter {
     /// `skip`.
     fn forward(&mut self, mut skip: bool) -> Result<()> {
         self.stand = Stand::None;
+        self.passage.begin();
         let mut steps = 0;
         while self.entries.cursor.valid() {
             let key = self.entries.cursor.key();
-            if self
-                .upper
-                .as_deref()
-                .is_some_and(|upper| key.place >= upper)
-            {
-                return Ok(());
+            let upper = self.upper.as_deref();
+            if upper.is_some_and(|upper| key.place >= upper) {
+                break;
             }
             if skip && self.in_saved_group(&key) {
                 steps += 1;
@@ -135,14 +139,22 @@ impl UserIter {
             let deletion = key.kind == Kind::Delete;
             skip = true;
             steps = 0;
-            if self.entries.hides_current(self.all_versions)? {
-                self.entries.leave(true, self.all_versions)?;
-            } else if deletion && !self.all_versions {
-                self.entries.cursor.next()?;
-            } else {
+            let hidden = self.entries.hides_current(self.all_versions)?;
+            if !hidden && (!deletion || self.all_versions) {
                 self.stand = Stand::On;
+                self.passage.end_at(&self.saved.place);
                 return Ok(());
             }
+            if let Some((_, end)) = self.passage.over(&self.saved.place) {
+                self.entries.cursor.seek(&Key::first_of(&end))?;
+            } else if hidden {
+                self.entries.leave(true, self.all_versions)?;
+            } else {
+                self.entries.cursor.next()?;
+            }
+        }
+        if let Some(upper) = &self.upper {
+            self.passage.end_at(upper);
         }
         Ok(())
     }
@@ -150,39 +162,54 @@ impl UserIter {
     /// From where the cursor is, back to an entry to yield.
     fn back(&mut self) -> Result<()> {
         self.stand = Stand::None;
-        loop {
-            let mut candidate = false;
-            while self.entries.cursor.valid() {
-                let key = self.entries.cursor.key();
-                if key.place < self.lower.as_slice() {
-                    break;
-                }
-                if candidate && !self.in_saved_group(&key) {
-                    break;
-                }
-                let sees = self.sees(&key);
-                if sees && self.entries.hides_current(self.all_versions)? {
-                    self.entries.leave(false, self.all_versions)?;
-                    continue;
-                }
-                let key = self.entries.cursor.key();
-                if sees {
-                    candidate = true;
-                    self.saved.place.clear();
-                    self.saved.place.extend_from_slice(key.place);
-                    self.saved.version = key.version;
-                    self.saved.kind = key.kind;
-                    self.saved.value = self.entries.cursor.value_bytes();
-                }
-                self.entries.cursor.prev()?;
-            }
-            if !candidate {
-                return Ok(());
-            }
+        self.passage.begin();
+        while self.gather_group()? {
             if self.saved.kind != Kind::Delete || self.all_versions {
                 self.stand = Stand::Before;
+                let behind = [&self.saved.place[..], &[0]].concat();
+                self.passage.end_before(&behind);
                 return Ok(());
             }
+            if let Some((start, _)) = self.passage.over(&self.saved.place) {
+                self.entries.cursor.seek_before(&Key::first_of(&start))?;
+            }
+        }
+        self.passage.end_before(&self.lower);
+        Ok(())
+    }
+
+    /// Goes back past the last group of which the read sees something, and saves what it sees of it; false
+    /// if there is none.
+    fn gather_group(&mut self) -> Result<bool> {
+        let mut found = false;
+        while self.entries.cursor.valid() {
+            let key = self.entries.cursor.key();
+            if key.place < self.lower.as_slice() || found && !self.in_saved_group(&key) {
+                break;
+            }
+            if !self.sees(&key) {
+                self.entries.cursor.prev()?;
+            } else if self.entries.hides_current(self.all_versions)? {
+                self.pass_hidden()?;
+            } else {
+                found = true;
+                let key = self.entries.cursor.key();
+                self.saved.place.clear();
+                self.saved.place.extend_from_slice(key.place);
+                self.saved.version = key.version;
+                self.saved.kind = key.kind;
+                self.saved.value = self.entries.cursor.value_bytes();
+                self.entries.cursor.prev()?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Goes back from an entry that a range deletion hides.
+    fn pass_hidden(&mut self) -> Result<()> {
+        match self.passage.over(self.entries.cursor.key().place) {
+            Some((start, _)) => self.entries.cursor.seek_before(&Key::first_of(&start)),
+            None => self.entries.leave(false, self.all_versions),
         }
     }
 

@@ -70,6 +70,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 mod tombstones;
+mod voids;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use condition::Condition;

@@ -40,6 +40,7 @@ use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::stats::{Debt, LevelStats, Stats};
+use crate::voids::Voids;
 use compact::Manual;
 use snapshots::Snapshots;
 use write::{Commit, Publisher};
@@ -113,6 +114,7 @@ struct Inner {
     publisher: Publisher,
     state: RwLock<Arc<State>>,
     snapshots: Arc<Snapshots>,
+    voids: Arc<Voids>,
     manifest: Mutex<Manifest>,
     work: Mutex<Work>,
     /// Set with `Work::poison`, `full` or `closing`: writes look at `work` only then.

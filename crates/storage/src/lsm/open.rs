@@ -21,6 +21,7 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceOptions, Options};
+use crate::voids::Voids;
 
 /// What a manifest says, all edits together.
 #[derive(Default)]
@@ -112,6 +113,7 @@ impl Inner {
             publisher: Publisher::new(recovered.flushed),
             state: RwLock::new(Arc::new(state)),
             snapshots: Arc::new(Snapshots::default()),
+            voids: Arc::new(Voids::default()),
             manifest: Mutex::new(manifest),
             work: Mutex::new(Work::default()),
             trouble: AtomicBool::new(false),

@@ -18,6 +18,7 @@ use crate::levels::{LEVELS, TableFile};
 use crate::options::KeyspaceId;
 use crate::sources::Sources;
 use crate::table::Near;
+use crate::voids::Passage;
 
 impl Inner {
     /// Fails if compaction may have dropped what a read at this version would see. To be called
@@ -118,6 +119,9 @@ impl Inner {
             let tables = state.levels.level(level).iter();
             sources.add_level(tables.filter(concerns).cloned().collect());
         }
-        Ok(Box::new(UserIter::new(sources, options)))
+        let newest = options.at.version == u64::MAX && !options.all_versions;
+        let voids = newest.then(|| Arc::clone(&self.voids));
+        let passage = Passage::new(voids, sequence);
+        Ok(Box::new(UserIter::new(sources, options, passage)))
     }
 }

@@ -155,8 +155,10 @@ impl Inner {
         commit.last = last;
         commit.reserved += need;
         commit.last_writes.note(batch, last);
+        self.voids.set_last(last);
         let memtable = Arc::clone(&commit.memtable);
         drop(commit);
+        self.voids.cut(batch);
 
         let logged = match (ticket, self.wal.get()) {
             (Some(ticket), Some(log)) => log.wait(ticket).map(|_| ()),
