@@ -63,6 +63,7 @@ mod memtable;
 mod merge;
 mod model;
 mod options;
+mod sabotage;
 mod shroud;
 mod sources;
 mod stats;

@@ -11,6 +11,7 @@ use crate::levels::{LevelCursor, TableFile};
 use crate::memtable::Memtable;
 use crate::merge::MergeCursor;
 use crate::options::KeyspaceId;
+use crate::sabotage::{Bug, planted};
 use crate::shroud::{Layer, Shroud};
 
 /// The sources of an iterator, added from the newest to the oldest.
@@ -121,7 +122,8 @@ impl Covered {
     pub(crate) fn leave(&mut self, forward: bool, exactly: bool) -> Result<()> {
         let source = self.cursor.source();
         let skips = self.shroud.highest().is_some_and(|(mark, from)| {
-            let all = !exactly && self.max_versions[source] <= mark.version;
+            let all = !exactly && self.max_versions[source] <= mark.version
+                || planted(Bug::SkipIgnoresVersions);
             source > from && (all || !self.versioned)
         });
         match (skips, forward, self.shroud.end()) {

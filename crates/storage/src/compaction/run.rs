@@ -12,6 +12,7 @@ use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
+use crate::sabotage::{Bug, planted};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::Tombstones;
 
@@ -112,7 +113,11 @@ impl Writer<'_> {
     /// Ends the table under way before a place, where range deletions that go on are cut: so tables
     /// don't overlap.
     fn end_table(&mut self, before: Option<&[u8]>) -> Result<()> {
-        let tombstones = self.tombstones.take_before(before);
+        let cut = match planted(Bug::RangesAreNotCut) {
+            true => None,
+            false => before,
+        };
+        let tombstones = self.tombstones.take_before(cut);
         if !tombstones.is_empty() {
             self.builder()?.set_tombstones(tombstones);
         }
@@ -186,14 +191,17 @@ fn sift(
     writer: &mut Writer<'_>,
 ) -> Tombstones {
     let mut hiding = std::mem::take(&mut input.tombstones);
-    if let Some((from, to)) = writer.outputs.without {
+    if let Some((from, to)) = writer.outputs.without
+        && !planted(Bug::RemovalForgetsRanges)
+    {
         hiding.remove(from, to);
     }
     hiding.reduce(|start, _, marks| keep.reduce(marks, watermark(keyspaces, start)));
     writer.tombstones = hiding.clone();
     writer.tombstones.reduce(|start, end, marks| {
         let below = input.below;
-        if below.is_some_and(|(levels, from)| levels.nothing_within(from, start, end)) {
+        let bottom = below.is_some_and(|(levels, from)| levels.nothing_within(from, start, end));
+        if bottom || planted(Bug::RangesAreLostAboveTheBottom) {
             let watermark = watermark(keyspaces, start);
             marks.retain(|mark| !keep.is_spent(*mark, watermark));
         }

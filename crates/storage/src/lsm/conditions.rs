@@ -17,6 +17,7 @@ use crate::engine::{ReadAt, Sequence};
 use crate::error::Result;
 use crate::key::Kind;
 use crate::options::KeyspaceId;
+use crate::sabotage::{Bug, planted};
 
 /// More slots make it rarer that keys share one and a batch is judged again in vain.
 const SLOTS: usize = 8192;
@@ -74,7 +75,7 @@ impl Inner {
             let mut commit = self.commit.lock();
             let last = commit.last;
             let written = commit.last_writes.of_conditions(batch, last);
-            if written <= judged_at {
+            if written <= judged_at || planted(Bug::ConditionsAreNotLookedAtAgain) {
                 return Ok(commit);
             }
             drop(commit);

@@ -8,6 +8,7 @@ use crate::key::Kind;
 use crate::keyspaces::Keyspace;
 use crate::levels::TableFile;
 use crate::memtable::Memtable;
+use crate::sabotage::{Bug, planted};
 use crate::table::{Near, hash_place};
 use crate::tombstones::highest_seen;
 
@@ -93,6 +94,9 @@ impl<'a> Lookup<'a> {
             return Ok(());
         }
         let table = file.table()?;
+        if planted(Bug::FilterHidesRanges) && !table.may_hold(self.hash) {
+            return Ok(());
+        }
         let marks = table.tombstones().around(self.place).marks;
         let mark = highest_seen(marks, self.version, self.sequence);
         let found = table.get(self.place, self.hash, self.version, self.sequence, near)?;

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::header;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId};
+use crate::sabotage::{Bug, planted};
 use crate::tombstones::Tombstones;
 
 /// How many entries lie between restart points.
@@ -149,11 +150,12 @@ impl TableBuilder {
     fn count_tombstones(&mut self) {
         let p = &mut self.properties;
         let no_entries = p.entries == 0;
+        let bounds_count = no_entries || !planted(Bug::BoundsForgetRanges);
         for (start, end, marks) in self.tombstones.iter() {
-            if no_entries && p.range_deletions == 0 || *start < *p.smallest {
+            if bounds_count && (no_entries && p.range_deletions == 0 || *start < *p.smallest) {
                 p.smallest = start.to_vec();
             }
-            if *end > *p.end {
+            if bounds_count && *end > *p.end {
                 p.end = end.to_vec();
             }
             for mark in marks {

@@ -122,6 +122,11 @@ impl Table {
         self.index.size_bytes() + self.filter.size_bytes() + self.tombstones.size_bytes()
     }
 
+    /// Whether it may have an entry whose place has this hash.
+    pub(crate) fn may_hold(&self, hash: u64) -> bool {
+        self.filter.may_hold(hash)
+    }
+
     /// Its range deletions, all within its bounds.
     pub(crate) fn tombstones(&self) -> &Tombstones {
         &self.tombstones
@@ -172,7 +177,7 @@ impl Table {
         sequence: Sequence,
         mut near: Option<&mut Near>,
     ) -> Result<Option<Found>> {
-        if !self.filter.may_hold(hash) {
+        if !self.may_hold(hash) {
             return Ok(None);
         }
         let target = Key::seek(place, version);

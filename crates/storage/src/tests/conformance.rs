@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// One engine under test and what it should answer.
-struct Pair {
+pub(super) struct Pair {
     env: Env,
     options: Options,
     lsm: Option<Lsm>,
@@ -276,7 +276,7 @@ pub(super) fn try_list(
     Ok(forward)
 }
 
-fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair {
+pub(super) fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair {
     let mut pair = Pair::new(seed, options, with_watermark);
     for _ in 0..steps {
         pair.step();

@@ -6,4 +6,5 @@ mod corruption;
 mod crash;
 mod faults;
 mod ranges;
+mod teeth;
 mod workload;
