@@ -77,7 +77,7 @@ pub(crate) enum Verdict {
     Write,
     /// Nobody sees it.
     Drop,
-    /// Hold it back: write it only if [`Garbage::release`] says so.
+    /// Hold it back: write it only if an entry that follows is written.
     Hold,
 }
 

@@ -80,7 +80,11 @@ impl Leveled {
             // Deletions do the most good further down.
             let p = &table.meta.properties;
             let dead = p.deletions as f64 / p.entries.max(1) as f64;
-            let cost = below as f64 / table.meta.size_bytes.max(1) as f64 - dead;
+            let cost = match p.range_deletions > p.entries {
+                // Most of what is below is covered, and goes unread.
+                true => -1.0,
+                false => below as f64 / table.meta.size_bytes.max(1) as f64 - dead,
+            };
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, choice));
             }

@@ -1,7 +1,7 @@
 //! Range deletions: what they cost, and what becomes of them on the way down.
 
-use quorate_env::Disk;
 use quorate_env::sim::Sim;
+use quorate_env::{Disk, Env, Random};
 
 use super::conformance::list;
 use super::workload::{DATA, META, dir, tiny};
@@ -239,6 +239,88 @@ fn range_delete_lets_tables_go_unread() {
     lsm.write(&batch, WriteOptions::APPLY).unwrap();
     lsm.compact_all().unwrap();
     assert_eq!(tables(&lsm), 0, "what nobody can see need not be sound");
+}
+
+#[test]
+fn deletions_in_a_run_are_stepped_over_once() {
+    let lsm = open(&Sim::new(1), &still());
+    put(&lsm, 0..3000);
+    lsm.compact_all().unwrap();
+    for n in 0..2990 {
+        let mut batch = Batch::new();
+        batch.delete(META, &key(n));
+        batch.delete_at(DATA, &key(n), 20);
+        lsm.write(&batch, WriteOptions::APPLY).unwrap();
+    }
+    let head = |keyspace| {
+        let before = blocks_asked(&lsm);
+        let mut iter = lsm.iterate(keyspace, IterOptions::default()).unwrap();
+        iter.seek_to_first().unwrap();
+        let first = iter.key().to_vec();
+        iter.seek_to_last().unwrap();
+        while iter.valid() {
+            iter.prev().unwrap();
+        }
+        (first, blocks_asked(&lsm) - before)
+    };
+    for keyspace in [META, DATA] {
+        assert!(head(keyspace).1 > 100, "there is something to step over");
+        for n in 2990..2995 {
+            let (first, asked) = head(keyspace);
+            assert_eq!(first, key(n));
+            assert!(asked < 20, "{asked} blocks at {n}");
+            let mut batch = Batch::new();
+            match keyspace {
+                META => batch.delete(META, &key(n)),
+                _ => batch.delete_at(DATA, &key(n), 20),
+            }
+            lsm.write(&batch, WriteOptions::APPLY).unwrap();
+        }
+        // What comes in again is seen.
+        let mut batch = Batch::new();
+        match keyspace {
+            META => batch.put(META, &key(7), b"again"),
+            _ => batch.put_at(DATA, &key(7), 30, b"again"),
+        }
+        lsm.write(&batch, WriteOptions::APPLY).unwrap();
+        let (first, asked) = head(keyspace);
+        assert_eq!(first, key(7));
+        assert!(asked < 30, "{asked} blocks");
+    }
+}
+
+/// Each thread walks over what the others write to, and must see what it wrote itself.
+#[test]
+fn deletions_stepped_over_by_many_threads_hide_no_write() {
+    let env = Env {
+        disk: Sim::new(1).env().disk,
+        ..Env::real(2)
+    };
+    let lsm = &Lsm::open(&env, dir(), tiny()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            scope.spawn(move || {
+                let random = Random::from_seed(u64::from(thread));
+                for _ in 0..1000 {
+                    let key = [random.below(40) as u8, thread];
+                    let mut batch = Batch::new();
+                    batch.put(META, &key, b"here");
+                    lsm.write(&batch, WriteOptions::APPLY).unwrap();
+                    let mut iter = lsm.iterate(META, IterOptions::default()).unwrap();
+                    iter.seek(&key).unwrap();
+                    assert_eq!(iter.key(), key, "its own write");
+                    iter.seek_to_first().unwrap();
+                    assert!(iter.key() <= key.as_slice());
+                    iter.seek_to_last().unwrap();
+                    assert!(iter.key() >= key.as_slice());
+                    batch.clear();
+                    batch.delete(META, &key);
+                    lsm.write(&batch, WriteOptions::APPLY).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(keys(lsm, META, ReadAt::NEWEST), [0u64; 0]);
 }
 
 #[test]
