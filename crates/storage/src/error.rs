@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The engine was closed.
     Closed,
+    /// A condition of the batch does not hold. Nothing was done; read again and decide anew.
+    ConditionFailed,
     /// A read at a version whose data compaction was free to drop; see `Lsm::set_watermark`.
     Dropped,
 }

@@ -24,7 +24,9 @@ pub(crate) const KEYSPACE_BYTES: usize = 2;
 pub(crate) enum Kind {
     Put = 1,
     Delete = 2,
-    // 3 is a range deletion, 4 a value kept elsewhere, 5 a value that expires.
+    /// Only in batches: tables keep range deletions apart.
+    RangeDelete = 3,
+    // 4 is a value kept elsewhere, 5 a value that expires.
 }
 
 impl Kind {
@@ -32,6 +34,7 @@ impl Kind {
         match number {
             1 => Some(Kind::Put),
             2 => Some(Kind::Delete),
+            3 => Some(Kind::RangeDelete),
             _ => None,
         }
     }
@@ -97,9 +100,13 @@ pub(crate) fn place(keyspace: KeyspaceId, user_key: &[u8]) -> Vec<u8> {
     place
 }
 
-/// The first place behind a keyspace; `None` behind the last.
-pub(crate) fn end_of_keyspace(keyspace: KeyspaceId) -> Option<Vec<u8>> {
-    Some(place(KeyspaceId(keyspace.0.checked_add(1)?), &[]))
+/// The first place behind a keyspace. REQUIRES: it is not [`KeyspaceId::RESERVED`].
+pub(crate) fn end_of_keyspace(keyspace: KeyspaceId) -> Vec<u8> {
+    debug_assert!(
+        keyspace < KeyspaceId::RESERVED,
+        "no place is behind the last keyspace"
+    );
+    place(KeyspaceId(keyspace.0.saturating_add(1)), &[])
 }
 
 /// A place on the stack when it is short, for lookups that should not allocate.

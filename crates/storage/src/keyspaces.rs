@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
+use crate::condition::Condition;
 use crate::error::{Error, Result};
 use crate::options::{KeyspaceId, KeyspaceOptions};
 
@@ -79,6 +80,15 @@ impl Keyspaces {
                 "a batch of {} bytes: the most is {MAX_BATCH_BYTES}",
                 batch.size_bytes()
             )));
+        }
+        for requirement in batch.requirements() {
+            let versioned = self.get(requirement.keyspace)?.versioned;
+            if !versioned && matches!(requirement.condition, Condition::VersionIs(_)) {
+                return Err(Error::invalid(format!(
+                    "keyspace {} keeps no versions, and a condition asks for one",
+                    requirement.keyspace.0
+                )));
+            }
         }
         for op in batch.iter() {
             let versioned = self.get(op.keyspace)?.versioned;

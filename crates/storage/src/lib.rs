@@ -16,7 +16,9 @@
 //! number has in them, so that such a read is one lookup with a filter, and compaction knows which
 //! versions nobody will read: those shadowed at the *watermark*.
 //!
-//! Operations come in *batches*, across keyspaces, all or nothing. Each also gets a *sequence*,
+//! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
+//! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
+//! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
 //! private to the engine: by it batches become visible one after the other, snapshots see a
 //! prefix of them, and of two writes at one version the later wins, so that replaying writes does
 //! no harm.
@@ -28,6 +30,10 @@
 //! tables of one level into the next, each level ten times as large as the one above. The *manifest*
 //! says which tables count. A read asks the memtables, then the levels from the top, helped by a
 //! filter in each table and a cache of blocks.
+//!
+//! A deleted range is one record, wherever it is: a lookup finds it in memory, a scan goes around what it
+//! covers, and compaction drops that, whole tables unread. Single deletions, in long runs as a queue leaves
+//! them, are stepped over once; then it is known where nothing is alive.
 //!
 //! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence.
 //! That is what an engine without a log promises after a crash: a prefix of the batches, up to
@@ -41,14 +47,15 @@
 //!
 //! # What it does not do
 //!
-//! No range delete within a batch ([`Lsm::remove_range`] forgets a range, outside of batches), no
-//! values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network, no clock. It is synchronous; files, threads and time come from
-//! [`quorate_env::Env`] alone. The bytes on disk are described in `docs/formats.md`.
+//! No values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network,
+//! no clock. It is synchronous; files, threads and time come from [`quorate_env::Env`] alone. The bytes on
+//! disk are described in `docs/formats.md`.
 
 mod batch;
 mod cache;
 mod codec;
 mod compaction;
+mod condition;
 mod cursor;
 mod engine;
 mod error;
@@ -62,12 +69,18 @@ mod memtable;
 mod merge;
 mod model;
 mod options;
+mod sabotage;
+mod shroud;
+mod sources;
 mod stats;
 mod table;
 #[cfg(test)]
 mod tests;
+mod tombstones;
+mod voids;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
+pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
 pub use lsm::Lsm;

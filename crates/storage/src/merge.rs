@@ -73,6 +73,26 @@ impl MergeCursor {
         }
     }
 
+    /// Which source the current entry comes from. REQUIRES: valid.
+    pub(crate) fn source(&self) -> usize {
+        self.current.expect("the cursor stands on an entry")
+    }
+
+    /// Moves the source of the current entry alone, on to the first entry at or after `target`; or
+    /// back to the last before it. REQUIRES: valid; `target` lies in the direction of travel.
+    pub(crate) fn skip_to(&mut self, target: &Key<'_>) -> Result<()> {
+        let Some(current) = self.current.take() else {
+            return Ok(());
+        };
+        match self.forward {
+            true => self.sources[current].seek(target)?,
+            false => self.sources[current].seek_before(target)?,
+        }
+        self.current = Some(current);
+        self.settle(current);
+        Ok(())
+    }
+
     /// Runs a seek on all.
     fn all(
         &mut self,

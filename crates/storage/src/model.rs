@@ -27,7 +27,79 @@ pub struct Model {
 #[derive(Debug, Default)]
 struct State {
     entries: BTreeMap<ModelKey, Option<Bytes>>,
+    range_deletes: Vec<RangeDelete>,
     sequence: Sequence,
+}
+
+/// A deleted range, from `lower` to below `upper`, if there is one.
+#[derive(Debug, Clone)]
+struct RangeDelete {
+    keyspace: KeyspaceId,
+    lower: Vec<u8>,
+    upper: Option<Vec<u8>>,
+    version: u64,
+    sequence: Sequence,
+}
+
+impl RangeDelete {
+    fn covers(&self, keyspace: KeyspaceId, key: &[u8]) -> bool {
+        let below = self.upper.as_deref().is_none_or(|upper| key < upper);
+        self.keyspace == keyspace && self.lower.as_slice() <= key && below
+    }
+
+    /// What is left of it without a range.
+    fn without(&self, range: KeyRange<'_>) -> Vec<RangeDelete> {
+        let before = RangeDelete {
+            upper: match &self.upper {
+                Some(upper) => Some(upper.as_slice().min(range.lower).to_vec()),
+                None => Some(range.lower.to_vec()),
+            },
+            ..self.clone()
+        };
+        let after = range.upper.map(|upper| RangeDelete {
+            lower: self.lower.as_slice().max(upper).to_vec(),
+            ..self.clone()
+        });
+        after.into_iter().chain([before]).collect()
+    }
+}
+
+impl State {
+    fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Option<Entry> {
+        let sequence = at.sequence().unwrap_or(self.sequence);
+        let from = (
+            keyspace,
+            key.to_vec(),
+            Reverse(at.version),
+            Reverse(u64::MAX),
+        );
+        let to = (keyspace, key.to_vec(), Reverse(0), Reverse(0));
+        let mut found = self.entries.range(from..=to);
+        let found = found.find(|((.., written), _)| written.0 <= sequence);
+        found.and_then(|((_, _, version, written), value)| {
+            let value = value.clone()?;
+            let version = version.0;
+            let (entry, read) = ((version, written.0), (at.version, sequence));
+            let deleted = self.is_deleted((keyspace, key), entry, read, false);
+            (!deleted).then_some(Entry { version, value })
+        })
+    }
+
+    /// Whether a read hides an entry of this version and sequence because its range was deleted: at
+    /// that version later on, or, unless `exactly`, at a higher one.
+    fn is_deleted(
+        &self,
+        (keyspace, key): (KeyspaceId, &[u8]),
+        (version, written): (u64, Sequence),
+        (up_to, sequence): (u64, Sequence),
+        exactly: bool,
+    ) -> bool {
+        self.range_deletes.iter().any(|d| {
+            let seen = d.version <= up_to && d.sequence <= sequence;
+            let later = d.version == version && d.sequence > written;
+            seen && d.covers(keyspace, key) && (later || !exactly && d.version > version)
+        })
+    }
 }
 
 impl Model {
@@ -46,6 +118,13 @@ impl Model {
         };
         let mut state = self.state.write();
         state.entries.retain(|(id, key, ..), _| !inside(*id, key));
+        let deletes = std::mem::take(&mut state.range_deletes);
+        for delete in deletes {
+            match delete.keyspace == keyspace {
+                true => state.range_deletes.extend(delete.without(range)),
+                false => state.range_deletes.push(delete),
+            }
+        }
     }
 
     /// The entries that a read may see, one for each key and version, newest first within a key.
@@ -70,6 +149,11 @@ impl Model {
             if version.0 > options.at.version || written.0 > sequence {
                 continue;
             }
+            let read = (options.at.version, sequence);
+            let entry = (version.0, written.0);
+            if state.is_deleted((*id, key), entry, read, options.all_versions) {
+                continue;
+            }
             if seen
                 .last()
                 .is_some_and(|last| last.0 == *key && last.1 == version.0)
@@ -86,8 +170,23 @@ impl Engine for Model {
     fn write(&self, batch: &Batch, _options: WriteOptions) -> Result<Sequence> {
         self.keyspaces.check(batch)?;
         let mut state = self.state.write();
+        for requirement in batch.requirements() {
+            let found = state.get(requirement.keyspace, &requirement.key, &ReadAt::NEWEST);
+            requirement.check(found.as_ref())?;
+        }
         for op in batch.iter() {
             state.sequence += 1;
+            if op.kind == Kind::RangeDelete {
+                let delete = RangeDelete {
+                    keyspace: op.keyspace,
+                    lower: op.key.to_vec(),
+                    upper: (!op.to_the_end).then(|| op.value.to_vec()),
+                    version: op.version.unwrap_or(0),
+                    sequence: state.sequence,
+                };
+                state.range_deletes.push(delete);
+                continue;
+            }
             let version = Reverse(op.version.unwrap_or(0));
             let key = (
                 op.keyspace,
@@ -103,24 +202,22 @@ impl Engine for Model {
 
     fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         self.keyspaces.get(keyspace)?;
-        let state = self.state.read();
-        let sequence = at.sequence().unwrap_or(state.sequence);
-        let from = (
-            keyspace,
-            key.to_vec(),
-            Reverse(at.version),
-            Reverse(u64::MAX),
-        );
-        let to = (keyspace, key.to_vec(), Reverse(0), Reverse(0));
-        let mut found = state.entries.range(from..=to);
-        let found = found.find(|((.., written), _)| written.0 <= sequence);
-        Ok(found.and_then(|((_, _, version, _), value)| {
-            let value = value.clone()?;
-            let version = version.0;
-            Some(Entry { version, value })
-        }))
+        Ok(self.state.read().get(keyspace, key, at))
     }
 
+    fn multi_get(
+        &self,
+        keyspace: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        self.keyspaces.get(keyspace)?;
+        let state = self.state.read();
+        Ok(keys
+            .iter()
+            .map(|key| state.get(keyspace, key, at))
+            .collect())
+    }
     fn iterate(&self, keyspace: KeyspaceId, options: IterOptions) -> Result<Box<dyn Iter>> {
         self.keyspaces.get(keyspace)?;
         let mut entries = self.visible(keyspace, &options);

@@ -6,10 +6,15 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyspaceId(pub u16);
 
+impl KeyspaceId {
+    /// No keyspace has the highest number, so that there is a place behind each.
+    pub(crate) const RESERVED: KeyspaceId = KeyspaceId(u16::MAX);
+}
+
 /// A keyspace: keys of their own, in the same files and batches as those of the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyspaceOptions {
-    /// Its number, for ever.
+    /// Its number, for ever; at most 65534.
     pub id: KeyspaceId,
     /// Its name, for people; for ever as well.
     pub name: String,
@@ -140,6 +145,10 @@ impl Options {
             return Err(Error::invalid(*what));
         }
         for (at, one) in self.keyspaces.iter().enumerate() {
+            if one.id == KeyspaceId::RESERVED {
+                let what = format!("keyspace {}: the highest number is 65534", one.name);
+                return Err(Error::invalid(what));
+            }
             let before = &self.keyspaces[..at];
             if before.iter().any(|k| k.id == one.id || k.name == one.name) {
                 return Err(Error::invalid(format!(

@@ -80,7 +80,11 @@ impl Leveled {
             // Deletions do the most good further down.
             let p = &table.meta.properties;
             let dead = p.deletions as f64 / p.entries.max(1) as f64;
-            let cost = below as f64 / table.meta.size_bytes.max(1) as f64 - dead;
+            let cost = match p.range_deletions > p.entries {
+                // Most of what is below is covered, and goes unread.
+                true => -1.0,
+                false => below as f64 / table.meta.size_bytes.max(1) as f64 - dead,
+            };
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, choice));
             }
@@ -98,20 +102,25 @@ pub(crate) fn choose(
 ) -> Option<Choice> {
     let properties = || upper.iter().map(|t| &t.meta.properties);
     let smallest = properties().map(|p| &p.smallest).min()?;
-    let largest = properties().map(|p| &p.largest).max()?;
+    let end = properties().map(|p| &p.end).max()?;
     let lower = match output == level {
         true => Vec::new(),
-        false => view.levels.overlapping(output, smallest, largest).to_vec(),
+        false => view.levels.overlapping(output, smallest, end).to_vec(),
     };
     let busy = |t: &Arc<TableFile>| view.busy.contains(&t.meta.number);
     if upper.iter().chain(&lower).any(busy) {
         return None;
     }
     let disjoint = level > 0 || upper.len() == 1;
+    // With nothing further down range deletions are of no use: merging loses them, moving does not.
+    let idle = |t: &Arc<TableFile>| {
+        let p = &t.meta.properties;
+        p.range_deletions > 0 && view.levels.nothing_within(output + 1, &p.smallest, &p.end)
+    };
     Some(Choice {
         level,
         output,
-        moves: lower.is_empty() && disjoint,
+        moves: lower.is_empty() && disjoint && !upper.iter().any(idle),
         upper,
         lower,
     })

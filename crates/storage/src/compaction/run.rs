@@ -10,9 +10,11 @@ use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
-use crate::levels::{LevelCursor, Levels, Shelf, TableMeta, table_path};
+use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
+use crate::sabotage::{Bug, planted};
 use crate::table::{TableBuilder, TableOptions};
+use crate::tombstones::Tombstones;
 
 /// Which side failed: what was read, or what was to be written.
 pub(crate) enum Failure {
@@ -25,6 +27,21 @@ impl Failure {
         match self {
             Failure::Input(error) | Failure::Output(error) => error,
         }
+    }
+}
+
+/// What is written to tables.
+pub(crate) struct Input<'a> {
+    pub(crate) cursor: &'a mut dyn Cursor,
+    pub(crate) tombstones: Tombstones,
+    /// What lies below the tables: these levels, from this one down. `None` if it is not known.
+    pub(crate) below: Option<(&'a Levels, usize)>,
+}
+
+impl Input<'_> {
+    fn at_bottom(&self, place: &[u8]) -> bool {
+        let below = self.below;
+        below.is_some_and(|(levels, from)| levels.nothing_from(from, place))
     }
 }
 
@@ -46,12 +63,19 @@ pub(crate) struct Outputs<'a> {
 struct Writer<'a> {
     outputs: &'a Outputs<'a>,
     builder: Option<(u64, TableBuilder)>,
+    /// Those that no table has yet.
+    tombstones: Tombstones,
     done: Vec<Arc<TableMeta>>,
     started: Vec<PathBuf>,
 }
 
 impl Writer<'_> {
     fn add(&mut self, key: &Key<'_>, value: &[u8]) -> Result<()> {
+        self.builder()?.add(key, value)
+    }
+
+    /// The table under way, begun if there is none.
+    fn builder(&mut self) -> Result<&mut TableBuilder> {
         let builder = match &mut self.builder {
             Some((_, builder)) => builder,
             none => {
@@ -64,7 +88,7 @@ impl Writer<'_> {
                 &mut none.insert((number, builder)).1
             }
         };
-        builder.add(key, value)
+        Ok(builder)
     }
 
     /// At the beginning of a place: ends the table if it is large enough.
@@ -81,12 +105,22 @@ impl Writer<'_> {
                 holding(builder.last_place()) != holding(place)
             });
         if full || aligned {
-            self.end_table()?;
+            self.end_table(Some(place))?;
         }
         Ok(())
     }
 
-    fn end_table(&mut self) -> Result<()> {
+    /// Ends the table under way before a place, where range deletions that go on are cut: so tables
+    /// don't overlap.
+    fn end_table(&mut self, before: Option<&[u8]>) -> Result<()> {
+        let cut = match planted(Bug::RangesAreNotCut) {
+            true => None,
+            false => before,
+        };
+        let tombstones = self.tombstones.take_before(cut);
+        if !tombstones.is_empty() {
+            self.builder()?.set_tombstones(tombstones);
+        }
         let Some((number, builder)) = self.builder.take() else {
             return Ok(());
         };
@@ -108,23 +142,23 @@ impl Writer<'_> {
     }
 }
 
-/// Merges entries into tables. The files are durable on return, their names too. `at_bottom` tells
-/// whether nothing lies below a place; `stop` whether to give up.
+/// Merges entries into tables. The files are durable on return, their names too. `stop` tells whether
+/// to give up.
 pub(crate) fn write_table(
-    cursor: &mut dyn Cursor,
+    input: Input<'_>,
     keyspaces: &Keyspaces,
     keep: Keep,
-    at_bottom: &dyn Fn(&[u8]) -> bool,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
     let mut writer = Writer {
         outputs,
         builder: None,
+        tombstones: Tombstones::default(),
         done: Vec::new(),
         started: Vec::new(),
     };
-    let written = merge(cursor, keyspaces, keep, at_bottom, &mut writer, stop);
+    let written = merge(input, keyspaces, keep, &mut writer, stop);
     let written = written.and_then(|()| {
         if !writer.done.is_empty() {
             let dir = &outputs.shelf.dir;
@@ -142,26 +176,62 @@ pub(crate) fn write_table(
     }
 }
 
+/// The watermark of the keyspace of a place.
+fn watermark(keyspaces: &Keyspaces, place: &[u8]) -> u64 {
+    let keyspace = keyspaces.find(keyspace_of(place));
+    keyspace.map_or(0, |k| k.watermark())
+}
+
+/// Takes away the range deletions that nobody sees any more. Returns those that hide something in the
+/// input, and gives the writer those that must stay.
+fn sift(
+    input: &mut Input<'_>,
+    keyspaces: &Keyspaces,
+    keep: &Keep,
+    writer: &mut Writer<'_>,
+) -> Tombstones {
+    let mut hiding = std::mem::take(&mut input.tombstones);
+    if let Some((from, to)) = writer.outputs.without
+        && !planted(Bug::RemovalForgetsRanges)
+    {
+        hiding.remove(from, to);
+    }
+    hiding.reduce(|start, _, marks| keep.reduce(marks, watermark(keyspaces, start)));
+    writer.tombstones = hiding.clone();
+    writer.tombstones.reduce(|start, end, marks| {
+        let below = input.below;
+        let bottom = below.is_some_and(|(levels, from)| levels.nothing_within(from, start, end));
+        if bottom || planted(Bug::RangesAreLostAboveTheBottom) {
+            let watermark = watermark(keyspaces, start);
+            marks.retain(|mark| !keep.is_spent(*mark, watermark));
+        }
+    });
+    hiding
+}
+
 fn merge(
-    cursor: &mut dyn Cursor,
+    mut input: Input<'_>,
     keyspaces: &Keyspaces,
     keep: Keep,
-    at_bottom: &dyn Fn(&[u8]) -> bool,
     writer: &mut Writer<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<(), Failure> {
+    let hiding = sift(&mut input, keyspaces, &keep, writer);
     let mut garbage = Garbage::new(keep);
     // A deletion that waits for what follows: its version and sequence.
     let mut held: Option<(Vec<u8>, u64, u64)> = None;
-    cursor.seek_to_first().map_err(Failure::Input)?;
-    while cursor.valid() {
-        let key = cursor.key();
+    input.cursor.seek_to_first().map_err(Failure::Input)?;
+    while input.cursor.valid() {
+        let key = input.cursor.key();
         if let Some((from, to)) = writer.outputs.without
             && key.place >= from
             && to.is_none_or(|to| key.place < to)
         {
             match to {
-                Some(to) => cursor.seek(&Key::first_of(to)).map_err(Failure::Input)?,
+                Some(to) => {
+                    let sought = input.cursor.seek(&Key::first_of(to));
+                    sought.map_err(Failure::Input)?;
+                }
                 None => break,
             }
             continue;
@@ -173,9 +243,9 @@ fn merge(
             }
             held = None;
             writer.at_new_place(key.place).map_err(Failure::Output)?;
-            let keyspace = keyspaces.find(keyspace_of(key.place));
-            let watermark = keyspace.map_or(0, |k| k.watermark());
-            garbage.begin(key.place, at_bottom(key.place), watermark);
+            let watermark = watermark(keyspaces, key.place);
+            let marks = hiding.around(key.place).marks;
+            garbage.begin(key.place, input.at_bottom(key.place), watermark, marks);
         }
         let verdict = garbage.judge(&key);
         if verdict != Verdict::Drop
@@ -197,12 +267,13 @@ fn merge(
                     sequence: garbage.sequence(key.sequence),
                     ..key
                 };
-                writer.add(&key, cursor.value()).map_err(Failure::Output)?;
+                let written = writer.add(&key, input.cursor.value());
+                written.map_err(Failure::Output)?;
             }
         }
-        cursor.next().map_err(Failure::Input)?;
+        input.cursor.next().map_err(Failure::Input)?;
     }
-    writer.end_table().map_err(Failure::Output)
+    writer.end_table(None).map_err(Failure::Output)
 }
 
 /// Merges the tables of a choice. `levels` are those that the choice was made from.
@@ -214,18 +285,55 @@ pub(crate) fn compact(
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
+    let mut tombstones = Tombstones::default();
+    let all = || choice.upper.iter().chain(&choice.lower);
+    for table in all().filter(|t| t.meta.properties.range_deletions > 0) {
+        tombstones.add(table.table().map_err(Failure::Input)?.tombstones());
+    }
+    // What is hidden as a whole is not even read.
+    let wanted = |tables: &[Arc<TableFile>]| -> Vec<Arc<TableFile>> {
+        let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
+        tables.iter().filter(|t| !hidden(t)).cloned().collect()
+    };
+    let (upper, lower) = (wanted(&choice.upper), wanted(&choice.lower));
     let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
     if choice.level == 0 {
-        for table in &choice.upper {
+        for table in &upper {
             let cursor = table.cursor(false).map_err(Failure::Input)?;
             sources.push(Box::new(cursor));
         }
     } else {
-        sources.push(Box::new(LevelCursor::new(choice.upper.clone(), false)));
+        sources.push(Box::new(LevelCursor::new(upper, false)));
     }
-    sources.push(Box::new(LevelCursor::new(choice.lower.clone(), false)));
-    let mut cursor = MergeCursor::new(sources);
-    // Tables of the output level that overlap take part themselves.
-    let at_bottom = |place: &[u8]| levels.nothing_from(choice.output + 1, place);
-    write_table(&mut cursor, keyspaces, keep, &at_bottom, outputs, stop)
+    sources.push(Box::new(LevelCursor::new(lower, false)));
+    let input = Input {
+        cursor: &mut MergeCursor::new(sources),
+        tombstones,
+        // Tables of the output level that overlap take part themselves.
+        below: Some((levels, choice.output + 1)),
+    };
+    write_table(input, keyspaces, keep, outputs, stop)
+}
+
+/// Whether range deletions hide all entries of a table from every read, so that it may go unread.
+fn is_hidden(
+    table: &TableMeta,
+    tombstones: &Tombstones,
+    keyspaces: &Keyspaces,
+    keep: &Keep,
+) -> bool {
+    let p = &table.properties;
+    let [keyspace] = p.keyspaces.as_slice() else {
+        return false;
+    };
+    if tombstones.is_empty() || p.entries == 0 {
+        return false;
+    }
+    let watermark = keyspaces.find(keyspace.id).map_or(0, |k| k.watermark());
+    let (version, newest) = (keyspace.max_version, p.max_sequence);
+    // What is between the lowest and the highest sequence is between each and the mark's as well.
+    tombstones.covers(&p.smallest, &p.end, |mark| {
+        keep.shadows(*mark, version, newest, watermark)
+            && keep.shadows(*mark, keyspace.min_version, p.min_sequence, watermark)
+    })
 }

@@ -24,7 +24,7 @@ fn judge(
 ) -> Vec<Verdict> {
     let snapshots = snapshots.to_vec();
     let mut garbage = Garbage::new(Keep { snapshots });
-    garbage.begin(b"k", at_bottom, watermark);
+    garbage.begin(b"k", at_bottom, watermark, &[]);
     let verdict = |(version, sequence, deletion): &(u64, u64, bool)| {
         garbage.judge(&Key {
             place: b"k",
@@ -80,7 +80,7 @@ fn levels(tables: &[(usize, &str, &str, u64)]) -> Levels {
             properties: Properties {
                 entries: 100,
                 smallest: first.as_bytes().to_vec(),
-                largest: last.as_bytes().to_vec(),
+                end: [last.as_bytes(), &[0]].concat(),
                 ..Properties::default()
             },
         };

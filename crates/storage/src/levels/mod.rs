@@ -5,9 +5,9 @@
 //! keeps the one he began with, and by it its files.
 //!
 //! Invariants:
-//! - From level 1 on, no place is in two tables of a level.
-//! - For one place, entries in a level have higher sequences than those in deeper ones, or belong
-//!   to other versions. In level 0 the same holds from newer tables to older ones.
+//! - From level 1 on, no place is in two tables of a level, by an entry or by a range deletion.
+//! - For one place, what a level holds was written after what deeper ones hold. In level 0 the same
+//!   holds from newer tables to older ones. (A sequence that was set to 0 counts as what it was.)
 
 mod edit;
 mod manifest;
@@ -114,10 +114,9 @@ impl TableFile {
 }
 
 impl TableMeta {
-    /// Whether it may hold places from `lower` up to, and with `upper_inclusive`, or below.
-    pub(crate) fn overlaps(&self, lower: &[u8], upper_inclusive: &[u8]) -> bool {
-        self.properties.smallest.as_slice() <= upper_inclusive
-            && lower <= self.properties.largest.as_slice()
+    /// Whether all it holds is before a place.
+    fn is_before(&self, place: &[u8]) -> bool {
+        self.properties.end.as_slice() <= place
     }
 }
 
@@ -150,7 +149,7 @@ impl Levels {
         self.level(level).iter().map(|t| t.meta.size_bytes).sum()
     }
 
-    /// The tables of a level that may hold places in a range, its end included.
+    /// The tables of a level that may hold something from one place to below another.
     pub(crate) fn overlapping(
         &self,
         level: usize,
@@ -159,24 +158,35 @@ impl Levels {
     ) -> &[Arc<TableFile>] {
         debug_assert!(level > 0, "tables of level 0 are not in order");
         let all = self.level(level);
-        let from = all.partition_point(|t| t.meta.properties.largest.as_slice() < lower);
-        let to = all.partition_point(|t| t.meta.properties.smallest.as_slice() <= upper);
+        let from = all.partition_point(|t| t.meta.is_before(lower));
+        let to = all.partition_point(|t| t.meta.properties.smallest.as_slice() < upper);
         all.get(from..to.max(from)).unwrap_or_default()
     }
 
     /// The one table of a level that may hold a place.
     pub(crate) fn holding(&self, level: usize, place: &[u8]) -> Option<&Arc<TableFile>> {
         let all = self.level(level);
-        let at = all.partition_point(|t| t.meta.properties.largest.as_slice() < place);
-        let table = all.get(at)?;
-        (table.meta.properties.smallest.as_slice() <= place).then_some(table)
+        let table = all.get(all.partition_point(|t| t.meta.is_before(place)))?;
+        table.meta.properties.may_hold(place).then_some(table)
     }
 
     /// Whether no level from `level` down holds the place.
     pub(crate) fn nothing_from(&self, level: usize, place: &[u8]) -> bool {
         (level..LEVELS).all(|level| match level {
-            0 => !self.level(0).iter().any(|t| t.meta.overlaps(place, place)),
+            0 => !self
+                .level(0)
+                .iter()
+                .any(|t| t.meta.properties.may_hold(place)),
             _ => self.holding(level, place).is_none(),
+        })
+    }
+
+    /// Whether no level from `level` down holds anything from one place to below another.
+    pub(crate) fn nothing_within(&self, level: usize, lower: &[u8], upper: &[u8]) -> bool {
+        let overlaps = |t: &Arc<TableFile>| t.meta.properties.overlaps(lower, Some(upper));
+        (level..LEVELS).all(|level| match level {
+            0 => !self.level(0).iter().any(overlaps),
+            _ => self.overlapping(level, lower, upper).is_empty(),
         })
     }
 
@@ -217,7 +227,7 @@ impl Levels {
         for (level, tables) in self.levels.iter().enumerate().skip(1) {
             for pair in tables.windows(2) {
                 if let [a, b] = pair
-                    && a.meta.properties.largest >= b.meta.properties.smallest
+                    && a.meta.properties.end > b.meta.properties.smallest
                 {
                     return Err(format!(
                         "tables {} and {} of level {level} overlap",
@@ -317,7 +327,7 @@ impl Cursor for LevelCursor {
 
     fn seek(&mut self, target: &Key<'_>) -> Result<()> {
         let place = target.place;
-        let before = |t: &Arc<TableFile>| t.meta.properties.largest.as_slice() < place;
+        let before = |t: &Arc<TableFile>| t.meta.is_before(place);
         let at = self.tables.partition_point(before);
         if let Some(cursor) = self.open(at)? {
             cursor.seek(target)?;
@@ -327,7 +337,7 @@ impl Cursor for LevelCursor {
 
     fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
         let place = target.place;
-        let before = |t: &Arc<TableFile>| t.meta.properties.largest.as_slice() < place;
+        let before = |t: &Arc<TableFile>| t.meta.is_before(place);
         let at = self.tables.partition_point(before);
         if at == self.tables.len() {
             return self.seek_to_last();

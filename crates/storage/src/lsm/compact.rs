@@ -36,12 +36,12 @@ impl Manual {
     /// Whether all places of a table are in it.
     pub(super) fn covers(&self, table: &TableFile) -> bool {
         let p = &table.meta.properties;
-        p.smallest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.largest < *upper)
+        p.is_within(&self.lower, self.upper.as_deref())
     }
 
     pub(super) fn concerns(&self, table: &TableFile) -> bool {
         let p = &table.meta.properties;
-        p.largest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.smallest < *upper)
+        p.overlaps(&self.lower, self.upper.as_deref())
     }
 }
 

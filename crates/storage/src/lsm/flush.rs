@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use quorate_env::JobClass;
 
 use super::{Inner, Sealed, State};
-use crate::compaction::{Failure, Keep, Outputs, write_table};
+use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::levels::{Edit, TableFile, table_path};
@@ -129,17 +129,13 @@ impl Inner {
             below: None,
             without: None,
         };
-        // Memtables above are newer; older ones are flushed.
-        let at_bottom = |place: &[u8]| levels.nothing_from(0, place);
-        let mut cursor = sealed.memtable.cursor();
-        let written = write_table(
-            &mut cursor,
-            &self.keyspaces,
-            keep,
-            &at_bottom,
-            &outputs,
-            &|| false,
-        );
+        let input = Input {
+            cursor: &mut sealed.memtable.cursor(),
+            tombstones: sealed.memtable.with_tombstones(Clone::clone),
+            // Memtables above are newer; older ones are flushed.
+            below: Some((&levels, 0)),
+        };
+        let written = write_table(input, &self.keyspaces, keep, &outputs, &|| false);
         let added = written.map_err(|failure: Failure| failure.error().clone())?;
         let bytes: u64 = added.iter().map(|t| t.size_bytes).sum();
         let edit = Edit {

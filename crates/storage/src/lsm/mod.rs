@@ -10,7 +10,9 @@
 //! are short.
 
 mod compact;
+mod conditions;
 mod flush;
+mod lookup;
 mod open;
 mod read;
 mod remove;
@@ -38,6 +40,7 @@ use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::stats::{Debt, LevelStats, Stats};
+use crate::voids::Voids;
 use compact::Manual;
 use snapshots::Snapshots;
 use write::{Commit, Publisher};
@@ -111,6 +114,7 @@ struct Inner {
     publisher: Publisher,
     state: RwLock<Arc<State>>,
     snapshots: Arc<Snapshots>,
+    voids: Arc<Voids>,
     manifest: Mutex<Manifest>,
     work: Mutex<Work>,
     /// Set with `Work::poison`, `full` or `closing`: writes look at `work` only then.
@@ -249,6 +253,15 @@ impl Engine for Lsm {
         self.inner.get(keyspace, key, at)
     }
 
+    fn multi_get(
+        &self,
+        keyspace: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        self.inner.multi_get(keyspace, keys, at)
+    }
+
     fn iterate(&self, keyspace: KeyspaceId, options: IterOptions) -> Result<Box<dyn Iter>> {
         self.inner.iterate(keyspace, &options)
     }
@@ -364,6 +377,12 @@ impl Inner {
 }
 
 impl State {
+    /// The newest first.
+    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+        let sealed = self.sealed.iter().map(|s| &s.memtable);
+        std::iter::once(&self.active).chain(sealed)
+    }
+
     fn memtable_bytes(&self) -> u64 {
         let sealed = self.sealed.iter().map(|s| s.memtable.size_bytes());
         (self.active.size_bytes() + sealed.sum::<usize>()) as u64

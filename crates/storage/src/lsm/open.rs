@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::{Log, LogOptions, Position};
 
+use super::conditions::LastWrites;
 use super::snapshots::Snapshots;
 use super::write::{Commit, Publisher, log_error};
 use super::{Counters, Inner, State, Work};
@@ -20,6 +21,7 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceOptions, Options};
+use crate::voids::Voids;
 
 /// What a manifest says, all edits together.
 #[derive(Default)]
@@ -106,10 +108,12 @@ impl Inner {
                 last: recovered.flushed,
                 memtable,
                 reserved: 0,
+                last_writes: LastWrites::default(),
             }),
             publisher: Publisher::new(recovered.flushed),
             state: RwLock::new(Arc::new(state)),
             snapshots: Arc::new(Snapshots::default()),
+            voids: Arc::new(Voids::default()),
             manifest: Mutex::new(manifest),
             work: Mutex::new(Work::default()),
             trouble: AtomicBool::new(false),
@@ -183,7 +187,8 @@ impl Inner {
             return Err(Replay::Nonsense(what));
         }
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
-        if commit.reserved + need > commit.memtable.capacity() {
+        let memtable = &commit.memtable;
+        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
             self.seal_for_replay(&mut commit, need);
             // Bounded memory: out with it before more comes in.
             while self.flush_oldest().map_err(Replay::Failed)? {}

@@ -7,65 +7,18 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::{Inner, State};
-use crate::cursor::Cursor;
-use crate::engine::{Entry, Iter, IterOptions, ReadAt, Sequence};
+use super::Inner;
+use super::lookup::Lookup;
+use crate::engine::{Entry, Iter, IterOptions, ReadAt};
 use crate::error::{Error, ErrorKind, Result};
 use crate::iter::{UserIter, bounds};
-use crate::key::{Kind, PlaceBuf};
+use crate::key::PlaceBuf;
 use crate::keyspaces::Keyspace;
-use crate::levels::{LEVELS, LevelCursor, TableFile};
-use crate::merge::MergeCursor;
+use crate::levels::{LEVELS, TableFile};
 use crate::options::KeyspaceId;
-use crate::table::hash_place;
-
-/// A lookup on its way from the newest source to the oldest.
-///
-/// Versions of a key normally ascend with time, so the first entry found is the newest. It need
-/// not be, after a replay of old writes: an older source is asked as well if it may hold a higher
-/// version that the read may see.
-struct Lookup<'a> {
-    keyspace: &'a Keyspace,
-    place: &'a [u8],
-    hash: u64,
-    version: u64,
-    sequence: Sequence,
-    best: Option<(u64, Kind, Bytes)>,
-}
-
-impl Lookup<'_> {
-    /// Whether a source that has no higher version than this has to be asked.
-    fn wants(&self, max_version: u64) -> bool {
-        match &self.best {
-            None => true,
-            Some((found, ..)) => {
-                self.keyspace.versioned && max_version > *found && *found < self.version
-            }
-        }
-    }
-
-    fn offer(&mut self, version: u64, kind: Kind, value: impl FnOnce() -> Bytes) {
-        if self.best.as_ref().is_none_or(|(best, ..)| version > *best) {
-            self.best = Some((version, kind, value()));
-        }
-    }
-
-    fn ask_table(&mut self, file: &TableFile) -> Result<()> {
-        let Some(max_version) = file.meta.properties.max_version(self.keyspace.id) else {
-            return Ok(());
-        };
-        if !self.wants(max_version) {
-            return Ok(());
-        }
-        let table = file.table()?;
-        if let Some(found) = table.get(self.place, self.hash, self.version, self.sequence)? {
-            self.offer(found.version, found.kind, || found.value);
-        }
-        Ok(())
-    }
-}
+use crate::sources::Sources;
+use crate::table::Near;
+use crate::voids::Passage;
 
 impl Inner {
     /// Fails if compaction may have dropped what a read at this version would see. To be called
@@ -87,77 +40,88 @@ impl Inner {
         let keyspace = self.check_version(id, at.version)?;
         let sequence = at.sequence().unwrap_or_else(|| self.publisher.visible());
         let place = PlaceBuf::new(id, key);
-        let mut lookup = Lookup {
-            keyspace,
-            place: place.as_slice(),
-            hash: hash_place(place.as_slice()),
-            version: at.version,
-            sequence,
-            best: None,
-        };
-        lookup.ask_all(&state)?;
-        Ok(match lookup.best {
-            Some((version, Kind::Put, value)) => Some(Entry { version, value }),
-            _ => None,
-        })
+        let mut lookup = Lookup::new(keyspace, place.as_slice(), at.version, sequence);
+        for memtable in state.memtables() {
+            lookup.ask_memtable(memtable);
+        }
+        for file in state.levels.level(0) {
+            if file.meta.properties.may_hold(lookup.place) {
+                lookup.ask_table(file, None)?;
+            }
+        }
+        for level in 1..LEVELS {
+            if let Some(file) = state.levels.holding(level, lookup.place) {
+                lookup.ask_table(file, None)?;
+            }
+        }
+        Ok(lookup.entry())
+    }
+
+    /// Source by source, each in the order of keys: what is near by is still at hand.
+    pub(super) fn multi_get(
+        &self,
+        id: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        let state = self.state();
+        let keyspace = self.check_version(id, at.version)?;
+        let sequence = at.sequence().unwrap_or_else(|| self.publisher.visible());
+        let places: Vec<PlaceBuf> = keys.iter().map(|key| PlaceBuf::new(id, key)).collect();
+        let mut lookups = Vec::with_capacity(keys.len());
+        for (n, place) in places.iter().enumerate() {
+            let lookup = Lookup::new(keyspace, place.as_slice(), at.version, sequence);
+            lookups.push((n, lookup));
+        }
+        lookups.sort_unstable_by_key(|(_, lookup)| lookup.place);
+        for memtable in state.memtables() {
+            lookups
+                .iter_mut()
+                .for_each(|(_, lookup)| lookup.ask_memtable(memtable));
+        }
+        let mut near = Near::default();
+        for file in state.levels.level(0) {
+            for (_, lookup) in &mut lookups {
+                if file.meta.properties.may_hold(lookup.place) {
+                    lookup.ask_table(file, Some(&mut near))?;
+                }
+            }
+        }
+        for level in 1..LEVELS {
+            for (_, lookup) in &mut lookups {
+                if let Some(file) = state.levels.holding(level, lookup.place) {
+                    lookup.ask_table(file, Some(&mut near))?;
+                }
+            }
+        }
+        let mut answers = vec![None; keys.len()];
+        for (n, lookup) in lookups {
+            answers[n] = lookup.entry();
+        }
+        Ok(answers)
     }
 
     pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
         let state = self.state();
-        self.check_version(id, options.at.version)?;
+        let keyspace = self.check_version(id, options.at.version)?;
         let sequence = options.at.sequence();
         let sequence = sequence.unwrap_or_else(|| self.publisher.visible());
         let (lower, upper) = bounds(id, &options.lower, options.upper.as_deref());
-        let mut sources: Vec<Box<dyn Cursor>> = vec![Box::new(state.active.cursor())];
-        for sealed in &state.sealed {
-            sources.push(Box::new(sealed.memtable.cursor()));
+        let mut sources = Sources::new(keyspace, &options.at, sequence);
+        for memtable in state.memtables() {
+            sources.add_memtable(memtable);
         }
-        let concerns = |t: &&Arc<TableFile>| {
-            let p = &t.meta.properties;
-            p.largest >= lower && upper.as_ref().is_none_or(|upper| p.smallest < *upper)
-        };
+        let concerns = |t: &&Arc<TableFile>| t.meta.properties.overlaps(&lower, upper.as_deref());
         for table in state.levels.level(0).iter().filter(concerns) {
-            sources.push(Box::new(table.cursor(true)?));
+            sources.add_table(table)?;
         }
         for level in 1..LEVELS {
-            let tables: Vec<_> = state
-                .levels
-                .level(level)
-                .iter()
-                .filter(concerns)
-                .cloned()
-                .collect();
-            if !tables.is_empty() {
-                sources.push(Box::new(LevelCursor::new(tables, true)));
-            }
+            let tables = state.levels.level(level).iter();
+            sources.add_level(tables.filter(concerns).cloned().collect());
         }
-        let merged = MergeCursor::new(sources);
-        Ok(Box::new(UserIter::new(merged, id, options, sequence)))
-    }
-}
-
-impl Lookup<'_> {
-    fn ask_all(&mut self, state: &State) -> Result<()> {
-        let sealed = state.sealed.iter().map(|s| &s.memtable);
-        for memtable in std::iter::once(&state.active).chain(sealed) {
-            if !self.wants(memtable.max_version()) {
-                continue;
-            }
-            if let Some((key, value)) = memtable.get(self.place, self.version, self.sequence) {
-                let (version, kind) = (key.version, key.kind);
-                self.offer(version, kind, || Bytes::copy_from_slice(value));
-            }
-        }
-        for file in state.levels.level(0) {
-            if file.meta.overlaps(self.place, self.place) {
-                self.ask_table(file)?;
-            }
-        }
-        for level in 1..LEVELS {
-            if let Some(file) = state.levels.holding(level, self.place) {
-                self.ask_table(file)?;
-            }
-        }
-        Ok(())
+        let newest = options.at.version == u64::MAX && !options.all_versions;
+        let voids = newest.then(|| Arc::clone(&self.voids));
+        let passage = Passage::new(voids, sequence);
+        Ok(Box::new(UserIter::new(sources, options, passage)))
     }
 }

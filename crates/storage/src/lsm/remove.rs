@@ -11,7 +11,7 @@ use quorate_env::JobClass;
 
 use super::Inner;
 use super::compact::Manual;
-use crate::compaction::{Failure, Keep, Outputs, write_table};
+use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
 
@@ -92,18 +92,14 @@ impl Inner {
         let keep = Keep {
             snapshots: self.snapshots.list(),
         };
-        let mut cursor = table.cursor(false).map_err(Failure::Input)?;
+        let input = Input {
+            cursor: &mut table.cursor(false).map_err(Failure::Input)?,
+            tombstones: table.table().map_err(Failure::Input)?.tombstones().clone(),
+            // What lies below may be removed by the same edit, but need not be known here.
+            below: None,
+        };
         let stop = || self.is_closing();
-        // What lies below may be removed by the same edit, but need not be known here.
-        let at_bottom = |_: &[u8]| false;
-        let made = write_table(
-            &mut cursor,
-            &self.keyspaces,
-            keep,
-            &at_bottom,
-            &outputs,
-            &stop,
-        )?;
+        let made = write_table(input, &self.keyspaces, keep, &outputs, &stop)?;
         edit.added
             .extend(made.into_iter().map(|meta| (level, meta)));
         Ok(())

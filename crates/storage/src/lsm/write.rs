@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use parking_lot::Mutex;
 use quorate_env::{Env, Event};
 
+use super::conditions::LastWrites;
 use super::{Inner, Sealed, State};
 use crate::batch::Batch;
 use crate::engine::Sequence;
@@ -27,6 +28,7 @@ pub(super) struct Commit {
     pub(super) memtable: Arc<Memtable>,
     /// How much of the memtable is spoken for.
     pub(super) reserved: usize,
+    pub(super) last_writes: LastWrites,
 }
 
 /// Makes batches visible in the order of their sequences.
@@ -120,10 +122,11 @@ impl Inner {
         batch: &Batch,
         options: WriteOptions,
     ) -> Result<Sequence> {
-        if batch.is_empty() {
-            return Ok(self.publisher.visible());
-        }
         self.keyspaces.check(batch)?;
+        if batch.is_empty() {
+            let visible = self.publisher.visible();
+            return self.judge(batch).map(|()| visible);
+        }
         let log_durability = self.log_durability(options)?;
         if self.trouble.load(Ordering::Acquire) {
             self.check_trouble(options)?;
@@ -131,11 +134,12 @@ impl Inner {
         if options.throttle && self.slow.load(Ordering::Relaxed) {
             self.throttle(batch.size_bytes())?;
         }
-        let mut commit = self.commit.lock();
+        let mut commit = self.lock_if_conditions_hold(batch)?;
         let first = commit.last + 1;
         let last = commit.last + batch.len() as u64;
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
-        if commit.reserved + need > commit.memtable.capacity() {
+        let memtable = &commit.memtable;
+        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
             self.rotate(&mut commit, need);
         }
         let header = batch.header(first);
@@ -150,8 +154,11 @@ impl Inner {
         };
         commit.last = last;
         commit.reserved += need;
+        commit.last_writes.note(batch, last);
+        self.voids.set_last(last);
         let memtable = Arc::clone(&commit.memtable);
         drop(commit);
+        self.voids.cut(batch);
 
         let logged = match (ticket, self.wal.get()) {
             (Some(ticket), Some(log)) => log.wait(ticket).map(|_| ()),

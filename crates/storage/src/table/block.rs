@@ -194,7 +194,8 @@ impl Block {
             0 => 0,
             _ => reader.varint()?,
         };
-        let kind = Kind::from_u8(head & !(HAS_VERSION | HAS_SEQUENCE))?;
+        let kind = Kind::from_u8(head & !(HAS_VERSION | HAS_SEQUENCE))
+            .filter(|kind| *kind != Kind::RangeDelete)?;
         let own = reader.take(own)?;
         let value_at = self.entries_end - reader.remaining() as u32;
         reader.take(value)?;
@@ -265,6 +266,7 @@ impl Block {
                 (None, None) if visible => {
                     return Ok(Lookup::Found(FoundInBlock {
                         version: parts.version,
+                        sequence: parts.sequence,
                         kind: parts.kind,
                         value: parts.value,
                     }));
@@ -291,6 +293,7 @@ pub(crate) enum Lookup {
 /// An entry found in a block.
 pub(crate) struct FoundInBlock {
     pub(crate) version: u64,
+    pub(crate) sequence: u64,
     pub(crate) kind: Kind,
     /// The value, in the block.
     pub(crate) value: (u32, u32),

@@ -11,7 +11,9 @@ use super::format::{Footer, Handle, KeyspaceProperties, MAGIC, Properties, seal_
 use crate::error::{Error, Result};
 use crate::header;
 use crate::key::{Key, Kind, keyspace_of};
-use crate::options::Compression;
+use crate::options::{Compression, KeyspaceId};
+use crate::sabotage::{Bug, planted};
+use crate::tombstones::Tombstones;
 
 /// How many entries lie between restart points.
 const RESTART_INTERVAL: usize = 16;
@@ -38,6 +40,7 @@ pub(crate) struct TableBuilder {
     block: BlockBuilder,
     index: BlockBuilder,
     filter: FilterBuilder,
+    tombstones: Tombstones,
     properties: Properties,
     /// The last place, version and sequence added.
     last: (Vec<u8>, u64, u64),
@@ -60,7 +63,11 @@ impl TableBuilder {
             block: BlockBuilder::new(RESTART_INTERVAL),
             index: BlockBuilder::new(1),
             filter: FilterBuilder::new(options.filter_bits_per_key),
-            properties: Properties::default(),
+            tombstones: Tombstones::default(),
+            properties: Properties {
+                min_sequence: u64::MAX,
+                ..Properties::default()
+            },
             last: (Vec::new(), 0, 0),
             ended: None,
         })
@@ -122,7 +129,6 @@ impl TableBuilder {
         let p = &mut self.properties;
         let deletion = u64::from(key.kind == Kind::Delete);
         if p.entries == 0 {
-            p.min_sequence = u64::MAX;
             p.smallest = key.place.to_vec();
         }
         p.entries += 1;
@@ -131,21 +137,33 @@ impl TableBuilder {
         p.value_bytes += value.len() as u64;
         p.min_sequence = p.min_sequence.min(key.sequence);
         p.max_sequence = p.max_sequence.max(key.sequence);
-        let id = keyspace_of(key.place);
-        if p.keyspaces.last().is_none_or(|k| k.id != id) {
-            p.keyspaces.push(KeyspaceProperties {
-                id,
-                entries: 0,
-                deletions: 0,
-                min_version: u64::MAX,
-                max_version: 0,
-            });
-        }
-        if let Some(k) = p.keyspaces.last_mut() {
-            k.entries += 1;
-            k.deletions += deletion;
-            k.min_version = k.min_version.min(key.version);
-            k.max_version = k.max_version.max(key.version);
+        let k = of_keyspace(p, keyspace_of(key.place), key.version);
+        k.entries += 1;
+        k.deletions += deletion;
+    }
+
+    /// Takes the range deletions of the table, all at once. They may reach beyond its entries.
+    pub(crate) fn set_tombstones(&mut self, tombstones: Tombstones) {
+        self.tombstones = tombstones;
+    }
+
+    fn count_tombstones(&mut self) {
+        let p = &mut self.properties;
+        let no_entries = p.entries == 0;
+        let bounds_count = no_entries || !planted(Bug::BoundsForgetRanges);
+        for (start, end, marks) in self.tombstones.iter() {
+            if bounds_count && (no_entries && p.range_deletions == 0 || *start < *p.smallest) {
+                p.smallest = start.to_vec();
+            }
+            if bounds_count && *end > *p.end {
+                p.end = end.to_vec();
+            }
+            for mark in marks {
+                p.range_deletions += 1;
+                p.min_sequence = p.min_sequence.min(mark.sequence);
+                p.max_sequence = p.max_sequence.max(mark.sequence);
+                of_keyspace(p, keyspace_of(start), mark.version);
+            }
         }
     }
 
@@ -205,11 +223,19 @@ impl TableBuilder {
         if let Some(handle) = self.ended.take() {
             self.index_block(handle, None);
         }
-        self.properties.largest = self.last.0.clone();
+        if self.properties.entries > 0 {
+            self.properties.end = self.last.0.clone();
+            self.properties.end.push(0);
+        }
+        self.count_tombstones();
         let index = self.index.finish().to_vec();
         let index = self.add_part(&index, self.options.compression);
         let filter = self.filter.finish();
         let filter = self.add_part(&filter, Compression::None);
+        let tombstones = match self.tombstones.is_empty() {
+            true => Handle::default(),
+            false => self.add_part(&self.tombstones.encode(), self.options.compression),
+        };
         let mut properties = Vec::new();
         self.properties.encode(&mut properties);
         let properties = self.add_part(&properties, Compression::None);
@@ -217,6 +243,7 @@ impl TableBuilder {
             index,
             filter,
             properties,
+            tombstones,
         };
         self.pending.extend_from_slice(&footer.encode());
         self.write_pending()?;
@@ -224,6 +251,29 @@ impl TableBuilder {
         synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
         Ok((self.written, self.properties))
     }
+}
+
+/// What is counted of a keyspace, which has this version too.
+fn of_keyspace(p: &mut Properties, id: KeyspaceId, version: u64) -> &mut KeyspaceProperties {
+    let at = match p.keyspaces.last() {
+        // Entries ascend.
+        Some(last) if last.id == id => p.keyspaces.len() - 1,
+        _ => p.keyspaces.partition_point(|k| k.id < id),
+    };
+    if p.keyspaces.get(at).is_none_or(|k| k.id != id) {
+        let fresh = KeyspaceProperties {
+            id,
+            entries: 0,
+            deletions: 0,
+            min_version: u64::MAX,
+            max_version: 0,
+        };
+        p.keyspaces.insert(at, fresh);
+    }
+    let k = &mut p.keyspaces[at];
+    k.min_version = k.min_version.min(version);
+    k.max_version = k.max_version.max(version);
+    k
 }
 
 /// The shortest place at or after `last` and before `next`, or `last` if there is no shorter one.

@@ -128,21 +128,26 @@ pub(crate) struct KeyspaceProperties {
     pub(crate) id: KeyspaceId,
     pub(crate) entries: u64,
     pub(crate) deletions: u64,
+    /// Of entries and range deletions.
     pub(crate) min_version: u64,
     pub(crate) max_version: u64,
 }
 
-/// What a table holds. Invariant: `smallest` and `largest` are places in it.
+/// What a table holds. Invariant: all places of its entries and range deletions are from `smallest`
+/// to below `end`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Properties {
     pub(crate) entries: u64,
     pub(crate) deletions: u64,
+    /// Pieces of range deletions, each as often as it has marks. Not counted as entries.
+    pub(crate) range_deletions: u64,
     pub(crate) place_bytes: u64,
     pub(crate) value_bytes: u64,
     pub(crate) min_sequence: u64,
     pub(crate) max_sequence: u64,
     pub(crate) smallest: Vec<u8>,
-    pub(crate) largest: Vec<u8>,
+    /// Behind all places.
+    pub(crate) end: Vec<u8>,
     /// Ascending by id.
     pub(crate) keyspaces: Vec<KeyspaceProperties>,
 }
@@ -152,6 +157,7 @@ impl Properties {
         for number in [
             self.entries,
             self.deletions,
+            self.range_deletions,
             self.place_bytes,
             self.value_bytes,
             self.min_sequence,
@@ -160,7 +166,7 @@ impl Properties {
             put_varint(out, number);
         }
         put_bytes(out, &self.smallest);
-        put_bytes(out, &self.largest);
+        put_bytes(out, &self.end);
         put_varint(out, self.keyspaces.len() as u64);
         for k in &self.keyspaces {
             for number in [
@@ -179,12 +185,13 @@ impl Properties {
         let mut properties = Properties {
             entries: reader.varint()?,
             deletions: reader.varint()?,
+            range_deletions: reader.varint()?,
             place_bytes: reader.varint()?,
             value_bytes: reader.varint()?,
             min_sequence: reader.varint()?,
             max_sequence: reader.varint()?,
             smallest: reader.bytes()?.to_vec(),
-            largest: reader.bytes()?.to_vec(),
+            end: reader.bytes()?.to_vec(),
             keyspaces: Vec::new(),
         };
         for _ in 0..reader.varint()? {
@@ -197,6 +204,21 @@ impl Properties {
             });
         }
         Some(properties)
+    }
+
+    /// Whether it may hold something at a place.
+    pub(crate) fn may_hold(&self, place: &[u8]) -> bool {
+        self.smallest.as_slice() <= place && place < self.end.as_slice()
+    }
+
+    /// Whether it may hold something from one place to below another.
+    pub(crate) fn overlaps(&self, lower: &[u8], upper: Option<&[u8]>) -> bool {
+        lower < self.end.as_slice() && upper.is_none_or(|upper| self.smallest.as_slice() < upper)
+    }
+
+    /// Whether all it holds is from one place to below another.
+    pub(crate) fn is_within(&self, lower: &[u8], upper: Option<&[u8]>) -> bool {
+        lower <= self.smallest.as_slice() && upper.is_none_or(|upper| self.end.as_slice() <= upper)
     }
 
     /// The highest version of a keyspace in it; `None` if it holds nothing of it.
@@ -212,12 +234,15 @@ pub(crate) struct Footer {
     pub(crate) index: Handle,
     pub(crate) filter: Handle,
     pub(crate) properties: Handle,
+    /// All zeros if there are no range deletions.
+    pub(crate) tombstones: Handle,
 }
 
 impl Footer {
     pub(crate) fn encode(&self) -> [u8; FOOTER_BYTES] {
         let mut out = [0; FOOTER_BYTES];
-        for (at, handle) in [(0, self.index), (12, self.filter), (24, self.properties)] {
+        let handles = [self.index, self.filter, self.properties, self.tombstones];
+        for (at, handle) in [0, 12, 24, 36].into_iter().zip(handles) {
             out[at..at + 8].copy_from_slice(&handle.offset.to_le_bytes());
             out[at + 8..at + 12].copy_from_slice(&handle.size.to_le_bytes());
         }
@@ -243,6 +268,7 @@ impl Footer {
                 index: handle(0)?,
                 filter: handle(12)?,
                 properties: handle(24)?,
+                tombstones: handle(36)?,
             })
         })();
         all.ok_or_else(|| Error::corrupt(path, "its footer is too short"))

@@ -18,4 +18,4 @@ pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
 pub(crate) use filter::hash_place;
 pub(crate) use format::Properties;
-pub(crate) use reader::{Table, TableCursor};
+pub(crate) use reader::{Near, Table, TableCursor};

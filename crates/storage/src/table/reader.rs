@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
 use crate::levels::TableMeta;
+use crate::tombstones::Tombstones;
 
 /// A table that is open.
 pub(crate) struct Table {
@@ -26,6 +27,7 @@ pub(crate) struct Table {
     file: Arc<dyn File>,
     index: Index,
     filter: Filter,
+    tombstones: Tombstones,
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
@@ -34,8 +36,17 @@ pub(crate) struct Table {
 /// An entry found by a point lookup.
 pub(crate) struct Found {
     pub(crate) version: u64,
+    pub(crate) sequence: Sequence,
     pub(crate) kind: Kind,
     pub(crate) value: Bytes,
+}
+
+/// The data block that the last lookup read, for the next one, which is perhaps near by.
+#[derive(Default)]
+pub(crate) struct Near {
+    /// Its table and offset.
+    of: (u64, u64),
+    block: Option<Block>,
 }
 
 impl Table {
@@ -82,20 +93,43 @@ impl Table {
         if properties != meta.properties {
             return Err(damaged("it is not the table that the manifest knows"));
         }
+        let tombstones = match footer.tombstones.size {
+            0 => Some(Tombstones::default()),
+            _ => Tombstones::decode(&part(footer.tombstones)?),
+        };
+        let counted = |all: &Tombstones| {
+            all.iter()
+                .map(|(.., marks)| marks.len() as u64)
+                .sum::<u64>()
+        };
+        let tombstones = tombstones
+            .filter(|all| counted(all) == properties.range_deletions)
+            .ok_or_else(|| damaged("its range deletions are nonsense"))?;
         Ok(Table {
             number,
             path: path.to_owned(),
             file,
             index,
             filter,
+            tombstones,
             data_end: footer.index.offset,
             cache,
         })
     }
 
-    /// What index and filter take in memory.
+    /// What index, filter and range deletions take in memory.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.index.size_bytes() + self.filter.size_bytes()
+        self.index.size_bytes() + self.filter.size_bytes() + self.tombstones.size_bytes()
+    }
+
+    /// Whether it may have an entry whose place has this hash.
+    pub(crate) fn may_hold(&self, hash: u64) -> bool {
+        self.filter.may_hold(hash)
+    }
+
+    /// Its range deletions, all within its bounds.
+    pub(crate) fn tombstones(&self) -> &Tombstones {
+        &self.tombstones
     }
 
     fn damaged(&self, offset: u64, what: &str) -> Error {
@@ -118,16 +152,32 @@ impl Table {
         Ok(block)
     }
 
+    fn data_block_near(&self, handle: Handle, near: &mut Near) -> Result<Block> {
+        let of = (self.number, handle.offset);
+        match &near.block {
+            Some(block) if near.of == of => Ok(block.clone()),
+            _ => {
+                let block = self.data_block(handle, true)?;
+                *near = Near {
+                    of,
+                    block: Some(block.clone()),
+                };
+                Ok(block)
+            }
+        }
+    }
+
     /// The newest entry of a place at `version` or below that `sequence` sees. `hash` is that of
-    /// the place.
+    /// the place; `near` is from the lookup before, if there is a run of them.
     pub(crate) fn get(
         &self,
         place: &[u8],
         hash: u64,
         version: u64,
         sequence: Sequence,
+        mut near: Option<&mut Near>,
     ) -> Result<Option<Found>> {
-        if !self.filter.may_hold(hash) {
+        if !self.may_hold(hash) {
             return Ok(None);
         }
         let target = Key::seek(place, version);
@@ -135,13 +185,17 @@ impl Table {
         let mut at = position.map_err(|what| self.index_damaged(what))?;
         // One place may go on in further blocks.
         while let Some(handle) = self.index.handle(at) {
-            let block = self.data_block(handle, true)?;
+            let block = match &mut near {
+                Some(near) => self.data_block_near(handle, near)?,
+                None => self.data_block(handle, true)?,
+            };
             let looked = block.find(&target, sequence);
             match looked.map_err(|what| self.damaged(handle.offset, what))? {
                 Lookup::Absent => return Ok(None),
                 Lookup::Found(found) => {
                     return Ok(Some(Found {
                         version: found.version,
+                        sequence: found.sequence,
                         kind: found.kind,
                         value: block.into_value(found.value),
                     }));

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// One engine under test and what it should answer.
-struct Pair {
+pub(super) struct Pair {
     env: Env,
     options: Options,
     lsm: Option<Lsm>,
@@ -89,6 +89,13 @@ impl Pair {
         let got = self.lsm().get(keyspace, &key, &at).unwrap();
         let wanted = self.model.get(keyspace, &key, &model_at).unwrap();
         assert_eq!(got, wanted, "get {keyspace:?} {key:?} at {at:?}");
+        let keys: Vec<Vec<u8>> = (0..self.work.random.below(20))
+            .map(|_| self.work.key())
+            .collect();
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let got = self.lsm().multi_get(keyspace, &keys, &at).unwrap();
+        let wanted = self.model.multi_get(keyspace, &keys, &model_at).unwrap();
+        assert_eq!(got, wanted, "multi_get {keyspace:?} {keys:?} at {at:?}");
     }
 
     fn check_iterator(&self) {
@@ -269,7 +276,7 @@ pub(super) fn try_list(
     Ok(forward)
 }
 
-fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair {
+pub(super) fn run(seed: u64, options: Options, with_watermark: bool, steps: usize) -> Pair {
     let mut pair = Pair::new(seed, options, with_watermark);
     for _ in 0..steps {
         pair.step();
@@ -345,6 +352,40 @@ fn lsm_keeps_its_word_on_versions_and_batches() {
     assert!(
         lsm.write(&batch, WriteOptions::SYNCED).is_err(),
         "there is no log"
+    );
+}
+
+#[test]
+fn lsm_multi_get_asks_for_each_block_once() {
+    let lsm = Lsm::open(&Sim::new(1).env(), dir(), option_sets().remove(4)).unwrap();
+    let key = |n: u64| n.to_be_bytes();
+    let mut batch = Batch::new();
+    for n in 0..4000 {
+        batch.put(META, &key(n), &key(n));
+    }
+    lsm.write(&batch, WriteOptions::SYNCED).unwrap();
+    lsm.compact_all().unwrap();
+    let asked = || lsm.stats().cache_hits + lsm.stats().cache_misses;
+    // From far and near, in no order, twice, and one that is not there.
+    let numbers = (0..100).map(|n| n * 7919 % 100).chain([3999, 3999, 9999]);
+    let keys: Vec<_> = numbers.clone().map(key).collect();
+    let keys: Vec<&[u8]> = keys.iter().map(|key| key.as_slice()).collect();
+    let before = asked();
+    let answers = lsm.multi_get(META, &keys, &ReadAt::NEWEST).unwrap();
+    let blocks = asked() - before;
+    assert!(
+        blocks <= 3,
+        "{blocks} blocks for a hundred keys side by side"
+    );
+    for (n, answer) in numbers.zip(answers) {
+        let value = answer.map(|entry| entry.value.to_vec());
+        assert_eq!(value, (n < 4000).then(|| key(n).to_vec()), "{n}");
+    }
+    let none = lsm.multi_get(META, &[], &ReadAt::NEWEST).unwrap();
+    assert!(none.is_empty());
+    assert!(
+        lsm.multi_get(KeyspaceId(5), &keys, &ReadAt::NEWEST)
+            .is_err()
     );
 }
 

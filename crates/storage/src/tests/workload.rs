@@ -4,7 +4,9 @@ use std::path::Path;
 
 use quorate_env::Random;
 
-use crate::{Batch, Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::{
+    Batch, Compression, Durability, KeyRange, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
+};
 
 pub(super) const DATA: KeyspaceId = KeyspaceId(0);
 pub(super) const META: KeyspaceId = KeyspaceId(1);
@@ -104,6 +106,8 @@ pub(super) struct Workload {
     /// Whether old versions are written now and then, as by a replay.
     pub(super) replays: bool,
     pub(super) keys: u64,
+    /// Of so many operations one deletes a range.
+    pub(super) range_delete_one_in: u64,
 }
 
 impl Workload {
@@ -113,6 +117,7 @@ impl Workload {
             version: 10,
             replays: true,
             keys: 5 + random.below(60),
+            range_delete_one_in: 20,
             random,
         }
     }
@@ -155,6 +160,10 @@ impl Workload {
     pub(super) fn batch(&mut self) -> Batch {
         let mut batch = Batch::new();
         for _ in 0..=self.random.below(6) {
+            if self.random.one_in(self.range_delete_one_in) {
+                self.delete_range(&mut batch);
+                continue;
+            }
             let (key, value) = (self.key(), self.value());
             let delete = self.random.one_in(4);
             match (self.random.below(3), delete) {
@@ -171,6 +180,21 @@ impl Workload {
             }
         }
         batch
+    }
+
+    fn delete_range(&mut self, batch: &mut Batch) {
+        let (a, b) = (self.key(), self.key());
+        let range = KeyRange {
+            lower: a.as_slice().min(&b),
+            upper: Some(a.as_slice().max(&b)).filter(|_| !self.random.one_in(8)),
+        };
+        match self.keyspace() {
+            META => batch.delete_range(META, range),
+            keyspace => {
+                let version = self.next_version();
+                batch.delete_range_at(keyspace, range, version);
+            }
+        }
     }
 
     pub(super) fn keyspace(&self) -> KeyspaceId {

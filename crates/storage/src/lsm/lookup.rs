@@ -1,0 +1,115 @@
+//! Looking a key up in one source after the other.
+
+use bytes::Bytes;
+
+use crate::engine::{Entry, Sequence};
+use crate::error::Result;
+use crate::key::Kind;
+use crate::keyspaces::Keyspace;
+use crate::levels::TableFile;
+use crate::memtable::Memtable;
+use crate::sabotage::{Bug, planted};
+use crate::table::{Near, hash_place};
+use crate::tombstones::highest_seen;
+
+/// A lookup on its way from the newest source to the oldest.
+///
+/// Versions of a key normally ascend with time, so the first entry found is the newest. It need
+/// not be, after a replay of old writes: an older source is asked as well if it may hold a higher
+/// version that the read may see. A range deletion that covers the key counts as a deletion of it.
+pub(super) struct Lookup<'a> {
+    keyspace: &'a Keyspace,
+    pub(super) place: &'a [u8],
+    hash: u64,
+    version: u64,
+    sequence: Sequence,
+    /// Version and value of what is newest so far; without a value it is a deletion.
+    best: Option<(u64, Option<Bytes>)>,
+}
+
+impl<'a> Lookup<'a> {
+    pub(super) fn new(
+        keyspace: &'a Keyspace,
+        place: &'a [u8],
+        version: u64,
+        sequence: Sequence,
+    ) -> Self {
+        Lookup {
+            keyspace,
+            place,
+            hash: hash_place(place),
+            version,
+            sequence,
+            best: None,
+        }
+    }
+
+    /// The answer, when all were asked.
+    pub(super) fn entry(self) -> Option<Entry> {
+        let (version, value) = self.best?;
+        let value = value?;
+        Some(Entry { version, value })
+    }
+
+    /// Whether a source that has no higher version than this has to be asked.
+    fn wants(&self, max_version: u64) -> bool {
+        match &self.best {
+            None => true,
+            Some((found, _)) => {
+                self.keyspace.versioned && max_version > *found && *found < self.version
+            }
+        }
+    }
+
+    fn offer(&mut self, version: u64, value: impl FnOnce() -> Option<Bytes>) {
+        if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
+            self.best = Some((version, value()));
+        }
+    }
+
+    pub(super) fn ask_memtable(&mut self, memtable: &Memtable) {
+        if !self.wants(memtable.max_version()) {
+            return;
+        }
+        let mark = memtable.mark(self.place, self.version, self.sequence);
+        let found = memtable.get(self.place, self.version, self.sequence);
+        match (found, mark) {
+            (Some((key, value)), mark)
+                if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
+            {
+                let put = key.kind == Kind::Put;
+                self.offer(key.version, || put.then(|| Bytes::copy_from_slice(value)));
+            }
+            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, None) => {}
+        }
+    }
+
+    /// Asks a table; `near` is from the lookup before, if there is a run of them.
+    pub(super) fn ask_table(&mut self, file: &TableFile, near: Option<&mut Near>) -> Result<()> {
+        let Some(max_version) = file.meta.properties.max_version(self.keyspace.id) else {
+            return Ok(());
+        };
+        if !self.wants(max_version) {
+            return Ok(());
+        }
+        let table = file.table()?;
+        if planted(Bug::FilterHidesRanges) && !table.may_hold(self.hash) {
+            return Ok(());
+        }
+        let marks = table.tombstones().around(self.place).marks;
+        let mark = highest_seen(marks, self.version, self.sequence);
+        let found = table.get(self.place, self.hash, self.version, self.sequence, near)?;
+        match (found, mark) {
+            (Some(found), mark)
+                if mark.is_none_or(|mark| !mark.hides(found.version, found.sequence)) =>
+            {
+                let put = found.kind == Kind::Put;
+                self.offer(found.version, || put.then_some(found.value));
+            }
+            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, None) => {}
+        }
+        Ok(())
+    }
+}
