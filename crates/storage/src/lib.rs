@@ -62,6 +62,7 @@ mod memtable;
 mod merge;
 mod model;
 mod options;
+mod planted;
 mod stats;
 mod table;
 #[cfg(test)]

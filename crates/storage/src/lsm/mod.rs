@@ -9,6 +9,7 @@
 //! while waiting for other work; `manifest` is held over the write and sync of an edit, the others
 //! are short.
 
+mod checkpoint;
 mod compact;
 mod flush;
 mod open;
@@ -200,6 +201,19 @@ impl Lsm {
         }
         keyspace.raise_watermark(version);
         Ok(())
+    }
+
+    /// Makes a directory that opens as an engine of its own and holds what this one holds now, in all
+    /// keyspaces, at the sequence that is returned. Writes go on meanwhile; what is in memory is
+    /// flushed first. Tables are hard links, so it costs no space until compaction here lets go of
+    /// them. It has no log and opens with or without one. Durable on return.
+    ///
+    /// `dir` is made if it is not there, and must be empty and on the same file system. A crash on
+    /// the way leaves it missing, empty, or marked so that it does not open; an error too, unless it
+    /// could be emptied again. Fails with `InvalidArgument` for a directory that can't serve.
+    /// REQUIRES: as [`Lsm::flush`].
+    pub fn checkpoint(&self, dir: &Path) -> Result<Sequence> {
+        self.inner.checkpoint(dir)
     }
 
     /// Gauges and counters.

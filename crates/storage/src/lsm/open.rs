@@ -9,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::{Log, LogOptions, Position};
 
+use super::checkpoint::refuse_incomplete;
 use super::snapshots::Snapshots;
 use super::write::{Commit, Publisher, log_error};
 use super::{Counters, Inner, State, Work};
@@ -37,6 +38,7 @@ impl Inner {
         let made = env.disk.create_dir_all(dir);
         made.map_err(|e| Error::disk(dir, "can't make", &e))?;
         let lock = take_lock(env, dir)?;
+        refuse_incomplete(env.disk.as_ref(), dir)?;
         let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
         let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, cache));
         let current = Manifest::current(env.disk.as_ref(), dir)?;

@@ -117,10 +117,7 @@ impl SkipList {
     fn allocate(&self, size: usize) -> usize {
         let size = size.next_multiple_of(ALIGN);
         let at = self.used.fetch_add(size, Ordering::Relaxed);
-        assert!(
-            at + size <= self.arena.size(),
-            "an insert was not reserved"
-        );
+        assert!(at + size <= self.arena.size(), "an insert was not reserved");
         at
     }
 

@@ -242,9 +242,7 @@ impl Block {
         if self.restarts == 0 {
             return Ok(Lookup::Behind);
         }
-        let mut at = self
-            .restart(self.restart_before(target)?)
-            .ok_or(NONSENSE)?;
+        let mut at = self.restart(self.restart_before(target)?).ok_or(NONSENSE)?;
         let mut matched = 0;
         while at < self.entries_end {
             let (parts, after) = self.entry(at).ok_or(NONSENSE)?;

@@ -37,16 +37,16 @@ pub(super) fn try_dump(engine: &dyn Engine) -> crate::Result<String> {
 }
 
 /// What is done in a run, and the states it goes through.
-struct Script {
+pub(super) struct Script {
     seed: u64,
-    options: Options,
-    batches: Vec<Batch>,
+    pub(super) options: Options,
+    pub(super) batches: Vec<Batch>,
     /// The dump after so many batches.
-    states: Vec<String>,
+    pub(super) states: Vec<String>,
 }
 
 impl Script {
-    fn new(seed: u64, wal: bool, count: usize) -> Self {
+    pub(super) fn new(seed: u64, wal: bool, count: usize) -> Self {
         let mut work = Workload::new(seed);
         work.keys = 20;
         let model = Model::new(&keyspaces());
@@ -177,7 +177,7 @@ impl Script {
 }
 
 /// The machine after a crash of this kind.
-fn up(sim: &Sim, crash: Crash) -> Sim {
+pub(super) fn up(sim: &Sim, crash: Crash) -> Sim {
     let disk = sim.disk.crash_with(crash);
     Sim {
         disk,

@@ -1,5 +1,6 @@
 //! The engine against its model: the same operations, the same answers, whatever the settings.
 
+mod checkpoint;
 mod conformance;
 mod corruption;
 mod crash;
