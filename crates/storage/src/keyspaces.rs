@@ -80,19 +80,24 @@ impl Keyspaces {
                 batch.size_bytes()
             )));
         }
-        for op in batch.iter() {
-            let versioned = self.get(op.keyspace)?.versioned;
-            if versioned != op.version.is_some() {
-                let (is, was) = match versioned {
-                    true => ("keeps versions", "has none"),
-                    false => ("keeps no versions", "has one"),
-                };
-                return Err(Error::invalid(format!(
-                    "keyspace {} {is}, the operation {was}",
-                    op.keyspace.0
-                )));
-            }
+        batch
+            .iter()
+            .try_for_each(|op| self.check_operation(op.keyspace, op.version))
+    }
+
+    /// Fails unless an operation has a version exactly if its keyspace keeps them.
+    pub(crate) fn check_operation(&self, id: KeyspaceId, version: Option<u64>) -> Result<()> {
+        let versioned = self.get(id)?.versioned;
+        if versioned == version.is_some() {
+            return Ok(());
         }
-        Ok(())
+        let (is, was) = match versioned {
+            true => ("keeps versions", "has none"),
+            false => ("keeps no versions", "has one"),
+        };
+        Err(Error::invalid(format!(
+            "keyspace {} {is}, the operation {was}",
+            id.0
+        )))
     }
 }

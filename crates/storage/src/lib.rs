@@ -65,6 +65,7 @@ mod options;
 mod planted;
 mod stats;
 mod table;
+mod table_writer;
 #[cfg(test)]
 mod tests;
 
@@ -73,5 +74,8 @@ pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, S
 pub use error::{Error, ErrorKind, Result};
 pub use lsm::Lsm;
 pub use model::Model;
-pub use options::{Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+pub use options::{
+    Compression, Durability, IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
+};
 pub use stats::{Debt, LevelStats, Stats};
+pub use table_writer::TableWriter;

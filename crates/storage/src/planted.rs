@@ -10,6 +10,14 @@ pub(crate) enum Bug {
     CheckpointUnmarked,
     /// A checkpoint leaves out the last sync of its directory.
     CheckpointUnsynced,
+    /// The manifest gets ingested tables whose files were not synced.
+    IngestUnsynced,
+    /// Excising a range leaves its first key.
+    ExciseOffByOne,
+    /// Ingested tables go below tables that overlap them.
+    IngestTooDeep,
+    /// Snapshots taken before see what is ingested.
+    IngestWithoutSequence,
 }
 
 #[cfg(test)]
@@ -30,11 +38,11 @@ pub(crate) fn is_on(_: Bug) -> bool {
     false
 }
 
-/// Runs something with a bug planted, on this thread.
+/// Whether a check that passes otherwise fails, or panics, with a bug planted on this thread.
 #[cfg(test)]
-pub(crate) fn with<T>(bug: Bug, run: impl FnOnce() -> T) -> T {
+pub(crate) fn is_noticed(bug: Bug, check: impl FnOnce() -> Result<(), String>) -> bool {
     PLANTED.set(Some(bug));
-    let done = run();
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
     PLANTED.set(None);
-    done
+    !matches!(done, Ok(Ok(())))
 }

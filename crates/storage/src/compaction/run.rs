@@ -38,8 +38,8 @@ pub(crate) struct Outputs<'a> {
     /// For the tables below the output: an output that overlaps too many of them ends early, so
     /// that its own compaction is not a large one.
     pub(crate) below: Option<(&'a Levels, usize)>,
-    /// Places from the first to below the second are left out.
-    pub(crate) without: Option<(&'a [u8], Option<&'a [u8]>)>,
+    /// Places from the first of each to below the second are left out.
+    pub(crate) without: &'a [(Vec<u8>, Option<Vec<u8>>)],
 }
 
 /// The tables under way.
@@ -95,6 +95,7 @@ impl Writer<'_> {
             number,
             size_bytes,
             properties,
+            ingested: None,
         }));
         Ok(())
     }
@@ -156,10 +157,10 @@ fn merge(
     cursor.seek_to_first().map_err(Failure::Input)?;
     while cursor.valid() {
         let key = cursor.key();
-        if let Some((from, to)) = writer.outputs.without
-            && key.place >= from
-            && to.is_none_or(|to| key.place < to)
-        {
+        let inside = |(from, to): &&(Vec<u8>, Option<Vec<u8>>)| {
+            key.place >= from.as_slice() && to.as_deref().is_none_or(|to| key.place < to)
+        };
+        if let Some((_, to)) = writer.outputs.without.iter().find(inside) {
             match to {
                 Some(to) => cursor.seek(&Key::first_of(to)).map_err(Failure::Input)?,
                 None => break,

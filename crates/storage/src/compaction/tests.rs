@@ -83,6 +83,7 @@ fn levels(tables: &[(usize, &str, &str, u64)]) -> Levels {
                 largest: last.as_bytes().to_vec(),
                 ..Properties::default()
             },
+            ingested: None,
         };
         edit.added.push((*level, Arc::new(meta)));
     }

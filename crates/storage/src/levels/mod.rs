@@ -109,7 +109,8 @@ impl TableFile {
     }
 
     pub(crate) fn cursor(&self, fill_cache: bool) -> Result<TableCursor> {
-        Ok(TableCursor::new(Arc::clone(self.table()?), fill_cache))
+        let table = Arc::clone(self.table()?);
+        Ok(TableCursor::new(table, fill_cache, self.meta.ingested))
     }
 }
 

@@ -136,7 +136,7 @@ impl Inner {
             options: self.table_options(choice.output),
             table_bytes: self.options.table_bytes,
             below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
-            without: None,
+            without: &[],
         };
         let stop = || self.is_closing();
         let made = compact(choice, levels, &self.keyspaces, keep, &outputs, &stop)?;
@@ -206,7 +206,7 @@ impl Inner {
         self.env.jobs.wait(&self.progress, &mut look, None);
         match failed {
             Some(error) => Err(error),
-            None => self.wait_idle(),
+            None => self.wait_idle().inspect_err(|_| self.end_manual()),
         }
     }
 

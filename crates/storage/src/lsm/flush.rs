@@ -39,7 +39,11 @@ impl Inner {
         outcome.unwrap_or(Ok(target))
     }
 
-    fn flush_outcome(&self, target: Sequence, tried_before: u64) -> Option<Result<Sequence>> {
+    pub(super) fn flush_outcome(
+        &self,
+        target: Sequence,
+        tried_before: u64,
+    ) -> Option<Result<Sequence>> {
         let flushed = self.flushed.load(Ordering::Acquire);
         if flushed >= target {
             return Some(Ok(flushed));
@@ -127,7 +131,7 @@ impl Inner {
             options: self.table_options(0),
             table_bytes: u64::MAX,
             below: None,
-            without: None,
+            without: &[],
         };
         // Memtables above are newer; older ones are flushed.
         let at_bottom = |place: &[u8]| levels.nothing_from(0, place);
@@ -204,7 +208,12 @@ impl Inner {
             next.levels = Arc::new(levels);
             if let Some(sealed) = flushed {
                 next.sealed.retain(|s| s.last != sealed.last);
-                self.flushed.store(sealed.last, Ordering::Release);
+            }
+            if let Some(sequence) = edit.flushed_sequence {
+                if flushed.is_none() {
+                    next.ingested = sequence;
+                }
+                self.flushed.store(sequence, Ordering::Release);
             }
             *state = Arc::new(next);
         }

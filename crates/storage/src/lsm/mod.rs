@@ -12,6 +12,7 @@
 mod checkpoint;
 mod compact;
 mod flush;
+mod ingest;
 mod open;
 mod read;
 mod remove;
@@ -37,7 +38,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
-use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::stats::{Debt, LevelStats, Stats};
 use compact::Manual;
 use snapshots::Snapshots;
@@ -62,6 +63,8 @@ struct State {
     /// The newest first.
     sealed: Vec<Arc<Sealed>>,
     levels: Arc<Levels>,
+    /// The last operation that the levels got by an ingest: visible to whoever reads them.
+    ingested: Sequence,
 }
 
 /// Background work: what runs, and what went wrong.
@@ -214,6 +217,22 @@ impl Lsm {
     /// REQUIRES: as [`Lsm::flush`].
     pub fn checkpoint(&self, dir: &Path) -> Result<Sequence> {
         self.inner.checkpoint(dir)
+    }
+
+    /// Takes in tables that a [`TableWriter`](crate::TableWriter) made, as one write: with what is to
+    /// be excised gone, all of them and the batch in the options become durable and visible together,
+    /// at the sequence that is returned; a crash leaves all of that or nothing. Snapshots taken before
+    /// do not see what comes in. What is excised goes as by [`Lsm::remove_range`].
+    ///
+    /// The tables must not overlap each other. They go as deep into the levels as they fit. Their files
+    /// get a second name here, so they must be on this file system, and must not be changed
+    /// afterwards. What was written before is flushed first; writes that come meanwhile go on, but
+    /// return only when this is done.
+    ///
+    /// Fails with `InvalidArgument` for what can't be taken in and `Corruption` for a file that is no
+    /// sound table; nothing was done then. REQUIRES: as [`Lsm::flush`].
+    pub fn ingest(&self, files: &[PathBuf], options: &IngestOptions<'_>) -> Result<Sequence> {
+        self.inner.ingest(files, options)
     }
 
     /// Gauges and counters.

@@ -95,6 +95,7 @@ impl Inner {
             active: Arc::clone(&memtable),
             sealed: Vec::new(),
             levels: Arc::new(recovered.levels),
+            ingested: 0,
         };
         Inner {
             env: env.clone(),

@@ -56,7 +56,8 @@ impl Lookup<'_> {
         let Some(max_version) = file.meta.properties.max_version(self.keyspace.id) else {
             return Ok(());
         };
-        if !self.wants(max_version) {
+        let later = file.meta.ingested.is_some_and(|came| came > self.sequence);
+        if !self.wants(max_version) || later {
             return Ok(());
         }
         let table = file.table()?;
@@ -82,10 +83,26 @@ impl Inner {
         Ok(keyspace)
     }
 
+    /// Where a read of a state stands that asks for the newest.
+    fn visible_in(&self, state: &State) -> Sequence {
+        self.publisher.visible().max(state.ingested)
+    }
+
+    /// A state, and where a read of many keys stands in it: there is no ingest between the two.
+    fn state_and_sequence(&self) -> (Arc<State>, Sequence) {
+        loop {
+            let state = self.state();
+            let sequence = self.visible_in(&state);
+            if self.state().ingested == state.ingested {
+                return (state, sequence);
+            }
+        }
+    }
+
     pub(super) fn get(&self, id: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         let state = self.state();
         let keyspace = self.check_version(id, at.version)?;
-        let sequence = at.sequence().unwrap_or_else(|| self.publisher.visible());
+        let sequence = at.sequence().unwrap_or_else(|| self.visible_in(&state));
         let place = PlaceBuf::new(id, key);
         let mut lookup = Lookup {
             keyspace,
@@ -103,10 +120,9 @@ impl Inner {
     }
 
     pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
-        let state = self.state();
+        let (state, sequence) = self.state_and_sequence();
         self.check_version(id, options.at.version)?;
-        let sequence = options.at.sequence();
-        let sequence = sequence.unwrap_or_else(|| self.publisher.visible());
+        let sequence = options.at.sequence().unwrap_or(sequence);
         let (lower, upper) = bounds(id, &options.lower, options.upper.as_deref());
         let mut sources: Vec<Box<dyn Cursor>> = vec![Box::new(state.active.cursor())];
         for sealed in &state.sealed {

@@ -7,10 +7,10 @@ use quorate_env::{Disk, File};
 
 use super::block::BlockBuilder;
 use super::filter::FilterBuilder;
-use super::format::{Footer, Handle, KeyspaceProperties, MAGIC, Properties, seal_block};
+use super::format::{Footer, Handle, MAGIC, Properties, seal_block};
 use crate::error::{Error, Result};
 use crate::header;
-use crate::key::{Key, Kind, keyspace_of};
+use crate::key::{Key, Kind};
 use crate::options::Compression;
 
 /// How many entries lie between restart points.
@@ -98,7 +98,7 @@ impl TableBuilder {
             self.filter.add(key.place);
         }
         self.block.add(key, value);
-        self.count(key, value);
+        self.properties.count(key, value);
         self.last.0.clear();
         self.last.0.extend_from_slice(key.place);
         self.last.1 = key.version;
@@ -115,37 +115,6 @@ impl TableBuilder {
             version: self.last.1,
             sequence: self.last.2,
             kind: Kind::Put,
-        }
-    }
-
-    fn count(&mut self, key: &Key<'_>, value: &[u8]) {
-        let p = &mut self.properties;
-        let deletion = u64::from(key.kind == Kind::Delete);
-        if p.entries == 0 {
-            p.min_sequence = u64::MAX;
-            p.smallest = key.place.to_vec();
-        }
-        p.entries += 1;
-        p.deletions += deletion;
-        p.place_bytes += key.place.len() as u64;
-        p.value_bytes += value.len() as u64;
-        p.min_sequence = p.min_sequence.min(key.sequence);
-        p.max_sequence = p.max_sequence.max(key.sequence);
-        let id = keyspace_of(key.place);
-        if p.keyspaces.last().is_none_or(|k| k.id != id) {
-            p.keyspaces.push(KeyspaceProperties {
-                id,
-                entries: 0,
-                deletions: 0,
-                min_version: u64::MAX,
-                max_version: 0,
-            });
-        }
-        if let Some(k) = p.keyspaces.last_mut() {
-            k.entries += 1;
-            k.deletions += deletion;
-            k.min_version = k.min_version.min(key.version);
-            k.max_version = k.max_version.max(key.version);
         }
     }
 

@@ -10,6 +10,7 @@ use super::block::Damage;
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{Error, Result};
 use crate::header::Magic;
+use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId};
 
 pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
@@ -148,6 +149,38 @@ pub(crate) struct Properties {
 }
 
 impl Properties {
+    /// Counts one more entry, which is after all before it. `largest` is set by whoever knows that
+    /// it was the last.
+    pub(crate) fn count(&mut self, key: &Key<'_>, value: &[u8]) {
+        let deletion = u64::from(key.kind == Kind::Delete);
+        if self.entries == 0 {
+            self.min_sequence = u64::MAX;
+            self.smallest = key.place.to_vec();
+        }
+        self.entries += 1;
+        self.deletions += deletion;
+        self.place_bytes += key.place.len() as u64;
+        self.value_bytes += value.len() as u64;
+        self.min_sequence = self.min_sequence.min(key.sequence);
+        self.max_sequence = self.max_sequence.max(key.sequence);
+        let id = keyspace_of(key.place);
+        if self.keyspaces.last().is_none_or(|k| k.id != id) {
+            self.keyspaces.push(KeyspaceProperties {
+                id,
+                entries: 0,
+                deletions: 0,
+                min_version: u64::MAX,
+                max_version: 0,
+            });
+        }
+        if let Some(k) = self.keyspaces.last_mut() {
+            k.entries += 1;
+            k.deletions += deletion;
+            k.min_version = k.min_version.min(key.version);
+            k.max_version = k.max_version.max(key.version);
+        }
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for number in [
             self.entries,

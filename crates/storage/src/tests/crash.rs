@@ -279,6 +279,13 @@ impl Disk for Forgetful {
     }
 }
 
+/// The same machine with a disk that does not sync files with this ending.
+pub(super) fn forgetful(env: Env, what: &'static str) -> Env {
+    let disk = Arc::clone(&env.disk);
+    let disk = Arc::new(Forgetful { disk, what });
+    Env { disk, ..env }
+}
+
 #[test]
 fn crash_check_finds_every_kind_of_forgotten_sync() {
     // The log's files are synced under the name that they are made with.
@@ -288,13 +295,7 @@ fn crash_check_finds_every_kind_of_forgotten_sync() {
         ("", false),
         ("spare", true),
     ] {
-        let wrap = |env: Env| Env {
-            disk: Arc::new(Forgetful {
-                disk: Arc::clone(&env.disk),
-                what,
-            }),
-            ..env
-        };
+        let wrap = |env: Env| forgetful(env, what);
         let found = (0..3).find_map(|seed| {
             let script = Script::new(seed, wal, 40);
             script.crash_everywhere(&wrap).err()
