@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::options::{KeyspaceId, KeyspaceOptions};
 
 /// All keyspaces, found by number.
@@ -64,6 +64,21 @@ impl Keyspaces {
     pub(crate) fn get(&self, id: KeyspaceId) -> Result<&Keyspace> {
         let missing = || Error::invalid(format!("there is no keyspace {}", id.0));
         self.find(id).ok_or_else(missing)
+    }
+
+    /// A keyspace, if a read at this version may be answered from it: fails if compaction may have
+    /// dropped what it would see. To be called when the read has its state: what is dropped from that
+    /// was below the watermark before.
+    pub(crate) fn check_version(&self, id: KeyspaceId, version: u64) -> Result<&Keyspace> {
+        let keyspace = self.get(id)?;
+        let watermark = keyspace.watermark();
+        if keyspace.versioned && version < watermark {
+            return Err(Error::new(
+                ErrorKind::Dropped,
+                format!("version {version} is below the watermark {watermark}"),
+            ));
+        }
+        Ok(keyspace)
     }
 
     /// Fails if the engine can't take this batch.

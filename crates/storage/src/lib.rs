@@ -72,10 +72,10 @@ mod tests;
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
-pub use lsm::Lsm;
+pub use lsm::{Lsm, ReadOnly};
 pub use model::Model;
 pub use options::{
     Compression, Durability, IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
 };
-pub use stats::{Debt, LevelStats, Stats};
+pub use stats::{Debt, LevelStats, STALL_BOUNDS_MICROS, Stats};
 pub use table_writer::TableWriter;

@@ -49,6 +49,10 @@ pub enum Compression {
 }
 
 /// The settings of an engine. Sizes are in bytes.
+///
+/// Each may be another at the next opening, `wal` too: a log that is no longer wanted is written to
+/// tables when the engine opens. What is about tables holds for those that are written from then on.
+/// Of `keyspaces` only more may come.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// All keyspaces. One that the store has and this list lacks, or has otherwise, is an error at

@@ -103,6 +103,13 @@ impl TableFile {
         Ok(self.open.get_or_init(|| Arc::new(table)))
     }
 
+    /// Takes the open file of another handle of the same table.
+    pub(crate) fn share(&self, other: &TableFile) {
+        if let Some(table) = other.open.get() {
+            let _ = self.open.set(Arc::clone(table));
+        }
+    }
+
     /// What it takes in memory, blocks in the cache not counted.
     pub(crate) fn memory_bytes(&self) -> usize {
         self.open.get().map_or(0, |table| table.memory_bytes())
@@ -144,6 +151,11 @@ impl Levels {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[Arc<TableFile>]> {
         self.levels.iter().map(Vec::as_slice)
+    }
+
+    /// A table by its number.
+    pub(crate) fn find(&self, number: u64) -> Option<&Arc<TableFile>> {
+        self.iter().flatten().find(|t| t.meta.number == number)
     }
 
     /// The size of a level.

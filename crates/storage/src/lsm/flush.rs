@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use quorate_env::JobClass;
 
+use super::counters::add;
 use super::{Inner, Sealed, State};
 use crate::compaction::{Failure, Keep, Outputs, write_table};
 use crate::engine::Sequence;
@@ -152,10 +153,9 @@ impl Inner {
             ..Edit::default()
         };
         self.install(&edit, Some(sealed))?;
-        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .flush_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
+        add(&self.counters.flushes, 1);
+        add(&self.counters.flush_bytes, bytes);
+        self.counters.written_to(0, bytes);
         self.release_log();
         Ok(())
     }

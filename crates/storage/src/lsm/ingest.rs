@@ -21,6 +21,7 @@ use std::sync::atomic::Ordering;
 use super::Inner;
 use super::checkpoint::link_error;
 use super::compact::Manual;
+use super::counters::add;
 use crate::batch::Batch;
 use crate::cache::BlockCache;
 use crate::compaction::{Failure, Keep, Outputs, write_table};
@@ -273,6 +274,9 @@ impl Inner {
         }
         self.install(&edit, None).map_err(Failure::Output)?;
         self.release_log();
+        let bytes = came.iter().map(|table| table.size_bytes).sum();
+        add(&self.counters.ingested_tables, came.len() as u64);
+        add(&self.counters.ingested_bytes, bytes);
         Ok(())
     }
 
@@ -324,14 +328,17 @@ impl Inner {
             snapshots: self.snapshots.list(),
         };
         let (not_at_bottom, never) = (|_: &[u8]| false, || false);
-        write_table(
+        let made = write_table(
             &mut memtable.cursor(),
             &self.keyspaces,
             keep,
             &not_at_bottom,
             &outputs,
             &never,
-        )
+        )?;
+        let written = made.iter().map(|meta| meta.size_bytes).sum();
+        self.counters.written_to(0, written);
+        Ok(made)
     }
 }
 

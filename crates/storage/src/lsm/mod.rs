@@ -11,10 +11,12 @@
 
 mod checkpoint;
 mod compact;
+mod counters;
 mod flush;
 mod ingest;
 mod open;
 mod read;
+mod read_only;
 mod remove;
 mod size;
 mod snapshots;
@@ -39,8 +41,10 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
 use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
-use crate::stats::{Debt, LevelStats, Stats};
+use crate::stats::{Debt, Stats};
 use compact::Manual;
+use counters::{Counters, FilterCounters};
+pub use read_only::ReadOnly;
 use snapshots::Snapshots;
 use write::{Commit, Publisher};
 
@@ -65,6 +69,8 @@ struct State {
     levels: Arc<Levels>,
     /// The last operation that the levels got by an ingest: visible to whoever reads them.
     ingested: Sequence,
+    /// One for all states.
+    filters: Arc<FilterCounters>,
 }
 
 /// Background work: what runs, and what went wrong.
@@ -85,19 +91,6 @@ struct Work {
     /// A write or sync failed: nothing more is written.
     poison: Option<Error>,
     closing: bool,
-}
-
-#[derive(Default)]
-struct Counters {
-    batches: AtomicU64,
-    stalls: AtomicU64,
-    stall_micros: AtomicU64,
-    flushes: AtomicU64,
-    flush_bytes: AtomicU64,
-    compactions: AtomicU64,
-    compaction_read_bytes: AtomicU64,
-    compaction_write_bytes: AtomicU64,
-    moves: AtomicU64,
 }
 
 /// What handles and jobs share.
@@ -141,6 +134,16 @@ impl Lsm {
     pub fn open(env: &Env, dir: &Path, options: Options) -> Result<Lsm> {
         let inner = Inner::open(env, dir, options)?;
         Ok(Lsm { inner })
+    }
+
+    /// Opens a store for reading only, beside whoever writes to it: takes no lock, writes nothing.
+    ///
+    /// It sees what manifest and log hold at this moment, also what is written and not synced, which a
+    /// power cut may take; [`ReadOnly::refresh`] goes on to what is newer. All tables are held open,
+    /// so that what the writer removes stays readable. Fails with `InvalidArgument` if there is no
+    /// store, and as [`Lsm::open`].
+    pub fn open_read_only(env: &Env, dir: &Path) -> Result<ReadOnly> {
+        ReadOnly::open(env, dir)
     }
 
     /// Writes all memtables out and waits for it; returns the sequence that is on disk.
@@ -354,45 +357,6 @@ impl Inner {
         self.env.jobs.wait(&self.progress, &mut idle, None);
         self.lock.lock().take();
         flushed
-    }
-
-    fn stats(&self) -> Stats {
-        let state = self.state();
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let c = &self.counters;
-        let last_error = {
-            let work = self.work.lock();
-            let errors = [&work.poison, &work.full, &work.unreadable];
-            errors.into_iter().flatten().next().map(ToString::to_string)
-        };
-        let level = |tables: &[Arc<crate::levels::TableFile>]| LevelStats {
-            files: tables.len() as u64,
-            size_bytes: tables.iter().map(|t| t.meta.size_bytes).sum(),
-        };
-        let tables = || state.levels.iter().flatten();
-        Stats {
-            levels: state.levels.iter().map(level).collect(),
-            memtables: 1 + state.sealed.len() as u64,
-            memtable_bytes: state.memtable_bytes(),
-            table_memory_bytes: tables().map(|t| t.memory_bytes() as u64).sum(),
-            cache_bytes: self.shelf.cache.size_bytes(),
-            cache_hits: self.shelf.cache.hits(),
-            cache_misses: self.shelf.cache.misses(),
-            stalls: get(&c.stalls),
-            stall_micros: get(&c.stall_micros),
-            batches: get(&c.batches),
-            flushes: get(&c.flushes),
-            flush_bytes: get(&c.flush_bytes),
-            compactions: get(&c.compactions),
-            compaction_read_bytes: get(&c.compaction_read_bytes),
-            compaction_write_bytes: get(&c.compaction_write_bytes),
-            moves: get(&c.moves),
-            wal_bytes: self.wal.get().map_or(0, Log::size_bytes),
-            sequence: self.publisher.visible(),
-            flushed_sequence: self.flushed.load(Ordering::Acquire),
-            snapshots: self.snapshots.count() as u64,
-            last_error,
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Opening: the lock, the manifest, the log, and what a crash left behind.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -20,16 +21,36 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
 use crate::memtable::{Memtable, bytes_needed};
-use crate::options::{KeyspaceOptions, Options};
+use crate::options::{KeyspaceId, KeyspaceOptions, Options};
 
 /// What a manifest says, all edits together.
 #[derive(Default)]
-struct Recovered {
-    levels: Levels,
-    keyspaces: Vec<KeyspaceOptions>,
-    flushed: u64,
-    next_file: u64,
-    watermarks: Vec<(crate::options::KeyspaceId, u64)>,
+pub(super) struct Recovered {
+    pub(super) levels: Levels,
+    pub(super) keyspaces: Vec<KeyspaceOptions>,
+    pub(super) flushed: u64,
+    pub(super) next_file: u64,
+    pub(super) watermarks: Vec<(KeyspaceId, u64)>,
+}
+
+impl Recovered {
+    /// The keyspaces; of a store whose manifest was made anew from tables, what these show of them.
+    pub(super) fn keyspaces_or_guess(&self) -> Vec<KeyspaceOptions> {
+        if !self.keyspaces.is_empty() {
+            return self.keyspaces.clone();
+        }
+        let tables = self.levels.iter().flatten();
+        let mut found = BTreeMap::new();
+        for of in tables.flat_map(|t| &t.meta.properties.keyspaces) {
+            *found.entry(of.id).or_insert(false) |= of.max_version > 0;
+        }
+        let keyspace = |(id, versioned): (KeyspaceId, bool)| KeyspaceOptions {
+            id,
+            name: id.0.to_string(),
+            versioned,
+        };
+        found.into_iter().map(keyspace).collect()
+    }
 }
 
 impl Inner {
@@ -96,6 +117,7 @@ impl Inner {
             sealed: Vec::new(),
             levels: Arc::new(recovered.levels),
             ingested: 0,
+            filters: Arc::default(),
         };
         Inner {
             env: env.clone(),
@@ -232,7 +254,7 @@ fn list(env: &Env, dir: &Path) -> Result<Vec<String>> {
     names.map_err(|e| Error::disk(dir, "can't list", &e))
 }
 
-fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered> {
+pub(super) fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered> {
     let mut recovered = Recovered::default();
     for edit in Manifest::read(shelf.disk.as_ref(), &shelf.dir, number)? {
         let applied = recovered.levels.apply(&edit, shelf);

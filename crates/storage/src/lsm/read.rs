@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::counters::Filtered;
 use super::{Inner, State};
 use crate::cursor::Cursor;
 use crate::engine::{Entry, Iter, IterOptions, ReadAt, Sequence};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::iter::{UserIter, bounds};
 use crate::key::{Kind, PlaceBuf};
 use crate::keyspaces::Keyspace;
@@ -33,6 +34,7 @@ struct Lookup<'a> {
     version: u64,
     sequence: Sequence,
     best: Option<(u64, Kind, Bytes)>,
+    filtered: Filtered,
 }
 
 impl Lookup<'_> {
@@ -61,28 +63,20 @@ impl Lookup<'_> {
             return Ok(());
         }
         let table = file.table()?;
-        if let Some(found) = table.get(self.place, self.hash, self.version, self.sequence)? {
-            self.offer(found.version, found.kind, || found.value);
+        if !table.may_hold(self.hash) {
+            self.filtered.stopped += 1;
+            return Ok(());
+        }
+        self.filtered.passed += u64::from(table.has_filter());
+        match table.get(self.place, self.version, self.sequence)? {
+            Some(found) => self.offer(found.version, found.kind, || found.value),
+            None => self.filtered.in_vain += u64::from(table.has_filter()),
         }
         Ok(())
     }
 }
 
 impl Inner {
-    /// Fails if compaction may have dropped what a read at this version would see. To be called
-    /// when the read has its state: what is dropped from it was below the watermark before.
-    fn check_version(&self, keyspace: KeyspaceId, version: u64) -> Result<&Keyspace> {
-        let keyspace = self.keyspaces.get(keyspace)?;
-        let watermark = keyspace.watermark();
-        if keyspace.versioned && version < watermark {
-            return Err(Error::new(
-                ErrorKind::Dropped,
-                format!("version {version} is below the watermark {watermark}"),
-            ));
-        }
-        Ok(keyspace)
-    }
-
     /// Where a read of a state stands that asks for the newest.
     fn visible_in(&self, state: &State) -> Sequence {
         self.publisher.visible().max(state.ingested)
@@ -101,48 +95,69 @@ impl Inner {
 
     pub(super) fn get(&self, id: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         let state = self.state();
-        let keyspace = self.check_version(id, at.version)?;
+        let keyspace = self.keyspaces.check_version(id, at.version)?;
         let sequence = at.sequence().unwrap_or_else(|| self.visible_in(&state));
-        let place = PlaceBuf::new(id, key);
+        state.get(keyspace, key, at.version, sequence)
+    }
+
+    pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
+        let (state, sequence) = self.state_and_sequence();
+        self.keyspaces.check_version(id, options.at.version)?;
+        let sequence = options.at.sequence().unwrap_or(sequence);
+        state.iterate(id, options, sequence)
+    }
+}
+
+impl State {
+    /// The newest entry of a key at a version and sequence.
+    pub(super) fn get(
+        &self,
+        keyspace: &Keyspace,
+        key: &[u8],
+        version: u64,
+        sequence: Sequence,
+    ) -> Result<Option<Entry>> {
+        let place = PlaceBuf::new(keyspace.id, key);
         let mut lookup = Lookup {
             keyspace,
             place: place.as_slice(),
             hash: hash_place(place.as_slice()),
-            version: at.version,
+            version,
             sequence,
             best: None,
+            filtered: Filtered::default(),
         };
-        lookup.ask_all(&state)?;
+        let asked = lookup.ask_all(self);
+        self.filters.count(&lookup.filtered);
+        asked?;
         Ok(match lookup.best {
             Some((version, Kind::Put, value)) => Some(Entry { version, value }),
             _ => None,
         })
     }
 
-    pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
-        let (state, sequence) = self.state_and_sequence();
-        self.check_version(id, options.at.version)?;
-        let sequence = options.at.sequence().unwrap_or(sequence);
+    /// An iterator over what a read at this sequence sees.
+    pub(super) fn iterate(
+        &self,
+        id: KeyspaceId,
+        options: &IterOptions,
+        sequence: Sequence,
+    ) -> Result<Box<dyn Iter>> {
         let (lower, upper) = bounds(id, &options.lower, options.upper.as_deref());
-        let mut sources: Vec<Box<dyn Cursor>> = vec![Box::new(state.active.cursor())];
-        for sealed in &state.sealed {
+        let mut sources: Vec<Box<dyn Cursor>> = vec![Box::new(self.active.cursor())];
+        for sealed in &self.sealed {
             sources.push(Box::new(sealed.memtable.cursor()));
         }
         let concerns = |t: &&Arc<TableFile>| {
             let p = &t.meta.properties;
             p.largest >= lower && upper.as_ref().is_none_or(|upper| p.smallest < *upper)
         };
-        for table in state.levels.level(0).iter().filter(concerns) {
+        for table in self.levels.level(0).iter().filter(concerns) {
             sources.push(Box::new(table.cursor(true)?));
         }
         for level in 1..LEVELS {
-            let tables: Vec<_> = state
-                .levels
-                .level(level)
-                .iter()
-                .filter(concerns)
-                .cloned()
-                .collect();
+            let tables = self.levels.level(level).iter().filter(concerns);
+            let tables: Vec<_> = tables.cloned().collect();
             if !tables.is_empty() {
                 sources.push(Box::new(LevelCursor::new(tables, true)));
             }

@@ -128,6 +128,9 @@ impl Inner {
             &outputs,
             &stop,
         )?;
+        let written = made.iter().map(|meta| meta.size_bytes).sum();
+        self.counters.read_from(level, table.meta.size_bytes);
+        self.counters.written_to(level, written);
         edit.added
             .extend(made.into_iter().map(|meta| (level, meta)));
         Ok(())

@@ -118,18 +118,14 @@ impl Table {
         Ok(block)
     }
 
-    /// The newest entry of a place at `version` or below that `sequence` sees. `hash` is that of
-    /// the place.
+    /// The newest entry of a place at `version` or below that `sequence` sees. The caller asks the
+    /// filter before.
     pub(crate) fn get(
         &self,
         place: &[u8],
-        hash: u64,
         version: u64,
         sequence: Sequence,
     ) -> Result<Option<Found>> {
-        if !self.filter.may_hold(hash) {
-            return Ok(None);
-        }
         let target = Key::seek(place, version);
         let position = self.index.position(&target);
         let mut at = position.map_err(|what| self.index_damaged(what))?;
@@ -180,9 +176,13 @@ impl Table {
         Ok(Block::new(bytes)?)
     }
 
-    /// Whether the filter lets a place pass.
-    pub(super) fn may_hold(&self, hash: u64) -> bool {
+    /// Whether the filter lets a place with this hash pass.
+    pub(crate) fn may_hold(&self, hash: u64) -> bool {
         self.filter.may_hold(hash)
+    }
+
+    pub(crate) fn has_filter(&self) -> bool {
+        self.filter.size_bytes() > 0
     }
 }
 

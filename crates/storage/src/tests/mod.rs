@@ -6,4 +6,6 @@ mod corruption;
 mod crash;
 mod faults;
 mod ingest;
+mod options;
+mod read_only;
 mod workload;
