@@ -53,6 +53,7 @@ mod cursor;
 mod engine;
 mod error;
 mod header;
+pub mod inspect;
 mod iter;
 mod key;
 mod keyspaces;

@@ -96,11 +96,21 @@ impl TableFile {
         let shelf = &self.shelf;
         let table = Table::open(
             shelf.disk.as_ref(),
-            &table_path(&shelf.dir, self.meta.number),
+            &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
         )?;
         Ok(self.open.get_or_init(|| Arc::new(table)))
+    }
+
+    /// Where its file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        table_path(&self.shelf.dir, self.meta.number)
+    }
+
+    /// The disk with its file.
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        self.shelf.disk.as_ref()
     }
 
     /// Takes the open file of another handle of the same table.

@@ -9,14 +9,14 @@
 //! while waiting for other work; `manifest` is held over the write and sync of an edit, the others
 //! are short.
 
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod compact;
 mod counters;
 mod flush;
 mod ingest;
-mod open;
+pub(crate) mod open;
 mod read;
-mod read_only;
+pub(crate) mod read_only;
 mod remove;
 mod size;
 mod snapshots;

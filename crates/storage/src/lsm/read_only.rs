@@ -52,7 +52,7 @@ struct View {
 }
 
 impl ReadOnly {
-    pub(super) fn open(env: &Env, dir: &Path) -> Result<ReadOnly> {
+    pub(crate) fn open(env: &Env, dir: &Path) -> Result<ReadOnly> {
         let options = Options::default();
         let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
         let view = View::read(env, dir, &cache, None)?;
@@ -231,7 +231,7 @@ fn may_pass(error: &Error) -> bool {
 }
 
 /// All batches of a log, each with its first sequence.
-pub(super) fn read_log(env: &Env, dir: &Path) -> Result<Vec<(Sequence, Batch)>> {
+pub(crate) fn read_log(env: &Env, dir: &Path) -> Result<Vec<(Sequence, Batch)>> {
     let mut batches = Vec::new();
     let mut replay = |_: Position, record: &[u8]| {
         batches.push(Batch::decode(record)?);

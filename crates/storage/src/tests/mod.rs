@@ -6,6 +6,7 @@ mod corruption;
 mod crash;
 mod faults;
 mod ingest;
+mod inspect;
 mod options;
 mod read_only;
 mod workload;
