@@ -260,15 +260,14 @@ impl Block {
             let rest = &target.place[matched..];
             let common = common_prefix(parts.own, rest);
             matched += common;
+            let visible = parts.version <= target.version && parts.sequence <= sequence;
             match (parts.own.get(common), rest.get(common)) {
-                (None, None) => {
-                    if parts.version <= target.version && parts.sequence <= sequence {
-                        return Ok(Lookup::Found(FoundInBlock {
-                            version: parts.version,
-                            kind: parts.kind,
-                            value: parts.value,
-                        }));
-                    }
+                (None, None) if visible => {
+                    return Ok(Lookup::Found(FoundInBlock {
+                        version: parts.version,
+                        kind: parts.kind,
+                        value: parts.value,
+                    }));
                 }
                 (Some(own), Some(wanted)) if own > wanted => return Ok(Lookup::Absent),
                 (Some(_), None) => return Ok(Lookup::Absent),
