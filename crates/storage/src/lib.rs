@@ -33,6 +33,12 @@
 //! That is what an engine without a log promises after a crash: a prefix of the batches, up to
 //! [`Lsm::flushed_sequence`] at least.
 //!
+//! # From outside
+//!
+//! [`Lsm::checkpoint`] makes a directory that is an engine of its own, by hard links. [`Lsm::ingest`]
+//! takes in tables of a [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`]
+//! reads beside a writer. [`inspect`] looks at a store that nobody has open, and repairs it.
+//!
 //! # What it does when things go wrong
 //!
 //! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends
