@@ -4,7 +4,7 @@ use std::path::Path;
 
 use quorate_env::{Disk, Env};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::format::{self, HEADER_LEN, SEAL, SegmentId};
 use crate::log::{Position, Replay};
 use crate::recovery::synced_beyond;
@@ -13,8 +13,10 @@ use crate::segment::Folder;
 /// Gives every record that is in a log now to `replay`, in order, and touches nothing; a directory
 /// that is not there is an empty log. The last records may be ones that a power cut would take.
 ///
-/// While somebody writes, what is read may change under it: an error may then be no damage, and the
-/// caller tries again. Records that it got before an error mean nothing.
+/// While somebody writes, segments may be released meanwhile: those are passed over, with all before
+/// them, so that there may be a gap in the records, before which none is needed. And what is read may
+/// change under it: an error may then be no damage, and the caller tries again. Records that it got
+/// before an error mean nothing.
 pub fn scan(env: &Env, dir: &Path, replay: Replay<'_>) -> Result<()> {
     let disk = env.disk.as_ref();
     let exists = disk.exists(dir);
@@ -47,13 +49,10 @@ fn scan_segment(
     is_last: bool,
     replay: Replay<'_>,
 ) -> Result<()> {
-    let bytes = disk.read(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            let message = format!("{} was there and is gone", path.display());
-            Error::new(ErrorKind::NotFound, message)
-        }
-        _ => Error::io("can't read", path, &e),
-    })?;
+    let bytes = match disk.read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        read => read.map_err(|e| Error::io("can't read", path, &e))?,
+    };
     let id: SegmentId = format::decode_header(path, &bytes)?;
     if id.segment != segment || *log.get_or_insert(id.log) != id.log {
         return Err(Error::corruption(

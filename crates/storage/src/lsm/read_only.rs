@@ -3,9 +3,10 @@
 //! What is read is put together without a lock, in an order that makes it sound: first the log, then
 //! the manifest. The log forgets only what tables hold, so what the later manifest does not call
 //! flushed is in the earlier log. Then all tables are opened: a file that is open stays readable when
-//! its name goes. A table may be gone before that, or a file change while it is read: then all of it is
-//! tried again.
+//! its name goes. A table may be gone before that: then the manifest has changed too, and is read again,
+//! and only what is new has to be opened.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,12 +23,14 @@ use crate::cache::BlockCache;
 use crate::engine::{Engine, Entry, Iter, IterOptions, ReadAt, Sequence, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::keyspaces::Keyspaces;
-use crate::levels::{Levels, Manifest, Shelf};
+use crate::levels::{Levels, Manifest, Shelf, TableFile};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 
 /// How often it is tried to read what changes meanwhile.
-const TRIES: usize = 20;
+const TRIES: usize = 100;
+/// The same of the log, which is long and where it is rare.
+const LOG_TRIES: usize = 5;
 /// The most that one memtable takes of the log.
 const MEMTABLE_BYTES: usize = 64 << 20;
 
@@ -66,7 +69,8 @@ impl ReadOnly {
     }
 
     /// Goes on to what the store is now; returns the sequence. Iterators and snapshots made before
-    /// stay where they are. On failure nothing changes.
+    /// stay where they are. On failure nothing changes; `Io` also says that the writer replaced tables
+    /// faster than they could be opened, and to refresh again.
     pub fn refresh(&self) -> Result<Sequence> {
         let _alone = self.refreshing.lock();
         let before = self.view();
@@ -143,36 +147,32 @@ impl std::fmt::Debug for ReadOnly {
 impl View {
     /// Reads the store; tables that `open` has open already are shared with it.
     fn read(env: &Env, dir: &Path, cache: &Arc<BlockCache>, open: Option<&Levels>) -> Result<View> {
-        let mut tries = 0;
-        loop {
-            match View::try_read(env, dir, cache, open) {
-                Err(error) if may_pass(&error) && tries < TRIES => tries += 1,
-                done => return done,
-            }
-        }
-    }
-
-    fn try_read(
-        env: &Env,
-        dir: &Path,
-        cache: &Arc<BlockCache>,
-        open: Option<&Levels>,
-    ) -> Result<View> {
         refuse_incomplete(env.disk.as_ref(), dir)?;
-        let batches = read_log(env, &dir.join("wal"))?;
-        let Some(number) = Manifest::current(env.disk.as_ref(), dir)? else {
-            let text = format!("{} holds no store", dir.display());
-            return Err(Error::invalid(text));
-        };
+        let batches = again_if_it_may_pass(LOG_TRIES, || read_log(env, &dir.join("wal")))?;
         let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, Arc::clone(cache)));
-        let recovered = read_manifest(&shelf, number)?;
-        for table in recovered.levels.iter().flatten() {
-            match open.and_then(|levels| levels.find(table.meta.number)) {
-                Some(there) => table.share(there),
-                None => drop(table.table()?),
+        // What is open stays readable, so that each try has less to open than the one before.
+        let mut held: BTreeMap<u64, Arc<TableFile>> = BTreeMap::new();
+        if let Some(levels) = open {
+            let tables = levels.iter().flatten();
+            held.extend(tables.map(|t| (t.meta.number, Arc::clone(t))));
+        }
+        let mut before = None;
+        for _ in 0..TRIES {
+            let recovered = again_if_it_may_pass(TRIES, || current(&shelf))?;
+            match hold_tables(&recovered, &mut held)? {
+                None => return View::new(recovered, batches),
+                // The writer removes a table only when the manifest no longer has it.
+                Some(missing) if before == Some(recovered.as_edit()) => return Err(missing),
+                Some(_) => before = Some(recovered.as_edit()),
             }
         }
-        View::new(recovered, batches)
+        Err(Error::new(
+            ErrorKind::Io,
+            format!(
+                "{}: its tables are replaced faster than they can be opened; refresh again",
+                dir.display()
+            ),
+        ))
     }
 
     fn new(recovered: Recovered, batches: Vec<(Sequence, Batch)>) -> Result<View> {
@@ -225,9 +225,52 @@ impl View {
     }
 }
 
-/// Whether what went wrong may be the work of somebody who writes.
-fn may_pass(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corruption | ErrorKind::Io)
+/// Tries again what may have failed because somebody writes.
+fn again_if_it_may_pass<T>(tries: usize, mut read: impl FnMut() -> Result<T>) -> Result<T> {
+    let may_pass = |e: &Error| matches!(e.kind(), ErrorKind::Corruption | ErrorKind::Io);
+    for _ in 1..tries {
+        match read() {
+            Err(error) if may_pass(&error) => {}
+            done => return done,
+        }
+    }
+    read()
+}
+
+/// What the manifest that counts says now.
+fn current(shelf: &Arc<Shelf>) -> Result<Recovered> {
+    match Manifest::current(shelf.disk.as_ref(), &shelf.dir)? {
+        Some(number) => read_manifest(shelf, number),
+        None => {
+            let text = format!("{} holds no store", shelf.dir.display());
+            Err(Error::invalid(text))
+        }
+    }
+}
+
+/// Opens all tables, or takes them from those that are held, and holds them. Returns the error of
+/// one that is no longer there, if any is not.
+fn hold_tables(
+    recovered: &Recovered,
+    held: &mut BTreeMap<u64, Arc<TableFile>>,
+) -> Result<Option<Error>> {
+    let mut missing = None;
+    for table in recovered.levels.iter().flatten() {
+        if let Some(there) = held.get(&table.meta.number) {
+            table.share(there);
+        }
+        match table.table() {
+            Ok(_) => drop(held.insert(table.meta.number, Arc::clone(table))),
+            Err(error) => {
+                let there = table.disk().exists(&table.path());
+                match there {
+                    Ok(false) => missing = Some(error),
+                    _ => return Err(error),
+                }
+            }
+        }
+    }
+    Ok(missing)
 }
 
 /// All batches of a log, each with its first sequence.

@@ -9,7 +9,7 @@ use quorate_env::sim::{Crash, Sim};
 use quorate_env::{Disk, DiskLock, Env, File, Space};
 
 use super::crash::{Script, dump, up};
-use super::workload::{META, dir, keyspaces, tiny};
+use super::workload::{AtEnd, META, dir, keyspaces, tiny};
 use crate::planted::{self, Bug};
 use crate::{Batch, Engine, ErrorKind, Lsm, Options, ReadAt, WriteOptions};
 
@@ -186,6 +186,7 @@ fn lsm_checkpoints_beside_writers_hold_whole_batches() {
                 }
             }
         });
+        let _done = AtEnd(&done);
         for round in 0..10 {
             let path = PathBuf::from(format!("/checkpoint-{round}"));
             let before = written.load(Ordering::Acquire);
@@ -201,7 +202,6 @@ fn lsm_checkpoints_beside_writers_hold_whole_batches() {
             assert!(at == 0 || get(&at.to_be_bytes()).is_some());
             assert!(get(&(at + 1).to_be_bytes()).is_none());
         }
-        done.store(true, Ordering::Release);
     });
 }
 

@@ -12,7 +12,7 @@ use quorate_env::sim::{Crash, Fault, Sim, SimDisk};
 use quorate_env::{Disk, Env};
 
 use super::crash::{Script, dump, up};
-use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, tiny};
+use super::workload::{AtEnd, DATA, FAR, META, Workload, dir, keyspaces, tiny};
 use crate::planted::{self, Bug};
 use crate::{
     Batch, Engine, ErrorKind, IngestOptions, IterOptions, KeyRange, KeyspaceId, Lsm, Model,
@@ -563,6 +563,7 @@ fn lsm_ingest_beside_writers_is_seen_whole() {
                 assert!(matches!(listed.len(), 0 | 4), "{listed:?}");
             }
         });
+        let _done = AtEnd(&done);
         for round in 0..40u8 {
             let name = format!("{round}");
             let keys: [&[u8]; 3] = [&[round], &[round, 1], &[200]];
@@ -576,7 +577,6 @@ fn lsm_ingest_beside_writers_is_seen_whole() {
             };
             lsm.ingest(&[file], &ingest).unwrap();
         }
-        done.store(true, Ordering::Release);
     });
     lsm.close().unwrap();
 }

@@ -2,14 +2,14 @@
 //! the disk changes by it.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use quorate_env::Env;
 use quorate_env::sim::Sim;
 
 use super::conformance::try_list;
 use super::crash::{Script, dump};
-use super::workload::{DATA, META, dir, keyspaces, tiny};
+use super::workload::{AtEnd, DATA, META, dir, keyspaces, tiny};
 use crate::{
     Batch, Durability, Engine, ErrorKind, IngestOptions, IterOptions, KeyRange, Lsm, Options,
     ReadAt, ReadOnly, WriteOptions,
@@ -139,10 +139,14 @@ fn read_only_beside_a_busy_writer_sees_whole_batches() {
         ..tiny()
     };
     let lsm = Lsm::open(&env, dir(), options.clone()).unwrap();
-    let done = AtomicBool::new(false);
+    let (done, allowed) = (AtomicBool::new(false), AtomicU64::new(100));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for n in 1u64.. {
+                // Not so far ahead that the reader never gets anywhere.
+                while n > allowed.load(Ordering::Acquire) && !done.load(Ordering::Acquire) {
+                    std::thread::yield_now();
+                }
                 let mut batch = Batch::new();
                 for part in 0..3u8 {
                     batch.put(META, &[part], &n.to_be_bytes());
@@ -163,6 +167,7 @@ fn read_only_beside_a_busy_writer_sees_whole_batches() {
                 }
             }
         });
+        let _done = AtEnd(&done);
         let view = loop {
             if let Ok(view) = open(&env) {
                 break view;
@@ -170,6 +175,7 @@ fn read_only_beside_a_busy_writer_sees_whole_batches() {
         };
         let mut last = 0;
         for _ in 0..300 {
+            allowed.fetch_add(40, Ordering::AcqRel);
             let written = lsm.stats().sequence;
             let sequence = view.refresh().unwrap();
             assert!(sequence >= written.max(last), "what was written is seen");
@@ -184,7 +190,6 @@ fn read_only_beside_a_busy_writer_sees_whole_batches() {
             });
             assert_eq!(newest, at, "a batch is seen whole across keyspaces");
         }
-        done.store(true, Ordering::Release);
     });
     lsm.close().unwrap();
     assert!(env.disk.exists(&dir().join("CURRENT")).unwrap());
