@@ -342,6 +342,31 @@ fn log_on_a_full_disk_refuses_and_goes_on_when_there_is_space() {
     );
 }
 
+/// Segments are so small that the writer is often faster than the job that prepares the next one: then
+/// both make a file, and it must not matter who is first.
+#[test]
+fn log_that_outruns_its_preparation_loses_nothing() {
+    for round in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::real(1);
+        let log = Log::open(&env, folder.path(), small(), &mut |_, _| Ok(())).unwrap();
+        for n in 0..600_u32 {
+            let mut record = vec![0; 900];
+            record[..4].copy_from_slice(&n.to_le_bytes());
+            log.append(&[&record], Durability::Buffered).unwrap();
+        }
+        drop(log);
+        let mut found = 0;
+        let reopened = Log::open(&Env::real(1), folder.path(), small(), &mut |_, record| {
+            assert_eq!(record[..4], u32::to_le_bytes(found));
+            found += 1;
+            Ok(())
+        });
+        reopened.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(found, 600, "round {round}");
+    }
+}
+
 /// A log on a disk with room for little, told to wait; twenty records are queued, and what became of
 /// each. `when_full` runs once, while they wait.
 fn wait_on_a_full_disk(when_full: impl FnOnce(&Sim, &Log) + Send + 'static) -> (Sim, Vec<bool>) {
