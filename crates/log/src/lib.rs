@@ -23,6 +23,7 @@ mod error;
 mod format;
 mod log;
 mod recovery;
+mod scan;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -30,3 +31,4 @@ mod writer;
 
 pub use error::{Error, ErrorKind, Result};
 pub use log::{Completion, Durability, Log, LogOptions, Position, Replay, Ticket, WhenFull};
+pub use scan::scan;

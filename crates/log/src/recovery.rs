@@ -129,7 +129,7 @@ fn replay_segment(
 }
 
 /// Looks past the end for a sound record that proves that the log was synced beyond it.
-fn synced_beyond(bytes: &[u8], end: usize, id: SegmentId) -> Option<u32> {
+pub(crate) fn synced_beyond(bytes: &[u8], end: usize, id: SegmentId) -> Option<u32> {
     let mut at = end + 8;
     while at < bytes.len() {
         if let Some(record) = format::decode_record(&bytes[at..], id)

@@ -101,20 +101,22 @@ pub struct Entry {
 #[derive(Clone)]
 pub struct Snapshot {
     sequence: Sequence,
-    _hold: Arc<dyn Any + Send + Sync>,
+    hold: Arc<dyn Any + Send + Sync>,
 }
 
 impl Snapshot {
     pub(crate) fn new(sequence: Sequence, hold: Arc<dyn Any + Send + Sync>) -> Self {
-        Snapshot {
-            sequence,
-            _hold: hold,
-        }
+        Snapshot { sequence, hold }
     }
 
     /// The last operation it sees.
     pub fn sequence(&self) -> Sequence {
         self.sequence
+    }
+
+    /// What it holds, if it is of this kind.
+    pub(crate) fn hold<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.hold).downcast().ok()
     }
 }
 

@@ -12,6 +12,7 @@
 //!   down) holds the higher sequences.
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use crate::options::KeyspaceId;
 
@@ -81,6 +82,18 @@ impl<'a> Key<'a> {
             .cmp(other.place)
             .then_with(|| other.version.cmp(&self.version))
             .then_with(|| other.sequence.cmp(&self.sequence))
+    }
+}
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.place.get(KEYSPACE_BYTES..).unwrap_or_default();
+        let key = key.escape_ascii();
+        write!(f, "key \"{key}\" of keyspace {}", keyspace_of(self.place).0)?;
+        match self.version {
+            0 => Ok(()),
+            version => write!(f, " at version {version}"),
+        }
     }
 }
 

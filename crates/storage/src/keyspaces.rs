@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 use crate::condition::Condition;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::options::{KeyspaceId, KeyspaceOptions};
 
 /// All keyspaces, found by number.
@@ -67,6 +67,21 @@ impl Keyspaces {
         self.find(id).ok_or_else(missing)
     }
 
+    /// A keyspace, if a read at this version may be answered from it: fails if compaction may have
+    /// dropped what it would see. To be called when the read has its state: what is dropped from that
+    /// was below the watermark before.
+    pub(crate) fn check_version(&self, id: KeyspaceId, version: u64) -> Result<&Keyspace> {
+        let keyspace = self.get(id)?;
+        let watermark = keyspace.watermark();
+        if keyspace.versioned && version < watermark {
+            return Err(Error::new(
+                ErrorKind::Dropped,
+                format!("version {version} is below the watermark {watermark}"),
+            ));
+        }
+        Ok(keyspace)
+    }
+
     /// Fails if the engine can't take this batch.
     pub(crate) fn check(&self, batch: &Batch) -> Result<()> {
         if batch.longest_key() > MAX_KEY_BYTES {
@@ -90,19 +105,24 @@ impl Keyspaces {
                 )));
             }
         }
-        for op in batch.iter() {
-            let versioned = self.get(op.keyspace)?.versioned;
-            if versioned != op.version.is_some() {
-                let (is, was) = match versioned {
-                    true => ("keeps versions", "has none"),
-                    false => ("keeps no versions", "has one"),
-                };
-                return Err(Error::invalid(format!(
-                    "keyspace {} {is}, the operation {was}",
-                    op.keyspace.0
-                )));
-            }
+        batch
+            .iter()
+            .try_for_each(|op| self.check_operation(op.keyspace, op.version))
+    }
+
+    /// Fails unless an operation has a version exactly if its keyspace keeps them.
+    pub(crate) fn check_operation(&self, id: KeyspaceId, version: Option<u64>) -> Result<()> {
+        let versioned = self.get(id)?.versioned;
+        if versioned == version.is_some() {
+            return Ok(());
         }
-        Ok(())
+        let (is, was) = match versioned {
+            true => ("keeps versions", "has none"),
+            false => ("keeps no versions", "has one"),
+        };
+        Err(Error::invalid(format!(
+            "keyspace {} {is}, the operation {was}",
+            id.0
+        )))
     }
 }

@@ -39,6 +39,12 @@
 //! That is what an engine without a log promises after a crash: a prefix of the batches, up to
 //! [`Lsm::flushed_sequence`] at least.
 //!
+//! # From outside
+//!
+//! [`Lsm::checkpoint`] makes a directory that is an engine of its own, by hard links. [`Lsm::ingest`]
+//! takes in tables of a [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`]
+//! reads beside a writer. [`inspect`] looks at a store that nobody has open, and repairs it.
+//!
 //! # What it does when things go wrong
 //!
 //! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends
@@ -60,6 +66,7 @@ mod cursor;
 mod engine;
 mod error;
 mod header;
+pub mod inspect;
 mod iter;
 mod key;
 mod keyspaces;
@@ -69,11 +76,12 @@ mod memtable;
 mod merge;
 mod model;
 mod options;
-mod sabotage;
+mod planted;
 mod shroud;
 mod sources;
 mod stats;
 mod table;
+mod table_writer;
 #[cfg(test)]
 mod tests;
 mod tombstones;
@@ -83,7 +91,10 @@ pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
-pub use lsm::Lsm;
+pub use lsm::{Lsm, ReadOnly};
 pub use model::Model;
-pub use options::{Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
-pub use stats::{Debt, LevelStats, Stats};
+pub use options::{
+    Compression, Durability, IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
+};
+pub use stats::{Debt, LevelStats, STALL_BOUNDS_MICROS, Stats};
+pub use table_writer::TableWriter;

@@ -60,7 +60,9 @@ impl RangeDelete {
             lower: self.lower.as_slice().max(upper).to_vec(),
             ..self.clone()
         });
-        after.into_iter().chain([before]).collect()
+        let left = after.into_iter().chain([before]);
+        let is_empty = |d: &RangeDelete| d.upper.as_ref().is_some_and(|upper| *upper <= d.lower);
+        left.filter(|d| !is_empty(d)).collect()
     }
 }
 
@@ -218,6 +220,7 @@ impl Engine for Model {
             .map(|key| state.get(keyspace, key, at))
             .collect())
     }
+
     fn iterate(&self, keyspace: KeyspaceId, options: IterOptions) -> Result<Box<dyn Iter>> {
         self.keyspaces.get(keyspace)?;
         let mut entries = self.visible(keyspace, &options);

@@ -1,5 +1,7 @@
 //! Settings: plain data, with their defaults in one place.
 
+use crate::batch::Batch;
+use crate::engine::KeyRange;
 use crate::error::{Error, Result};
 
 /// Names a keyspace. The caller picks the number once; the manifest remembers it.
@@ -52,6 +54,10 @@ pub enum Compression {
 }
 
 /// The settings of an engine. Sizes are in bytes.
+///
+/// Each may be another at the next opening, `wal` too: a log that is no longer wanted is written to
+/// tables when the engine opens. What is about tables holds for those that are written from then on.
+/// Of `keyspaces` only more may come.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// All keyspaces. One that the store has and this list lacks, or has otherwise, is an error at
@@ -205,4 +211,20 @@ impl WriteOptions {
         durability: Durability::None,
         throttle: false,
     };
+}
+
+/// How tables are taken in; see `Lsm::ingest`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct IngestOptions<'a> {
+    /// Ranges whose content goes, with all its history, in the same edit and before what comes in. In
+    /// tables and batch they mean nothing.
+    pub excise: &'a [(KeyspaceId, KeyRange<'a>)],
+    /// A small batch that is made durable in the same edit, over what the tables hold: the position in
+    /// a log that they stand for, say. Costs a table of its own.
+    pub batch: Option<&'a Batch>,
+    /// Whether the files lose their old names, once they are in.
+    pub move_files: bool,
+    /// Whether every block is read and checked before. Without it only header, index, filter and
+    /// properties are.
+    pub verify: bool,
 }

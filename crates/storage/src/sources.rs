@@ -11,7 +11,7 @@ use crate::levels::{LevelCursor, TableFile};
 use crate::memtable::Memtable;
 use crate::merge::MergeCursor;
 use crate::options::KeyspaceId;
-use crate::sabotage::{Bug, planted};
+use crate::planted::{self, Bug};
 use crate::shroud::{Layer, Shroud};
 
 /// The sources of an iterator, added from the newest to the oldest.
@@ -123,7 +123,7 @@ impl Covered {
         let source = self.cursor.source();
         let skips = self.shroud.highest().is_some_and(|(mark, from)| {
             let all = !exactly && self.max_versions[source] <= mark.version
-                || planted(Bug::SkipIgnoresVersions);
+                || planted::is_on(Bug::SkipIgnoresVersions);
             source > from && (all || !self.versioned)
         });
         match (skips, forward, self.shroud.end()) {

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::key::{Kind, PlaceBuf};
-use crate::sabotage::{Bug, planted};
+use crate::planted::{self, Bug};
 
 /// More than this are not worth their keep.
 const MOST: usize = 1024;
@@ -61,7 +61,7 @@ impl Voids {
     /// Cuts the voids that a batch writes values into. To be called after [`Voids::set_last`] and before
     /// the batch is visible.
     pub(crate) fn cut(&self, batch: &Batch) {
-        if !self.any.load(Ordering::SeqCst) || planted(Bug::VoidsAreNotCut) {
+        if !self.any.load(Ordering::SeqCst) || planted::is_on(Bug::VoidsAreNotCut) {
             return;
         }
         let mut all = self.all.lock();
@@ -72,6 +72,11 @@ impl Voids {
         if all.is_empty() {
             self.any.store(false, Ordering::SeqCst);
         }
+    }
+
+    /// Forgets all, for a write that may put values anywhere; to be called like [`Voids::cut`].
+    pub(crate) fn clear(&self) {
+        self.all.lock().clear();
     }
 
     /// The void around a place that a read at a sequence may go around: where it begins, and the place
@@ -104,7 +109,7 @@ impl Voids {
                 void.since = sequence;
             }
         }
-        let sure = sequence >= last || planted(Bug::VoidsAreSureAtOnce);
+        let sure = sequence >= last || planted::is_on(Bug::VoidsAreSureAtOnce);
         if sure {
             all.retain(|at, void| at.as_slice() < start || void.end.as_slice() > end);
         }

@@ -16,4 +16,5 @@ mod faults;
 mod lifecycle;
 mod linearizability;
 mod snapshots;
+mod storage;
 mod support;

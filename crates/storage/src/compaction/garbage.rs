@@ -18,7 +18,7 @@
 //!   that it hides is dropped with it, if its version is at or below `W`, and it goes itself.
 
 use crate::key::{Key, Kind};
-use crate::sabotage::{Bug, planted};
+use crate::planted::{self, Bug};
 use crate::tombstones::Mark;
 
 /// What the rules depend on.
@@ -44,7 +44,8 @@ impl Keep {
     pub(crate) fn shadows(&self, mark: Mark, version: u64, sequence: u64, watermark: u64) -> bool {
         mark.hides(version, sequence)
             && (version == mark.version || mark.version <= watermark)
-            && (planted(Bug::RangesIgnoreSnapshots) || !self.between(sequence, mark.sequence))
+            && (planted::is_on(Bug::RangesIgnoreSnapshots)
+                || !self.between(sequence, mark.sequence))
     }
 
     /// Drops those of the marks of a piece, which ascend, that others shadow.
@@ -147,7 +148,7 @@ impl Garbage {
 
     /// The sequence to write for an entry of the place.
     pub(crate) fn sequence(&self, sequence: u64) -> u64 {
-        let alone = self.marks.is_empty() || planted(Bug::SequenceIsLostUnderRange);
+        let alone = self.marks.is_empty() || planted::is_on(Bug::SequenceIsLostUnderRange);
         match self.at_bottom && alone && self.keep.all_see(sequence) {
             true => 0,
             false => sequence,

@@ -12,7 +12,7 @@ use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
-use crate::sabotage::{Bug, planted};
+use crate::planted::{self, Bug};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::Tombstones;
 
@@ -55,8 +55,8 @@ pub(crate) struct Outputs<'a> {
     /// For the tables below the output: an output that overlaps too many of them ends early, so
     /// that its own compaction is not a large one.
     pub(crate) below: Option<(&'a Levels, usize)>,
-    /// Places from the first to below the second are left out.
-    pub(crate) without: Option<(&'a [u8], Option<&'a [u8]>)>,
+    /// Places from the first of each to below the second are left out.
+    pub(crate) without: &'a [(Vec<u8>, Option<Vec<u8>>)],
 }
 
 /// The tables under way.
@@ -113,7 +113,7 @@ impl Writer<'_> {
     /// Ends the table under way before a place, where range deletions that go on are cut: so tables
     /// don't overlap.
     fn end_table(&mut self, before: Option<&[u8]>) -> Result<()> {
-        let cut = match planted(Bug::RangesAreNotCut) {
+        let cut = match planted::is_on(Bug::RangesAreNotCut) {
             true => None,
             false => before,
         };
@@ -129,6 +129,7 @@ impl Writer<'_> {
             number,
             size_bytes,
             properties,
+            ingested: None,
         }));
         Ok(())
     }
@@ -191,17 +192,17 @@ fn sift(
     writer: &mut Writer<'_>,
 ) -> Tombstones {
     let mut hiding = std::mem::take(&mut input.tombstones);
-    if let Some((from, to)) = writer.outputs.without
-        && !planted(Bug::RemovalForgetsRanges)
-    {
-        hiding.remove(from, to);
+    if !planted::is_on(Bug::RemovalForgetsRanges) {
+        for (from, to) in writer.outputs.without {
+            hiding.remove(from, to.as_deref());
+        }
     }
     hiding.reduce(|start, _, marks| keep.reduce(marks, watermark(keyspaces, start)));
     writer.tombstones = hiding.clone();
     writer.tombstones.reduce(|start, end, marks| {
         let below = input.below;
         let bottom = below.is_some_and(|(levels, from)| levels.nothing_within(from, start, end));
-        if bottom || planted(Bug::RangesAreLostAboveTheBottom) {
+        if bottom || planted::is_on(Bug::RangesAreLostAboveTheBottom) {
             let watermark = watermark(keyspaces, start);
             marks.retain(|mark| !keep.is_spent(*mark, watermark));
         }
@@ -223,10 +224,10 @@ fn merge(
     input.cursor.seek_to_first().map_err(Failure::Input)?;
     while input.cursor.valid() {
         let key = input.cursor.key();
-        if let Some((from, to)) = writer.outputs.without
-            && key.place >= from
-            && to.is_none_or(|to| key.place < to)
-        {
+        let inside = |(from, to): &&(Vec<u8>, Option<Vec<u8>>)| {
+            key.place >= from.as_slice() && to.as_deref().is_none_or(|to| key.place < to)
+        };
+        if let Some((_, to)) = writer.outputs.without.iter().find(inside) {
             match to {
                 Some(to) => {
                     let sought = input.cursor.seek(&Key::first_of(to));
@@ -330,10 +331,10 @@ fn is_hidden(
         return false;
     }
     let watermark = keyspaces.find(keyspace.id).map_or(0, |k| k.watermark());
-    let (version, newest) = (keyspace.max_version, p.max_sequence);
+    let (oldest, newest) = table.sequences();
     // What is between the lowest and the highest sequence is between each and the mark's as well.
     tombstones.covers(&p.smallest, &p.end, |mark| {
-        keep.shadows(*mark, version, newest, watermark)
-            && keep.shadows(*mark, keyspace.min_version, p.min_sequence, watermark)
+        keep.shadows(*mark, keyspace.max_version, newest, watermark)
+            && keep.shadows(*mark, keyspace.min_version, oldest, watermark)
     })
 }

@@ -83,6 +83,7 @@ fn levels(tables: &[(usize, &str, &str, u64)]) -> Levels {
                 end: [last.as_bytes(), &[0]].concat(),
                 ..Properties::default()
             },
+            ingested: None,
         };
         edit.added.push((*level, Arc::new(meta)));
     }

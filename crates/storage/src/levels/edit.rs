@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::codec::{Reader, put_bytes, put_varint};
+use crate::engine::Sequence;
 use crate::options::{KeyspaceId, KeyspaceOptions};
 use crate::table::Properties;
 
@@ -12,6 +13,19 @@ pub(crate) struct TableMeta {
     pub(crate) number: u64,
     pub(crate) size_bytes: u64,
     pub(crate) properties: Properties,
+    /// The sequence of all its entries, if the table came in whole; those in the file are then 0.
+    pub(crate) ingested: Option<Sequence>,
+}
+
+impl TableMeta {
+    /// The lowest and the highest sequence of what it holds.
+    pub(crate) fn sequences(&self) -> (Sequence, Sequence) {
+        let p = &self.properties;
+        match self.ingested {
+            Some(sequence) => (sequence, sequence),
+            None => (p.min_sequence, p.max_sequence),
+        }
+    }
 }
 
 /// A change, all of which happens or none.
@@ -33,6 +47,7 @@ const REMOVED: u64 = 3;
 const FLUSHED: u64 = 4;
 const NEXT_FILE: u64 = 5;
 const WATERMARK: u64 = 6;
+const INGESTED: u64 = 7;
 
 impl Edit {
     /// Fields, each a number and a length before its content.
@@ -52,11 +67,19 @@ impl Edit {
             });
         }
         for (level, table) in &self.added {
-            field(ADDED, &|out| {
+            let tag = if table.ingested.is_some() {
+                INGESTED
+            } else {
+                ADDED
+            };
+            field(tag, &|out| {
                 put_varint(out, *level as u64);
                 put_varint(out, table.number);
                 put_varint(out, table.size_bytes);
                 table.properties.encode(out);
+                if let Some(sequence) = table.ingested {
+                    put_varint(out, sequence);
+                }
             });
         }
         for (level, number) in &self.removed {
@@ -101,12 +124,16 @@ impl Edit {
                 versioned: content.varint()? != 0,
                 name: String::from_utf8(content.bytes()?.to_vec()).ok()?,
             }),
-            ADDED => {
+            ADDED | INGESTED => {
                 let level = content.length()?;
                 let table = TableMeta {
                     number: content.varint()?,
                     size_bytes: content.varint()?,
                     properties: Properties::decode(content)?,
+                    ingested: match tag {
+                        INGESTED => Some(content.varint()?),
+                        _ => None,
+                    },
                 };
                 self.added.push((level, Arc::new(table)));
             }

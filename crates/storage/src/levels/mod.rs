@@ -96,11 +96,28 @@ impl TableFile {
         let shelf = &self.shelf;
         let table = Table::open(
             shelf.disk.as_ref(),
-            &table_path(&shelf.dir, self.meta.number),
+            &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
         )?;
         Ok(self.open.get_or_init(|| Arc::new(table)))
+    }
+
+    /// Where its file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        table_path(&self.shelf.dir, self.meta.number)
+    }
+
+    /// The disk with its file.
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        self.shelf.disk.as_ref()
+    }
+
+    /// Takes the open file of another handle of the same table.
+    pub(crate) fn share(&self, other: &TableFile) {
+        if let Some(table) = other.open.get() {
+            let _ = self.open.set(Arc::clone(table));
+        }
     }
 
     /// What it takes in memory, blocks in the cache not counted.
@@ -109,7 +126,8 @@ impl TableFile {
     }
 
     pub(crate) fn cursor(&self, fill_cache: bool) -> Result<TableCursor> {
-        Ok(TableCursor::new(Arc::clone(self.table()?), fill_cache))
+        let table = Arc::clone(self.table()?);
+        Ok(TableCursor::new(table, fill_cache, self.meta.ingested))
     }
 }
 
@@ -142,6 +160,11 @@ impl Levels {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[Arc<TableFile>]> {
         self.levels.iter().map(Vec::as_slice)
+    }
+
+    /// A table by its number.
+    pub(crate) fn find(&self, number: u64) -> Option<&Arc<TableFile>> {
+        self.iter().flatten().find(|t| t.meta.number == number)
     }
 
     /// The size of a level.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use quorate_env::JobClass;
 
+use super::counters::add;
 use super::{Inner, Work};
 use crate::compaction::{Choice, CompactionPolicy, Failure, Keep, Outputs, View, compact};
 use crate::engine::KeyRange;
@@ -136,23 +137,22 @@ impl Inner {
             options: self.table_options(choice.output),
             table_bytes: self.options.table_bytes,
             below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
-            without: None,
+            without: &[],
         };
         let stop = || self.is_closing();
         let made = compact(choice, levels, &self.keyspaces, keep, &outputs, &stop)?;
-        let read = choice.upper.iter().chain(&choice.lower);
-        let read: u64 = read.map(|t| t.meta.size_bytes).sum();
+        let size = |tables: &[Arc<TableFile>]| tables.iter().map(|t| t.meta.size_bytes).sum();
+        let (upper, lower): (u64, u64) = (size(&choice.upper), size(&choice.lower));
         let written: u64 = made.iter().map(|t| t.size_bytes).sum();
         let added = made.into_iter().map(|meta| (choice.output, meta));
         edit.added = added.collect();
         self.install(&edit, None).map_err(Failure::Output)?;
-        counters.compactions.fetch_add(1, Ordering::Relaxed);
-        counters
-            .compaction_read_bytes
-            .fetch_add(read, Ordering::Relaxed);
-        counters
-            .compaction_write_bytes
-            .fetch_add(written, Ordering::Relaxed);
+        add(&counters.compactions, 1);
+        add(&counters.compaction_read_bytes, upper + lower);
+        add(&counters.compaction_write_bytes, written);
+        counters.read_from(choice.level, upper);
+        counters.read_from(choice.output, lower);
+        counters.written_to(choice.output, written);
         Ok(())
     }
 
@@ -206,7 +206,7 @@ impl Inner {
         self.env.jobs.wait(&self.progress, &mut look, None);
         match failed {
             Some(error) => Err(error),
-            None => self.wait_idle(),
+            None => self.wait_idle().inspect_err(|_| self.end_manual()),
         }
     }
 

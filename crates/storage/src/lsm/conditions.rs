@@ -17,7 +17,7 @@ use crate::engine::{ReadAt, Sequence};
 use crate::error::Result;
 use crate::key::Kind;
 use crate::options::KeyspaceId;
-use crate::sabotage::{Bug, planted};
+use crate::planted::{self, Bug};
 
 /// More slots make it rarer that keys share one and a batch is judged again in vain.
 const SLOTS: usize = 8192;
@@ -49,6 +49,11 @@ impl LastWrites {
         }
     }
 
+    /// Any key may have been written to, up to this sequence.
+    pub(super) fn note_all(&mut self, last: Sequence) {
+        self.all = last;
+    }
+
     /// No key that the batch has conditions on was written to after this sequence. `last` is the
     /// last that was given out.
     fn of_conditions(&mut self, batch: &Batch, last: Sequence) -> Sequence {
@@ -75,7 +80,7 @@ impl Inner {
             let mut commit = self.commit.lock();
             let last = commit.last;
             let written = commit.last_writes.of_conditions(batch, last);
-            if written <= judged_at || planted(Bug::ConditionsAreNotLookedAtAgain) {
+            if written <= judged_at || planted::is_on(Bug::ConditionsAreNotLookedAtAgain) {
                 return Ok(commit);
             }
             drop(commit);

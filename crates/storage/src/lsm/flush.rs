@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use quorate_env::JobClass;
 
+use super::counters::add;
 use super::{Inner, Sealed, State};
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
@@ -39,7 +40,11 @@ impl Inner {
         outcome.unwrap_or(Ok(target))
     }
 
-    fn flush_outcome(&self, target: Sequence, tried_before: u64) -> Option<Result<Sequence>> {
+    pub(super) fn flush_outcome(
+        &self,
+        target: Sequence,
+        tried_before: u64,
+    ) -> Option<Result<Sequence>> {
         let flushed = self.flushed.load(Ordering::Acquire);
         if flushed >= target {
             return Some(Ok(flushed));
@@ -127,7 +132,7 @@ impl Inner {
             options: self.table_options(0),
             table_bytes: u64::MAX,
             below: None,
-            without: None,
+            without: &[],
         };
         let input = Input {
             cursor: &mut sealed.memtable.cursor(),
@@ -144,10 +149,9 @@ impl Inner {
             ..Edit::default()
         };
         self.install(&edit, Some(sealed))?;
-        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .flush_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
+        add(&self.counters.flushes, 1);
+        add(&self.counters.flush_bytes, bytes);
+        self.counters.written_to(0, bytes);
         self.release_log();
         Ok(())
     }
@@ -200,7 +204,12 @@ impl Inner {
             next.levels = Arc::new(levels);
             if let Some(sealed) = flushed {
                 next.sealed.retain(|s| s.last != sealed.last);
-                self.flushed.store(sealed.last, Ordering::Release);
+            }
+            if let Some(sequence) = edit.flushed_sequence {
+                if flushed.is_none() {
+                    next.ingested = sequence;
+                }
+                self.flushed.store(sequence, Ordering::Release);
             }
             *state = Arc::new(next);
         }

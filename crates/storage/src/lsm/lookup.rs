@@ -2,14 +2,15 @@
 
 use bytes::Bytes;
 
+use super::counters::Filtered;
 use crate::engine::{Entry, Sequence};
 use crate::error::Result;
 use crate::key::Kind;
 use crate::keyspaces::Keyspace;
 use crate::levels::TableFile;
 use crate::memtable::Memtable;
-use crate::sabotage::{Bug, planted};
-use crate::table::{Near, hash_place};
+use crate::planted::{self, Bug};
+use crate::table::{Found, Near, Table, hash_place};
 use crate::tombstones::highest_seen;
 
 /// A lookup on its way from the newest source to the oldest.
@@ -25,6 +26,7 @@ pub(super) struct Lookup<'a> {
     sequence: Sequence,
     /// Version and value of what is newest so far; without a value it is a deletion.
     best: Option<(u64, Option<Bytes>)>,
+    pub(super) filtered: Filtered,
 }
 
 impl<'a> Lookup<'a> {
@@ -41,6 +43,7 @@ impl<'a> Lookup<'a> {
             version,
             sequence,
             best: None,
+            filtered: Filtered::default(),
         }
     }
 
@@ -90,20 +93,23 @@ impl<'a> Lookup<'a> {
         let Some(max_version) = file.meta.properties.max_version(self.keyspace.id) else {
             return Ok(());
         };
-        if !self.wants(max_version) {
+        let later = file.meta.ingested.is_some_and(|came| came > self.sequence);
+        if !self.wants(max_version) || later {
             return Ok(());
         }
         let table = file.table()?;
-        if planted(Bug::FilterHidesRanges) && !table.may_hold(self.hash) {
+        if planted::is_on(Bug::FilterHidesRanges) && !table.may_hold(self.hash) {
             return Ok(());
         }
         let marks = table.tombstones().around(self.place).marks;
         let mark = highest_seen(marks, self.version, self.sequence);
-        let found = table.get(self.place, self.hash, self.version, self.sequence, near)?;
+        let found = self.find(table, near)?;
+        let hidden = |found: &Found| {
+            let sequence = file.meta.ingested.unwrap_or(found.sequence);
+            mark.is_some_and(|mark| mark.hides(found.version, sequence))
+        };
         match (found, mark) {
-            (Some(found), mark)
-                if mark.is_none_or(|mark| !mark.hides(found.version, found.sequence)) =>
-            {
+            (Some(found), _) if !hidden(&found) => {
                 let put = found.kind == Kind::Put;
                 self.offer(found.version, || put.then_some(found.value));
             }
@@ -111,5 +117,20 @@ impl<'a> Lookup<'a> {
             (_, None) => {}
         }
         Ok(())
+    }
+
+    /// What a table has of the key, if its filter lets it pass.
+    fn find(&mut self, table: &Table, near: Option<&mut Near>) -> Result<Option<Found>> {
+        if !table.may_hold(self.hash) {
+            self.filtered.stopped += 1;
+            return Ok(None);
+        }
+        let filters = u64::from(table.has_filter());
+        self.filtered.passed += filters;
+        let found = table.get(self.place, self.version, self.sequence, near)?;
+        if found.is_none() {
+            self.filtered.in_vain += filters;
+        }
+        Ok(found)
     }
 }

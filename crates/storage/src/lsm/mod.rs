@@ -9,12 +9,16 @@
 //! while waiting for other work; `manifest` is held over the write and sync of an edit, the others
 //! are short.
 
+pub(crate) mod checkpoint;
 mod compact;
 mod conditions;
+mod counters;
 mod flush;
+mod ingest;
 mod lookup;
-mod open;
+pub(crate) mod open;
 mod read;
+pub(crate) mod read_only;
 mod remove;
 mod size;
 mod snapshots;
@@ -38,10 +42,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
-use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
-use crate::stats::{Debt, LevelStats, Stats};
+use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::stats::{Debt, Stats};
 use crate::voids::Voids;
 use compact::Manual;
+use counters::{Counters, FilterCounters};
+pub use read_only::ReadOnly;
 use snapshots::Snapshots;
 use write::{Commit, Publisher};
 
@@ -64,6 +70,10 @@ struct State {
     /// The newest first.
     sealed: Vec<Arc<Sealed>>,
     levels: Arc<Levels>,
+    /// The last operation that the levels got by an ingest: visible to whoever reads them.
+    ingested: Sequence,
+    /// One for all states.
+    filters: Arc<FilterCounters>,
 }
 
 /// Background work: what runs, and what went wrong.
@@ -84,19 +94,6 @@ struct Work {
     /// A write or sync failed: nothing more is written.
     poison: Option<Error>,
     closing: bool,
-}
-
-#[derive(Default)]
-struct Counters {
-    batches: AtomicU64,
-    stalls: AtomicU64,
-    stall_micros: AtomicU64,
-    flushes: AtomicU64,
-    flush_bytes: AtomicU64,
-    compactions: AtomicU64,
-    compaction_read_bytes: AtomicU64,
-    compaction_write_bytes: AtomicU64,
-    moves: AtomicU64,
 }
 
 /// What handles and jobs share.
@@ -141,6 +138,16 @@ impl Lsm {
     pub fn open(env: &Env, dir: &Path, options: Options) -> Result<Lsm> {
         let inner = Inner::open(env, dir, options)?;
         Ok(Lsm { inner })
+    }
+
+    /// Opens a store for reading only, beside whoever writes to it: takes no lock, writes nothing.
+    ///
+    /// It sees what manifest and log hold at this moment, also what is written and not synced, which a
+    /// power cut may take; [`ReadOnly::refresh`] goes on to what is newer. All tables are held open,
+    /// so that what the writer removes stays readable. Fails with `InvalidArgument` if there is no
+    /// store, and as [`Lsm::open`].
+    pub fn open_read_only(env: &Env, dir: &Path) -> Result<ReadOnly> {
+        ReadOnly::open(env, dir)
     }
 
     /// Writes all memtables out and waits for it; returns the sequence that is on disk.
@@ -204,6 +211,35 @@ impl Lsm {
         }
         keyspace.raise_watermark(version);
         Ok(())
+    }
+
+    /// Makes a directory that opens as an engine of its own and holds what this one holds now, in all
+    /// keyspaces, at the sequence that is returned. Writes go on meanwhile; what is in memory is
+    /// flushed first. Tables are hard links, so it costs no space until compaction here lets go of
+    /// them. It has no log and opens with or without one. Durable on return.
+    ///
+    /// `dir` is made if it is not there, and must be empty and on the same file system. A crash on
+    /// the way leaves it missing, empty, or marked so that it does not open; an error too, unless it
+    /// could be emptied again. Fails with `InvalidArgument` for a directory that can't serve.
+    /// REQUIRES: as [`Lsm::flush`].
+    pub fn checkpoint(&self, dir: &Path) -> Result<Sequence> {
+        self.inner.checkpoint(dir)
+    }
+
+    /// Takes in tables that a [`TableWriter`](crate::TableWriter) made, as one write: with what is to
+    /// be excised gone, all of them and the batch in the options become durable and visible together,
+    /// at the sequence that is returned; a crash leaves all of that or nothing. Snapshots taken before
+    /// do not see what comes in. What is excised goes as by [`Lsm::remove_range`].
+    ///
+    /// The tables must not overlap each other. They go as deep into the levels as they fit. Their files
+    /// get a second name here, so they must be on this file system, and must not be changed
+    /// afterwards. What was written before is flushed first; writes that come meanwhile go on, but
+    /// return only when this is done.
+    ///
+    /// Fails with `InvalidArgument` for what can't be taken in and `Corruption` for a file that is no
+    /// sound table; nothing was done then. REQUIRES: as [`Lsm::flush`].
+    pub fn ingest(&self, files: &[PathBuf], options: &IngestOptions<'_>) -> Result<Sequence> {
+        self.inner.ingest(files, options)
     }
 
     /// Gauges and counters.
@@ -334,45 +370,6 @@ impl Inner {
         self.env.jobs.wait(&self.progress, &mut idle, None);
         self.lock.lock().take();
         flushed
-    }
-
-    fn stats(&self) -> Stats {
-        let state = self.state();
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let c = &self.counters;
-        let last_error = {
-            let work = self.work.lock();
-            let errors = [&work.poison, &work.full, &work.unreadable];
-            errors.into_iter().flatten().next().map(ToString::to_string)
-        };
-        let level = |tables: &[Arc<crate::levels::TableFile>]| LevelStats {
-            files: tables.len() as u64,
-            size_bytes: tables.iter().map(|t| t.meta.size_bytes).sum(),
-        };
-        let tables = || state.levels.iter().flatten();
-        Stats {
-            levels: state.levels.iter().map(level).collect(),
-            memtables: 1 + state.sealed.len() as u64,
-            memtable_bytes: state.memtable_bytes(),
-            table_memory_bytes: tables().map(|t| t.memory_bytes() as u64).sum(),
-            cache_bytes: self.shelf.cache.size_bytes(),
-            cache_hits: self.shelf.cache.hits(),
-            cache_misses: self.shelf.cache.misses(),
-            stalls: get(&c.stalls),
-            stall_micros: get(&c.stall_micros),
-            batches: get(&c.batches),
-            flushes: get(&c.flushes),
-            flush_bytes: get(&c.flush_bytes),
-            compactions: get(&c.compactions),
-            compaction_read_bytes: get(&c.compaction_read_bytes),
-            compaction_write_bytes: get(&c.compaction_write_bytes),
-            moves: get(&c.moves),
-            wal_bytes: self.wal.get().map_or(0, Log::size_bytes),
-            sequence: self.publisher.visible(),
-            flushed_sequence: self.flushed.load(Ordering::Acquire),
-            snapshots: self.snapshots.count() as u64,
-            last_error,
-        }
     }
 }
 

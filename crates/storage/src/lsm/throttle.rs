@@ -87,11 +87,7 @@ impl Inner {
 
     fn count_stall(&self, before: Duration) {
         let micros = self.env.clock.now().saturating_sub(before).as_micros();
-        let counters = &self.counters;
-        counters.stalls.fetch_add(1, Ordering::Relaxed);
-        counters
-            .stall_micros
-            .fetch_add(micros as u64, Ordering::Relaxed);
+        self.counters.count_stall(micros as u64);
     }
 
     pub(super) fn debt(&self) -> Debt {

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use quorate_env::{Env, Event};
 
 use super::conditions::LastWrites;
+use super::counters::add;
 use super::{Inner, Sealed, State};
 use crate::batch::Batch;
 use crate::engine::Sequence;
@@ -170,7 +171,8 @@ impl Inner {
         // A batch that was not logged is nothing, but those after it must not wait for it.
         self.publisher.publish(&self.env, first, last);
         logged.map_err(|e| self.log_error(&e))?;
-        self.counters.batches.fetch_add(1, Ordering::Relaxed);
+        add(&self.counters.batches, 1);
+        add(&self.counters.batch_bytes, batch.size_bytes() as u64);
         Ok(last)
     }
 

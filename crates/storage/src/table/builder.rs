@@ -7,12 +7,11 @@ use quorate_env::{Disk, File};
 
 use super::block::BlockBuilder;
 use super::filter::FilterBuilder;
-use super::format::{Footer, Handle, KeyspaceProperties, MAGIC, Properties, seal_block};
+use super::format::{Footer, Handle, MAGIC, Properties, seal_block};
 use crate::error::{Error, Result};
 use crate::header;
-use crate::key::{Key, Kind, keyspace_of};
-use crate::options::{Compression, KeyspaceId};
-use crate::sabotage::{Bug, planted};
+use crate::key::{Key, Kind};
+use crate::options::Compression;
 use crate::tombstones::Tombstones;
 
 /// How many entries lie between restart points.
@@ -64,10 +63,7 @@ impl TableBuilder {
             index: BlockBuilder::new(1),
             filter: FilterBuilder::new(options.filter_bits_per_key),
             tombstones: Tombstones::default(),
-            properties: Properties {
-                min_sequence: u64::MAX,
-                ..Properties::default()
-            },
+            properties: Properties::default(),
             last: (Vec::new(), 0, 0),
             ended: None,
         })
@@ -105,7 +101,7 @@ impl TableBuilder {
             self.filter.add(key.place);
         }
         self.block.add(key, value);
-        self.count(key, value);
+        self.properties.count(key, value);
         self.last.0.clear();
         self.last.0.extend_from_slice(key.place);
         self.last.1 = key.version;
@@ -125,46 +121,9 @@ impl TableBuilder {
         }
     }
 
-    fn count(&mut self, key: &Key<'_>, value: &[u8]) {
-        let p = &mut self.properties;
-        let deletion = u64::from(key.kind == Kind::Delete);
-        if p.entries == 0 {
-            p.smallest = key.place.to_vec();
-        }
-        p.entries += 1;
-        p.deletions += deletion;
-        p.place_bytes += key.place.len() as u64;
-        p.value_bytes += value.len() as u64;
-        p.min_sequence = p.min_sequence.min(key.sequence);
-        p.max_sequence = p.max_sequence.max(key.sequence);
-        let k = of_keyspace(p, keyspace_of(key.place), key.version);
-        k.entries += 1;
-        k.deletions += deletion;
-    }
-
     /// Takes the range deletions of the table, all at once. They may reach beyond its entries.
     pub(crate) fn set_tombstones(&mut self, tombstones: Tombstones) {
         self.tombstones = tombstones;
-    }
-
-    fn count_tombstones(&mut self) {
-        let p = &mut self.properties;
-        let no_entries = p.entries == 0;
-        let bounds_count = no_entries || !planted(Bug::BoundsForgetRanges);
-        for (start, end, marks) in self.tombstones.iter() {
-            if bounds_count && (no_entries && p.range_deletions == 0 || *start < *p.smallest) {
-                p.smallest = start.to_vec();
-            }
-            if bounds_count && *end > *p.end {
-                p.end = end.to_vec();
-            }
-            for mark in marks {
-                p.range_deletions += 1;
-                p.min_sequence = p.min_sequence.min(mark.sequence);
-                p.max_sequence = p.max_sequence.max(mark.sequence);
-                of_keyspace(p, keyspace_of(start), mark.version);
-            }
-        }
     }
 
     fn end_block(&mut self) -> Result<()> {
@@ -224,10 +183,9 @@ impl TableBuilder {
             self.index_block(handle, None);
         }
         if self.properties.entries > 0 {
-            self.properties.end = self.last.0.clone();
-            self.properties.end.push(0);
+            self.properties.ended_with(&self.last.0);
         }
-        self.count_tombstones();
+        self.properties.count_tombstones(&self.tombstones);
         let index = self.index.finish().to_vec();
         let index = self.add_part(&index, self.options.compression);
         let filter = self.filter.finish();
@@ -251,29 +209,6 @@ impl TableBuilder {
         synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
         Ok((self.written, self.properties))
     }
-}
-
-/// What is counted of a keyspace, which has this version too.
-fn of_keyspace(p: &mut Properties, id: KeyspaceId, version: u64) -> &mut KeyspaceProperties {
-    let at = match p.keyspaces.last() {
-        // Entries ascend.
-        Some(last) if last.id == id => p.keyspaces.len() - 1,
-        _ => p.keyspaces.partition_point(|k| k.id < id),
-    };
-    if p.keyspaces.get(at).is_none_or(|k| k.id != id) {
-        let fresh = KeyspaceProperties {
-            id,
-            entries: 0,
-            deletions: 0,
-            min_version: u64::MAX,
-            max_version: 0,
-        };
-        p.keyspaces.insert(at, fresh);
-    }
-    let k = &mut p.keyspaces[at];
-    k.min_version = k.min_version.min(version);
-    k.max_version = k.max_version.max(version);
-    k
 }
 
 /// The shortest place at or after `last` and before `next`, or `last` if there is no shorter one.

@@ -10,7 +10,10 @@ use super::block::Damage;
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{Error, Result};
 use crate::header::Magic;
+use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId};
+use crate::planted::{self, Bug};
+use crate::tombstones::Tombstones;
 
 pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
 pub(crate) const FOOTER_BYTES: usize = 64;
@@ -153,6 +156,80 @@ pub(crate) struct Properties {
 }
 
 impl Properties {
+    /// Counts one more entry, which is after all before it. `end` is set by [`ended_with`].
+    ///
+    /// [`ended_with`]: Properties::ended_with
+    pub(crate) fn count(&mut self, key: &Key<'_>, value: &[u8]) {
+        let deletion = u64::from(key.kind == Kind::Delete);
+        if self.entries == 0 {
+            self.min_sequence = u64::MAX;
+            self.smallest = key.place.to_vec();
+        }
+        self.entries += 1;
+        self.deletions += deletion;
+        self.place_bytes += key.place.len() as u64;
+        self.value_bytes += value.len() as u64;
+        self.min_sequence = self.min_sequence.min(key.sequence);
+        self.max_sequence = self.max_sequence.max(key.sequence);
+        let k = self.of_keyspace(keyspace_of(key.place), key.version);
+        k.entries += 1;
+        k.deletions += deletion;
+    }
+
+    /// The entry counted last, at this place, was the last.
+    pub(crate) fn ended_with(&mut self, place: &[u8]) {
+        self.end.clear();
+        self.end.extend_from_slice(place);
+        self.end.push(0);
+    }
+
+    /// Counts all range deletions, after all entries.
+    pub(crate) fn count_tombstones(&mut self, tombstones: &Tombstones) {
+        let no_entries = self.entries == 0;
+        let bounds_count = no_entries || !planted::is_on(Bug::BoundsForgetRanges);
+        for (start, end, marks) in tombstones.iter() {
+            let first = no_entries && self.range_deletions == 0;
+            if first {
+                self.min_sequence = u64::MAX;
+            }
+            if bounds_count && (first || *start < *self.smallest) {
+                self.smallest = start.to_vec();
+            }
+            if bounds_count && *end > *self.end {
+                self.end = end.to_vec();
+            }
+            for mark in marks {
+                self.range_deletions += 1;
+                self.min_sequence = self.min_sequence.min(mark.sequence);
+                self.max_sequence = self.max_sequence.max(mark.sequence);
+                self.of_keyspace(keyspace_of(start), mark.version);
+            }
+        }
+    }
+
+    /// What is counted of a keyspace, which has this version too.
+    fn of_keyspace(&mut self, id: KeyspaceId, version: u64) -> &mut KeyspaceProperties {
+        let at = match self.keyspaces.last() {
+            // Entries ascend.
+            Some(last) if last.id == id => self.keyspaces.len() - 1,
+            _ => self.keyspaces.partition_point(|k| k.id < id),
+        };
+        if self.keyspaces.get(at).is_none_or(|k| k.id != id) {
+            let fresh = KeyspaceProperties {
+                id,
+                entries: 0,
+                deletions: 0,
+                min_version: u64::MAX,
+                max_version: 0,
+            };
+            self.keyspaces.insert(at, fresh);
+        }
+        let k = &mut self.keyspaces[at];
+        k.min_version = k.min_version.min(version);
+        k.max_version = k.max_version.max(version);
+        k
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for number in [
             self.entries,

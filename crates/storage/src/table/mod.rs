@@ -9,6 +9,7 @@
 
 mod block;
 mod builder;
+mod check;
 mod filter;
 mod format;
 mod index;
@@ -16,6 +17,7 @@ mod reader;
 
 pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
+pub(crate) use check::{Problem, check_blocks, describe};
 pub(crate) use filter::hash_place;
 pub(crate) use format::Properties;
-pub(crate) use reader::{Near, Table, TableCursor};
+pub(crate) use reader::{Found, Near, Table, TableCursor};

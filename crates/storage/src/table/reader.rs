@@ -122,7 +122,7 @@ impl Table {
         self.index.size_bytes() + self.filter.size_bytes() + self.tombstones.size_bytes()
     }
 
-    /// Whether it may have an entry whose place has this hash.
+    /// Whether the filter lets a place with this hash pass.
     pub(crate) fn may_hold(&self, hash: u64) -> bool {
         self.filter.may_hold(hash)
     }
@@ -167,19 +167,15 @@ impl Table {
         }
     }
 
-    /// The newest entry of a place at `version` or below that `sequence` sees. `hash` is that of
-    /// the place; `near` is from the lookup before, if there is a run of them.
+    /// The newest entry of a place at `version` or below that `sequence` sees. The caller asks the
+    /// filter before; `near` is from the lookup before, if there is a run of them.
     pub(crate) fn get(
         &self,
         place: &[u8],
-        hash: u64,
         version: u64,
         sequence: Sequence,
         mut near: Option<&mut Near>,
     ) -> Result<Option<Found>> {
-        if !self.may_hold(hash) {
-            return Ok(None);
-        }
         let target = Key::seek(place, version);
         let position = self.index.position(&target);
         let mut at = position.map_err(|what| self.index_damaged(what))?;
@@ -216,14 +212,31 @@ impl Table {
 
     /// Calls `each` with the end of each data block, as the index has it, and its size on disk.
     pub(crate) fn for_each_block(&self, mut each: impl FnMut(&[u8], u64)) -> Result<()> {
-        let each = |place: &[u8], handle: Handle| each(place, u64::from(handle.size));
+        self.for_each_handle(|place, handle| each(place, u64::from(handle.size)))
+    }
+
+    /// Calls `each` with the end of each data block and where it lies.
+    pub(super) fn for_each_handle(&self, each: impl FnMut(&[u8], Handle)) -> Result<()> {
         let done = self.index.for_each(each);
         done.map_err(|what| self.index_damaged(what))
+    }
+
+    /// A data block, from the disk and not from the cache; the text says what is wrong with it.
+    pub(super) fn read_anew(&self, handle: Handle) -> std::result::Result<Block, String> {
+        let mut sealed = vec![0; handle.size as usize];
+        let read = self.file.read_exact_at(&mut sealed, handle.offset);
+        read.map_err(|e| format!("can't read: {e}"))?;
+        let bytes = open_block(sealed, handle.offset)?;
+        Ok(Block::new(bytes)?)
+    }
+
+    pub(crate) fn has_filter(&self) -> bool {
+        self.filter.size_bytes() > 0
     }
 }
 
 /// Reads and opens a block, naming file and place when it is damaged.
-fn read_block(file: &dyn File, path: &Path, handle: Handle) -> Result<Bytes> {
+pub(super) fn read_block(file: &dyn File, path: &Path, handle: Handle) -> Result<Bytes> {
     let mut sealed = vec![0; handle.size as usize];
     let read = file.read_exact_at(&mut sealed, handle.offset);
     read.map_err(|e| Error::disk(path, "can't read", &e))?;
@@ -240,12 +253,16 @@ pub(crate) struct TableCursor {
     loaded: bool,
     data: BlockCursor,
     fill_cache: bool,
+    /// The sequence of all entries; `None` if each has its own.
+    ingested: Option<Sequence>,
 }
 
 impl TableCursor {
-    /// `fill_cache` is whether blocks that it reads shall stay: not for compaction.
-    pub(crate) fn new(table: Arc<Table>, fill_cache: bool) -> Self {
+    /// `fill_cache` is whether blocks that it reads shall stay: not for compaction. In a table that
+    /// was `ingested` all entries have that sequence, whatever the file says.
+    pub(crate) fn new(table: Arc<Table>, fill_cache: bool, ingested: Option<Sequence>) -> Self {
         TableCursor {
+            ingested,
             at: 0,
             loaded: false,
             data: BlockCursor::new(Block::empty()),
@@ -295,6 +312,27 @@ impl TableCursor {
         })
     }
 
+    /// Where to look in the file for what is to be found at `target`. In a table that was ingested
+    /// every sequence is 0 there, and stands for one that may be on the other side of the target.
+    fn in_file<'a>(&self, target: &Key<'a>, buffer: &'a mut Vec<u8>) -> Key<'a> {
+        match self.ingested {
+            None => *target,
+            Some(sequence) if target.sequence >= sequence => Key {
+                sequence: u64::MAX,
+                ..*target
+            },
+            // Behind the entry with this version, if there is one.
+            Some(_) => match target.version.checked_sub(1) {
+                Some(version) => Key::seek(target.place, version),
+                None => {
+                    buffer.extend_from_slice(target.place);
+                    buffer.push(0);
+                    Key::first_of(buffer)
+                }
+            },
+        }
+    }
+
     /// While the data is at its end, goes on to the next block.
     fn skip_forward(&mut self) -> Result<()> {
         while !self.data.valid() {
@@ -340,6 +378,8 @@ impl Cursor for TableCursor {
     }
 
     fn seek(&mut self, target: &Key<'_>) -> Result<()> {
+        let mut buffer = Vec::new();
+        let target = &self.in_file(target, &mut buffer);
         let at = self.position(target)?;
         if !self.load(at)? {
             return Ok(());
@@ -349,6 +389,8 @@ impl Cursor for TableCursor {
     }
 
     fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
+        let mut buffer = Vec::new();
+        let target = &self.in_file(target, &mut buffer);
         let at = self.position(target)?;
         if !self.load(at)? {
             return self.seek_to_last();
@@ -372,7 +414,11 @@ impl Cursor for TableCursor {
     }
 
     fn key(&self) -> Key<'_> {
-        self.data.key()
+        let key = self.data.key();
+        Key {
+            sequence: self.ingested.unwrap_or(key.sequence),
+            ..key
+        }
     }
 
     fn value(&self) -> &[u8] {

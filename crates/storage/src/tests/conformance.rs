@@ -4,10 +4,11 @@
 use quorate_env::Env;
 use quorate_env::sim::Sim;
 
+use super::ingest::Tables;
 use super::workload::{DATA, META, Workload, dir, keyspaces, option_sets, seeds, write_options};
 use crate::{
-    Batch, Engine, Entry, ErrorKind, Iter, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options,
-    ReadAt, Snapshot, WriteOptions,
+    Batch, Engine, Entry, ErrorKind, IngestOptions, Iter, IterOptions, KeyRange, KeyspaceId, Lsm,
+    Model, Options, ReadAt, Snapshot, WriteOptions,
 };
 
 /// One engine under test and what it should answer.
@@ -72,6 +73,7 @@ impl Pair {
             95 => self.reopen(),
             96 => self.raise_watermark(),
             97 => self.remove(),
+            98 => self.ingest(),
             _ => self.check_sizes(),
         }
     }
@@ -172,6 +174,33 @@ impl Pair {
         let keyspace = self.work.keyspace();
         self.lsm().remove_range(keyspace, range).unwrap();
         self.model.remove_range(keyspace, range);
+    }
+
+    fn ingest(&mut self) {
+        let tables = Tables::random(&mut self.work);
+        let random = &self.work.random;
+        let (a, b) = (self.work.key(), self.work.key());
+        let range = KeyRange::new(a.as_slice().min(&b), a.as_slice().max(&b));
+        let excise = [(DATA, range), (META, KeyRange::ALL)];
+        let excise = &excise[..random.below(3) as usize];
+        let mut batch = Batch::new();
+        if random.one_in(2) {
+            batch.put(META, &self.work.key(), b"with the tables");
+        }
+        let files = tables.write(&self.env, &self.options, random.next_u64());
+        let options = IngestOptions {
+            excise,
+            batch: Some(&batch),
+            move_files: true,
+            verify: random.one_in(2),
+        };
+        self.lsm().ingest(&files, &options).unwrap();
+        for (keyspace, range) in excise {
+            self.model.remove_range(*keyspace, *range);
+        }
+        let how = WriteOptions::default();
+        self.model.write(&tables.as_batch(), how).unwrap();
+        self.model.write(&batch, how).unwrap();
     }
 
     fn reopen(&mut self) {

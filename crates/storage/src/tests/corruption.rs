@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// A store with tables in some levels and batches in the log, and the states on the way there.
-fn store(options: &Options) -> (SimDisk, Vec<String>) {
+pub(super) fn store(options: &Options) -> (SimDisk, Vec<String>) {
     let sim = Sim::new(3);
     let lsm = Lsm::open(&sim.env(), dir(), options.clone()).unwrap();
     let model = Model::new(&keyspaces());
@@ -35,7 +35,7 @@ fn store(options: &Options) -> (SimDisk, Vec<String>) {
 }
 
 /// A fresh copy of a disk.
-fn copy(disk: &SimDisk) -> Sim {
+pub(super) fn copy(disk: &SimDisk) -> Sim {
     let sim = Sim::new(1);
     Sim {
         disk: disk.crash_with(Crash::KeepAll),

@@ -37,16 +37,16 @@ pub(super) fn try_dump(engine: &dyn Engine) -> crate::Result<String> {
 }
 
 /// What is done in a run, and the states it goes through.
-struct Script {
+pub(super) struct Script {
     seed: u64,
-    options: Options,
-    batches: Vec<Batch>,
+    pub(super) options: Options,
+    pub(super) batches: Vec<Batch>,
     /// The dump after so many batches.
-    states: Vec<String>,
+    pub(super) states: Vec<String>,
 }
 
 impl Script {
-    fn new(seed: u64, wal: bool, count: usize) -> Self {
+    pub(super) fn new(seed: u64, wal: bool, count: usize) -> Self {
         let mut work = Workload::new(seed);
         work.keys = 20;
         let model = Model::new(&keyspaces());
@@ -177,7 +177,7 @@ impl Script {
 }
 
 /// The machine after a crash of this kind.
-fn up(sim: &Sim, crash: Crash) -> Sim {
+pub(super) fn up(sim: &Sim, crash: Crash) -> Sim {
     let disk = sim.disk.crash_with(crash);
     Sim {
         disk,
@@ -279,6 +279,13 @@ impl Disk for Forgetful {
     }
 }
 
+/// The same machine with a disk that does not sync files with this ending.
+pub(super) fn forgetful(env: Env, what: &'static str) -> Env {
+    let disk = Arc::clone(&env.disk);
+    let disk = Arc::new(Forgetful { disk, what });
+    Env { disk, ..env }
+}
+
 #[test]
 fn crash_check_finds_every_kind_of_forgotten_sync() {
     // The log's files are synced under the name that they are made with.
@@ -288,13 +295,7 @@ fn crash_check_finds_every_kind_of_forgotten_sync() {
         ("", false),
         ("spare", true),
     ] {
-        let wrap = |env: Env| Env {
-            disk: Arc::new(Forgetful {
-                disk: Arc::clone(&env.disk),
-                what,
-            }),
-            ..env
-        };
+        let wrap = |env: Env| forgetful(env, what);
         let found = (0..3).find_map(|seed| {
             let script = Script::new(seed, wal, 40);
             script.crash_everywhere(&wrap).err()

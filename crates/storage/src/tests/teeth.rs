@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::conditions::race;
 use super::conformance;
 use super::workload::option_sets;
-use crate::sabotage::{Bug, plant};
+use crate::planted::{Bug, plant};
 use crate::voids;
 
 /// Whether a check fails with a bug.

@@ -1,6 +1,7 @@
 //! Random batches and settings, from a seed.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use quorate_env::Random;
 
@@ -199,5 +200,14 @@ impl Workload {
 
     pub(super) fn keyspace(&self) -> KeyspaceId {
         [DATA, META, FAR][self.random.below(3) as usize]
+    }
+}
+
+/// Sets a flag at its end, also when a check fails: the threads beside stop, and the failure shows.
+pub(super) struct AtEnd<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }

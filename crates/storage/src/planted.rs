@@ -1,10 +1,23 @@
-//! Bugs that tests plant, to see that other tests find them.
+//! Bugs on purpose, which tests switch on to see that the checks have teeth.
 //!
-//! Outside of tests there are none, and the questions for them cost nothing.
+//! Each is a place in the code that asks [`is_on`]. Outside of tests the answer is a constant, and
+//! nothing of this is left in the program. `docs/testing.md` lists the bugs and what finds each.
 
-/// A bug to plant.
+/// What can be broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bug {
+    /// A checkpoint is not marked as incomplete while it is made.
+    CheckpointUnmarked,
+    /// A checkpoint leaves out the last sync of its directory.
+    CheckpointUnsynced,
+    /// The manifest gets ingested tables whose files were not synced.
+    IngestUnsynced,
+    /// Excising a range leaves its first key.
+    ExciseOffByOne,
+    /// Ingested tables go below tables that overlap them.
+    IngestTooDeep,
+    /// Snapshots taken before see what is ingested.
+    IngestWithoutSequence,
     /// A table's bounds are those of its entries, whatever its range deletions cover.
     BoundsForgetRanges,
     /// A table's filter is asked before its range deletions.
@@ -29,23 +42,35 @@ pub(crate) enum Bug {
     VoidsAreSureAtOnce,
 }
 
-#[cfg(not(test))]
-pub(crate) const fn planted(_: Bug) -> bool {
-    false
-}
-
 #[cfg(test)]
 thread_local! {
     static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
 }
 
+/// Whether the code is to be wrong in this way.
 #[cfg(test)]
-pub(crate) fn planted(bug: Bug) -> bool {
+pub(crate) fn is_on(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
+}
+
+/// Whether the code is to be wrong in this way: not here.
+#[cfg(not(test))]
+#[inline(always)]
+pub(crate) const fn is_on(_: Bug) -> bool {
+    false
 }
 
 /// Plants a bug in all that this thread does from now on; `None` takes it away.
 #[cfg(test)]
 pub(crate) fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);
+}
+
+/// Whether a check that passes otherwise fails, or panics, with a bug planted on this thread.
+#[cfg(test)]
+pub(crate) fn is_noticed(bug: Bug, check: impl FnOnce() -> Result<(), String>) -> bool {
+    plant(Some(bug));
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(check));
+    plant(None);
+    !matches!(done, Ok(Ok(())))
 }
