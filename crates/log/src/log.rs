@@ -55,7 +55,8 @@ pub enum WhenFull {
 pub struct LogOptions {
     /// The size of a segment's file, in bytes; a record takes at most one. From 4 KiB to 2 GiB.
     pub segment_bytes: u64,
-    /// Whether a job writes the next segment's file beforehand.
+    /// Whether a job writes the next segment's file beforehand, once a record was to be synced: a sync into
+    /// blocks that were written before is faster.
     pub prepare_segments: bool,
     /// What becomes of records that find the disk full.
     pub when_full: WhenFull,
@@ -141,6 +142,8 @@ pub(crate) struct State {
     pub files: BTreeMap<u64, Arc<dyn File>>,
     pub poison: Option<Error>,
     pub preparing: bool,
+    /// Whether a record was to be synced: from then on segments are prepared.
+    pub syncs: bool,
 }
 
 /// Records that lie one after the other in one segment and are written at once.
@@ -199,6 +202,7 @@ impl Log {
             files: found.files,
             poison: None,
             preparing: false,
+            syncs: false,
         };
         let inner = Inner {
             env: env.clone(),
@@ -398,7 +402,7 @@ impl Log {
     /// Forgets all whole segments below `segment`; never the one that is written to.
     pub fn release(&self, segment: u64) -> Result<()> {
         loop {
-            let oldest = {
+            let (oldest, keep) = {
                 let mut state = self.inner.state.lock();
                 let Some(oldest) = state.files.keys().next().copied() else {
                     return Ok(());
@@ -408,9 +412,9 @@ impl Log {
                     return Ok(());
                 }
                 state.files.remove(&oldest);
-                oldest
+                (oldest, state.syncs)
             };
-            self.inner.folder.remove_oldest(oldest)?;
+            self.inner.folder.remove_oldest(oldest, keep)?;
         }
     }
 }

@@ -116,13 +116,13 @@ impl Folder {
         make().map_err(|e| Error::io("can't make segment", &path, &e))
     }
 
-    /// Removes the oldest segment, or makes it the spare. The name's end is durable on return, so
-    /// that of several removals no crash can undo an earlier one alone.
-    pub(crate) fn remove_oldest(&self, segment: u64) -> Result<()> {
+    /// Removes the oldest segment, or makes it the spare if there is none and `keep` says so. The name's
+    /// end is durable on return, so that of several removals no crash can undo an earlier one alone.
+    pub(crate) fn remove_oldest(&self, segment: u64, keep: bool) -> Result<()> {
         let path = self.path(segment);
         let run = || {
             let _names = self.spare.lock();
-            if self.disk.exists(&self.spare_path())? {
+            if !keep || self.disk.exists(&self.spare_path())? {
                 self.disk.remove(&path)?;
             } else {
                 self.disk.rename(&path, &self.spare_path())?;

@@ -96,7 +96,13 @@ impl Inner {
             let path = || self.folder.path(end.segment);
             file.sync()
                 .map_err(|e| (Error::io("can't sync", &path(), &e).not_full(), end))?;
-            self.state.lock().synced = end;
+            let mut state = self.state.lock();
+            state.synced = end;
+            let first = !std::mem::replace(&mut state.syncs, true);
+            drop(state);
+            if first {
+                self.prepare_next();
+            }
         }
         Ok(())
     }
@@ -166,9 +172,11 @@ impl Inner {
         if !self.options.prepare_segments || self.folder.has_spare() {
             return;
         }
-        if std::mem::replace(&mut self.state.lock().preparing, true) {
+        let mut state = self.state.lock();
+        if !state.syncs || std::mem::replace(&mut state.preparing, true) {
             return;
         }
+        drop(state);
         let inner = Arc::clone(self);
         let job = move || {
             // If it can't be made now, the writer will try, and report why.

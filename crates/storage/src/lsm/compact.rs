@@ -134,7 +134,7 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(choice.output),
+            options: self.table_options(),
             table_bytes: self.options.table_bytes,
             below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
             without: &[],

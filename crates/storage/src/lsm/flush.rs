@@ -11,7 +11,6 @@ use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::levels::{Edit, TableFile, table_path};
-use crate::options::Compression;
 use crate::table::TableOptions;
 
 impl Inner {
@@ -129,7 +128,7 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(0),
+            options: self.table_options(),
             table_bytes: u64::MAX,
             below: None,
             without: &[],
@@ -156,15 +155,12 @@ impl Inner {
         Ok(())
     }
 
-    /// How tables of a level are written.
-    pub(super) fn table_options(&self, level: usize) -> TableOptions {
+    /// How tables are written.
+    pub(super) fn table_options(&self) -> TableOptions {
         TableOptions {
             block_bytes: self.options.block_bytes,
             filter_bits_per_key: self.options.filter_bits_per_key,
-            compression: match level {
-                0 => Compression::None,
-                _ => self.options.compression,
-            },
+            compression: self.options.compression,
         }
     }
 

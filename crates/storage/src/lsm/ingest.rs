@@ -336,7 +336,7 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(0),
+            options: self.table_options(),
             table_bytes: u64::MAX,
             below: None,
             without: &[],

@@ -108,7 +108,7 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(level),
+            options: self.table_options(),
             table_bytes: self.options.table_bytes,
             below: None,
             without,

@@ -42,6 +42,12 @@ impl BlockBuilder {
         self.bytes.len() + 4 * self.restarts.len() + 4
     }
 
+    /// What an entry adds, or a little more: nothing is known of what it shares with the one before.
+    pub(crate) fn bytes_for(key: &Key<'_>, value: &[u8]) -> usize {
+        let numbers = 8 + 5 * usize::from(key.version > 0) + 5 * usize::from(key.sequence > 0);
+        key.place.len() + value.len() + numbers
+    }
+
     /// REQUIRES: `key` is after all before it.
     pub(crate) fn add(&mut self, key: &Key<'_>, value: &[u8]) {
         let mut shared = 0;

@@ -7,7 +7,7 @@ use quorate_env::{Disk, File};
 
 use super::block::BlockBuilder;
 use super::filter::FilterBuilder;
-use super::format::{Footer, Handle, MAGIC, Properties, seal_block};
+use super::format::{Footer, Handle, MAGIC, Properties, TRAILER_BYTES, seal_block};
 use crate::error::{Error, Result};
 use crate::header;
 use crate::key::{Key, Kind};
@@ -88,8 +88,15 @@ impl TableBuilder {
         &self.last.0
     }
 
+    /// Adds an entry. A block with its trailer takes no more than the options say, unless for one entry:
+    /// so that it fits what an allocator has for that size, mostly a power of two.
+    ///
     /// REQUIRES: `key` is after all before it.
     pub(crate) fn add(&mut self, key: &Key<'_>, value: &[u8]) -> Result<()> {
+        let size = self.block.size_bytes() + BlockBuilder::bytes_for(key, value) + TRAILER_BYTES;
+        if size > self.options.block_bytes && !self.block.is_empty() {
+            self.end_block()?;
+        }
         if let Some(handle) = self.ended.take() {
             self.index_block(handle, Some(key.place));
         }
@@ -106,9 +113,6 @@ impl TableBuilder {
         self.last.0.extend_from_slice(key.place);
         self.last.1 = key.version;
         self.last.2 = key.sequence;
-        if self.block.size_bytes() >= self.options.block_bytes {
-            self.end_block()?;
-        }
         Ok(())
     }
 
