@@ -166,8 +166,7 @@ impl UserIter {
         while self.gather_group()? {
             if self.saved.kind != Kind::Delete || self.all_versions {
                 self.stand = Stand::Before;
-                let behind = [&self.saved.place[..], &[0]].concat();
-                self.passage.end_before(&behind);
+                self.passage.end_behind(&self.saved.place);
                 return Ok(());
             }
             if let Some((start, _)) = self.passage.over(&self.saved.place) {

@@ -199,6 +199,14 @@ impl Passage {
         self.begin();
     }
 
+    /// Going back, it came to something alive at a place, and found nothing alive behind.
+    pub(crate) fn end_behind(&mut self, place: &[u8]) {
+        if self.worth_a_note().is_some() {
+            self.end_before(&[place, &[0]].concat());
+        }
+        self.begin();
+    }
+
     fn worth_a_note(&self) -> Option<&Voids> {
         self.voids.as_deref().filter(|_| self.steps >= NOTE_AFTER)
     }

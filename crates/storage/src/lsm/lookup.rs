@@ -75,7 +75,10 @@ impl<'a> Lookup<'a> {
             return;
         }
         let mark = memtable.mark(self.place, self.version, self.sequence);
-        let found = memtable.get(self.place, self.version, self.sequence);
+        let found = match memtable.may_hold(self.hash) {
+            true => memtable.get(self.place, self.version, self.sequence),
+            false => None,
+        };
         match (found, mark) {
             (Some((key, value)), mark)
                 if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
