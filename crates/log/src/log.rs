@@ -142,6 +142,8 @@ pub(crate) struct State {
     pub files: BTreeMap<u64, Arc<dyn File>>,
     pub poison: Option<Error>,
     pub preparing: bool,
+    /// Whether a job syncs what was written.
+    pub syncing_behind: bool,
     /// Whether a record was to be synced: from then on segments are prepared.
     pub syncs: bool,
 }
@@ -202,6 +204,7 @@ impl Log {
             files: found.files,
             poison: None,
             preparing: false,
+            syncing_behind: false,
             syncs: false,
         };
         let inner = Inner {

@@ -14,6 +14,9 @@ use crate::waits::Called;
 /// How often a disk that was full is asked for room again.
 const FULL_RETRY: Duration = Duration::from_millis(100);
 
+/// So much is written at most before a job begins to sync it.
+const SYNC_BEHIND_BYTES: u64 = 4 << 20;
+
 /// Why writing stopped, and the end of what is sound.
 type Cut = (Error, Position);
 
@@ -99,12 +102,55 @@ impl Inner {
             let mut state = self.state.lock();
             state.synced = end;
             let first = !std::mem::replace(&mut state.syncs, true);
+            let poison = state.poison.clone();
             drop(state);
             if first {
                 self.prepare_next();
             }
+            // A sync after one that failed says nothing.
+            return poison.map_or(Ok(()), |error| Err((error, end)));
         }
+        self.sync_behind(end);
         Ok(())
+    }
+
+    /// Lets a job sync what was written, if that has become much: so that the end of a segment, or a
+    /// sync that somebody asks for, need not wait for all of it.
+    fn sync_behind(self: &Arc<Self>, end: Position) {
+        let mut state = self.state.lock();
+        let behind = match state.synced.segment == end.segment {
+            true => end.offset - state.synced.offset,
+            false => 0,
+        };
+        if behind < SYNC_BEHIND_BYTES || std::mem::replace(&mut state.syncing_behind, true) {
+            return;
+        }
+        drop(state);
+        let inner = Arc::clone(self);
+        let job = move || {
+            let synced = inner.file(end.segment).and_then(|file| {
+                let path = inner.folder.path(end.segment);
+                let failed = |e| Error::io("can't sync", &path, &e).not_full();
+                file.sync().map_err(failed)
+            });
+            let mut state = inner.state.lock();
+            state.syncing_behind = false;
+            let called = match synced {
+                Ok(()) => {
+                    state.synced = state.synced.max(end);
+                    return;
+                }
+                // The segment was synced at its end, and released since.
+                Err(error) if error.kind() == ErrorKind::NotFound => return,
+                Err(error) => {
+                    state.poison.get_or_insert(poisoned(&error));
+                    state.call_those_who_are_done()
+                }
+            };
+            drop(state);
+            called.wake();
+        };
+        self.env.jobs.spawn(JobClass::Log, Box::new(job));
     }
 
     fn file(&self, segment: u64) -> Result<Arc<dyn File>> {
