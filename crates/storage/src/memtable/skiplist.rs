@@ -86,9 +86,13 @@ const PER_NODE: usize = PLACE + 2 * (ALIGN - 1);
 
 /// The bytes that entries take whose places and values have `payload` bytes together.
 pub(crate) fn bytes_needed(payload: usize, first_sequence: u64, count: usize) -> usize {
-    let towers: usize = (0..count as u64)
-        .map(|n| 4 * height_of(first_sequence + n))
-        .sum();
+    let tower = |n: u64| 4 * height_of(first_sequence + n);
+    if count == 1 {
+        // Exactly, so that memtables get full where batches are small.
+        let tower = tower(0).next_multiple_of(ALIGN);
+        return (tower + PLACE + payload).next_multiple_of(ALIGN);
+    }
+    let towers: usize = (0..count as u64).map(tower).sum();
     payload + count * PER_NODE + towers
 }
 
