@@ -91,6 +91,7 @@ impl Script {
                     (true, false) => Durability::Buffered,
                 },
                 throttle: random.one_in(2),
+                ..WriteOptions::default()
             };
             let Ok(sequence) = lsm.write(batch, options) else {
                 return (promised, n + 1);

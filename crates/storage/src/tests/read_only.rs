@@ -36,6 +36,7 @@ fn read_only_sees_what_was_logged_at_opening_and_more_when_refreshed() {
                     Durability::None
                 },
                 throttle: true,
+                ..WriteOptions::default()
             };
             lsm.write(batch, how).unwrap();
             if n % 7 == 0 {

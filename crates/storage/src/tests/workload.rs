@@ -97,6 +97,7 @@ pub(super) fn write_options(options: &Options, random: &Random) -> WriteOptions 
     WriteOptions {
         durability,
         throttle: random.one_in(2),
+        ..WriteOptions::default()
     }
 }
 
