@@ -162,7 +162,7 @@ pub struct Options {
     /// Writes that are not throttled may overdo it, and values that are kept.
     pub memory_bytes: u64,
     /// How many tables may be open; 0 is any number. The one that was read the longest ago is closed
-    /// for another. What iterators still read stays open beside them.
+    /// for another. What iterators and compactions still read stays open beside them.
     pub open_tables: usize,
     /// The size of a data block before compression.
     pub block_bytes: usize,

@@ -35,6 +35,9 @@ pub(crate) fn find_dead(view: &View<'_>, keep: &Keep) -> Result<Option<Choice>> 
     }))
 }
 
+/// With more range deletions than this, looking costs more than compaction does that drops the same.
+const MOST_RANGES: u64 = 16 << 10;
+
 fn may_go(view: &View<'_>, table: &TableFile) -> bool {
     !view.busy.contains(&table.meta.number)
 }
@@ -42,6 +45,11 @@ fn may_go(view: &View<'_>, table: &TableFile) -> bool {
 /// Adds tables that range deletions above hide from every read. What lies under them is hidden by the same
 /// range deletions, so nothing comes to light.
 fn find_covered(view: &View<'_>, keep: &Keep, found: &mut BTreeSet<u64>) -> Result<()> {
+    let tables = view.levels.iter().flatten();
+    let ranges: u64 = tables.map(|t| t.meta.properties.range_deletions).sum();
+    if ranges > MOST_RANGES {
+        return Ok(());
+    }
     let mut above = Tombstones::default();
     for level in 0..LEVELS {
         let tables = view.levels.level(level);

@@ -13,8 +13,7 @@ pub(crate) struct Revise<'a> {
     keyspaces: &'a Keyspaces,
     now_ms: u64,
     filter: Option<&'a dyn CompactionFilter>,
-    /// The newest snapshot; 0 if there is none.
-    newest_snapshot: Sequence,
+    newest_snapshot: Option<Sequence>,
 }
 
 /// What is written instead of an entry.
@@ -38,7 +37,7 @@ impl<'a> Revise<'a> {
             keyspaces,
             now_ms: keyspaces.time().now_ms(),
             filter,
-            newest_snapshot: snapshots.last().copied().unwrap_or(0),
+            newest_snapshot: snapshots.last().copied(),
         }
     }
 
@@ -59,8 +58,10 @@ impl<'a> Revise<'a> {
         let Some(filter) = self.filter.filter(|_| key.kind.is_value()) else {
             return Ok(Revised::Same);
         };
-        let seen =
-            key.sequence <= self.newest_snapshot && !planted::is_on(Bug::FilterIgnoresSnapshots);
+        let seen = self
+            .newest_snapshot
+            .is_some_and(|newest| key.sequence <= newest)
+            && !planted::is_on(Bug::FilterIgnoresSnapshots);
         let history = key.version > watermark && !planted::is_on(Bug::FilterIgnoresWatermark);
         if seen || history {
             return Ok(Revised::Same);

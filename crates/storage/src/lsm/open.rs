@@ -131,6 +131,7 @@ impl Inner {
         let inner = Inner::with(env, dir, options, recovered, shelf, manifest);
         let inner = Arc::new(Inner { filter, ..inner });
         inner.close_tables_when_crowded();
+        inner.count_memtables(&inner.state());
         *inner.lock.lock() = Some(lock);
         inner.open_log()?;
         inner.drop_dead();

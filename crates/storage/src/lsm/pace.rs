@@ -85,6 +85,13 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
+    /// Whether a write would have to wait, whatever its size.
+    pub(super) fn is_behind(&self, now: Duration) -> bool {
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let due = self.due.load(Ordering::Relaxed);
+        due.saturating_sub(now) >= LEAST_WAIT_NANOS
+    }
+
     /// Takes a write of this size in; returns how long it has to wait.
     pub(super) fn charge(&self, now: Duration, bytes: usize, rate: f64) -> Duration {
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
@@ -262,6 +269,7 @@ mod tests {
             .map(|_| bucket.charge(now, 1000, 1e6).as_millis())
             .collect();
         assert_eq!(waits, [1, 2, 3]);
+        assert!(bucket.is_behind(now) && !bucket.is_behind(now + Duration::from_millis(3)));
         let later = now + Duration::from_millis(10);
         assert_eq!(bucket.charge(later, 100, 1e6), Duration::ZERO);
         assert_eq!(bucket.charge(later, 1 << 30, 1e6), LONGEST_WAIT);

@@ -10,7 +10,6 @@ impl Inner {
     pub(super) fn count_memtables(&self, state: &State) {
         let room = state.memtables().map(|m| m.capacity() as u64).sum();
         self.shelf.cache.memory().set_memtables(room);
-        self.shelf.cache.rebalance();
     }
 
     /// Has tables closed from now on when too many are open.

@@ -34,10 +34,11 @@ impl Inner {
     }
 
     /// Notes for writers whether they have to look here at all. Called when memtables or levels
-    /// changed.
+    /// changed: then the cache takes what they leave, too.
     pub(super) fn judge_speed(&self) {
         let slow = self.load(&self.state()).slows();
         self.slow.store(slow, Ordering::Relaxed);
+        self.shelf.cache.rebalance();
     }
 
     /// Notes how fast a flush was.
@@ -78,8 +79,12 @@ impl Inner {
             return Ok(());
         };
         let now = self.env.clock.now();
+        // What is refused must not take a turn.
+        if refuses(options) && self.bucket.is_behind(now) {
+            return Err(busy());
+        }
         let wait = self.bucket.charge(now, bytes, rate);
-        if wait.is_zero() {
+        if wait.is_zero() || refuses(options) {
             return Ok(());
         }
         self.wait_or_refuse(options, Some(wait), &|load| load.rate().is_none())?;
@@ -94,11 +99,8 @@ impl Inner {
         wait: Option<Duration>,
         wanted: &dyn Fn(Load) -> bool,
     ) -> Result<()> {
-        if options.refuse_if_busy && !planted::is_on(Bug::BusyIsWaitedFor) {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "flushes and compaction are behind: the write was not applied",
-            ));
+        if refuses(options) {
+            return Err(busy());
         }
         let before = self.env.clock.now();
         let left = options.deadline.map(|at| at.saturating_sub(before));
@@ -143,4 +145,14 @@ impl Inner {
             pressure: memory.max(l0),
         }
     }
+}
+
+/// Whether a write does not want to wait.
+fn refuses(options: WriteOptions) -> bool {
+    options.refuse_if_busy && !planted::is_on(Bug::BusyIsWaitedFor)
+}
+
+fn busy() -> Error {
+    let text = "flushes and compaction are behind: the write was not applied";
+    Error::new(ErrorKind::Busy, text)
 }

@@ -125,6 +125,9 @@ impl Inner {
         options: WriteOptions,
     ) -> Result<Sequence> {
         self.keyspaces.check(batch)?;
+        if options.deadline.is_some() {
+            self.check_deadline(options)?;
+        }
         if batch.is_empty() {
             let visible = self.publisher.visible();
             return self.judge(batch).map(|()| visible);

@@ -4,7 +4,7 @@
 //! head would leave long runs of them wherever the levels happen to be small enough. So a table in which
 //! deletions, or entries that have expired, are a large share is merged into what lies under it. With
 //! nothing under it, it is written anew alone, but only if the deletions can go: each such compaction makes
-//! progress, and they end.
+//! progress, and they end. While a snapshot is alive that keeps what they hide, they wait for its end.
 
 use std::sync::Arc;
 
@@ -19,7 +19,8 @@ pub(crate) fn pick_heavy(view: &View<'_>, percent: u32, l0_tables: usize) -> Opt
         return None;
     }
     let l0 = view.levels.level(0);
-    if l0.len() >= l0_tables && share(view, l0) >= percent {
+    let settled = l0.iter().all(|table| no_snapshot_within(view, table));
+    if l0.len() >= l0_tables && settled && share(view, l0) >= percent {
         let output = first_under(view, 0, l0).unwrap_or(1);
         if let Some(choice) = choose(view, 0, output, l0.to_vec()) {
             return Some(choice);
@@ -29,9 +30,9 @@ pub(crate) fn pick_heavy(view: &View<'_>, percent: u32, l0_tables: usize) -> Opt
         (1..LEVELS).flat_map(|level| view.levels.level(level).iter().map(move |t| (level, t)));
     let mut heavy: Vec<(u32, usize, &Arc<TableFile>)> = tables
         .map(|(level, table)| (share(view, std::slice::from_ref(table)), level, table))
-        .filter(|(share, ..)| *share >= percent)
+        .filter(|(share, _, table)| *share >= percent && no_snapshot_within(view, table))
         .collect();
-    heavy.sort_by(|a, b| b.0.cmp(&a.0));
+    heavy.sort_by_key(|(share, ..)| std::cmp::Reverse(*share));
     heavy.into_iter().find_map(|(_, level, table)| {
         let upper = vec![Arc::clone(table)];
         let output = match first_under(view, level, &upper) {
@@ -67,13 +68,18 @@ fn first_under(view: &View<'_>, level: usize, tables: &[Arc<TableFile>]) -> Opti
     (level + 1..LEVELS).find(|under| !view.levels.overlapping(*under, smallest, end).is_empty())
 }
 
-/// Whether no deletion of a table with nothing under it has to stay: no snapshot is older than what it
-/// hides, and no version of it is history that may be read.
-fn can_lose_all(view: &View<'_>, table: &TableFile) -> bool {
+/// Whether every snapshot sees all of a table, and so nothing that it hides.
+fn no_snapshot_within(view: &View<'_>, table: &TableFile) -> bool {
     let (_, newest) = table.meta.sequences();
+    newest <= view.oldest_snapshot
+}
+
+/// Whether no deletion of a table has to stay that has nothing under it and is seen by every snapshot: no
+/// version of it is history that may be read.
+fn can_lose_all(view: &View<'_>, table: &TableFile) -> bool {
     let spent = |of: &crate::table::KeyspaceProperties| {
         let keyspace = view.keyspaces.find(of.id);
         keyspace.is_some_and(|known| of.max_version <= known.watermark())
     };
-    newest <= view.oldest_snapshot && table.meta.properties.keyspaces.iter().all(spent)
+    table.meta.properties.keyspaces.iter().all(spent)
 }
