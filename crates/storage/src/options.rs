@@ -91,8 +91,8 @@ pub enum Compaction {
     /// Few large sorted runs, merged with others of their size: entries are rewritten far less often,
     /// reads look into more tables, and more that is shadowed is still on disk.
     Tiered(TieredOptions),
-    /// No merging. The oldest tables are dropped, with all they hold of whatever keyspace: for logs,
-    /// metrics and caches, which may lose what is oldest.
+    /// No merging. The oldest tables are dropped, with all they hold of whatever keyspace, though
+    /// snapshots see it: for logs, metrics and caches, which may lose what is oldest.
     Fifo(FifoOptions),
 }
 

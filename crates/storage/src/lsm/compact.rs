@@ -103,9 +103,11 @@ impl Inner {
         let idle = !work.manual && !work.closing && work.poison.is_none();
         let busy = |number: u64| work.busy.contains(&number);
         let now = Arc::clone(&self.state().levels);
-        // All or none: what changed meanwhile is looked at the next time.
-        let there = |(_, t): (usize, &Arc<TableFile>)| {
-            now.find(t.meta.number).is_some() && !busy(t.meta.number)
+        // All or none: what changed meanwhile, were it only its level, is looked at the next time.
+        let there = |(level, t): (usize, &Arc<TableFile>)| {
+            let number = t.meta.number;
+            let is_it = |other: &Arc<TableFile>| other.meta.number == number;
+            now.level(level).iter().any(is_it) && !busy(number)
         };
         if !idle || !choice.tables().all(there) {
             return;

@@ -1,11 +1,15 @@
 //! One budget of memory over all parts, and a limit of open tables.
 
-use quorate_env::Random;
-use quorate_env::sim::Sim;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::workload::{META, dir, tiny};
+use quorate_env::sim::Sim;
+use quorate_env::{Env, Random};
+
+use super::workload::{AtEnd, META, dir, tiny};
 use crate::planted::{Bug, is_noticed};
-use crate::{Batch, Engine, Iter, IterOptions, Lsm, Options, ReadAt, WriteOptions};
+use crate::{
+    Batch, Compaction, Engine, Iter, IterOptions, Lsm, Options, ReadAt, TieredOptions, WriteOptions,
+};
 
 const BUDGET: u64 = 512 << 10;
 
@@ -163,4 +167,73 @@ fn open_tables_stay_within_their_limit() {
 fn budget_checks_notice_what_does_not_make_room() {
     assert!(is_noticed(Bug::CacheDoesNotShrink, check_budget));
     assert!(is_noticed(Bug::TablesStayOpen, check_open_tables));
+}
+
+/// Tables are closed under the hands of readers, flushes and compactions on threads of their own.
+#[test]
+fn open_tables_close_beside_readers_and_compactions() {
+    const KEYS: u64 = 300;
+    let sim = Sim::new(3);
+    let env = Env {
+        disk: sim.env().disk,
+        ..Env::real(2)
+    };
+    for compaction in [
+        Compaction::Leveled,
+        Compaction::Tiered(TieredOptions::default()),
+    ] {
+        let options = Options {
+            compaction,
+            open_tables: 2,
+            memory_bytes: 128 << 10,
+            compactions: 2,
+            ..tiny()
+        };
+        let path = dir().join(format!("{}", matches!(compaction, Compaction::Leveled)));
+        let lsm = Lsm::open(&env, &path, options).unwrap();
+        (0..KEYS).for_each(|key| put(&lsm, key, 8));
+        let newest: Vec<AtomicU64> = (0..KEYS).map(|_| AtomicU64::new(0)).collect();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let (lsm, newest, done) = (&lsm, &newest, &done);
+            let read = |seed| {
+                let random = Random::from_seed(seed);
+                while !done.load(Ordering::Relaxed) {
+                    let key = random.below(KEYS);
+                    let least = newest[key as usize].load(Ordering::SeqCst);
+                    let found = lsm.get(META, &key.to_be_bytes(), &ReadAt::NEWEST).unwrap();
+                    let value = found.unwrap().value;
+                    let round = value
+                        .iter()
+                        .rev()
+                        .take(8)
+                        .rev()
+                        .fold(0, |n, b| n << 8 | u64::from(*b));
+                    assert!(least == 0 || round >= least, "{round} after {least}");
+                    let mut iter = lsm.iterate(META, IterOptions::default()).unwrap();
+                    iter.seek_to_first().unwrap();
+                    let mut count = 0;
+                    while iter.valid() {
+                        count += 1;
+                        iter.next().unwrap();
+                    }
+                    assert_eq!(count, KEYS);
+                }
+            };
+            for seed in 0..2 {
+                scope.spawn(move || read(seed));
+            }
+            let _end = AtEnd(done);
+            for round in 1..=30_u64 {
+                for key in 0..KEYS {
+                    let mut batch = Batch::new();
+                    batch.put(META, &key.to_be_bytes(), &round.to_be_bytes());
+                    lsm.write(&batch, WriteOptions::APPLY).unwrap();
+                    newest[key as usize].store(round, Ordering::SeqCst);
+                }
+                lsm.flush().unwrap();
+            }
+        });
+        lsm.close().unwrap();
+    }
 }

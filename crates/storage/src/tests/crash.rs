@@ -72,7 +72,9 @@ impl Script {
             ..base
         };
         // Longer than any run, so that values bear times and stay.
-        options.keyspaces[1].ttl = (seed % 2 == 0).then_some(Duration::from_secs(1 << 30));
+        options.keyspaces[1].ttl = seed
+            .is_multiple_of(2)
+            .then_some(Duration::from_secs(1 << 30));
         Script {
             seed,
             options,
