@@ -219,6 +219,63 @@ fn sift(
     hiding
 }
 
+/// What stays of the entries of a place, one after the other.
+struct Sieve<'a> {
+    garbage: Garbage,
+    revise: Revise<'a>,
+    /// A deletion that waits for what follows: its place, version and sequence.
+    held: Option<(Vec<u8>, u64, u64)>,
+}
+
+impl Sieve<'_> {
+    /// Writes an entry, or what becomes of it.
+    fn pass(
+        &mut self,
+        key: &Key<'_>,
+        value: &[u8],
+        writer: &mut Writer<'_>,
+    ) -> std::result::Result<(), Failure> {
+        let kind = self.revise.kind(key, value);
+        let mut key = Key { kind, ..*key };
+        let mut verdict = self.garbage.judge(&key);
+        let mut revised = Revised::Same;
+        if verdict == Verdict::Write {
+            let watermark = self.garbage.watermark();
+            let decided = self.revise.filter(&key, value, watermark);
+            revised = decided.map_err(Failure::Input)?;
+            if matches!(revised, Revised::Deletion) {
+                key.kind = Kind::Delete;
+                verdict = self.garbage.judge_deletion(&key);
+            }
+        }
+        if verdict != Verdict::Drop
+            && let Some((place, version, sequence)) = self.held.take()
+        {
+            let deletion = Key {
+                place: &place,
+                version,
+                sequence: self.garbage.sequence(sequence),
+                kind: Kind::Delete,
+            };
+            writer.add(&deletion, &[]).map_err(Failure::Output)?;
+        }
+        match verdict {
+            Verdict::Drop => {}
+            Verdict::Hold => self.held = Some((key.place.to_vec(), key.version, key.sequence)),
+            Verdict::Write => {
+                key.sequence = self.garbage.sequence(key.sequence);
+                let value = match &revised {
+                    _ if key.kind == Kind::Delete => &[],
+                    Revised::Value(value) => value.as_slice(),
+                    _ => value,
+                };
+                writer.add(&key, value).map_err(Failure::Output)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn merge(
     mut input: Input<'_>,
     keyspaces: &Keyspaces,
@@ -227,10 +284,11 @@ fn merge(
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<(), Failure> {
     let hiding = sift(&mut input, keyspaces, &keep, writer);
-    let revise = Revise::new(keyspaces, input.filter, &keep.snapshots);
-    let mut garbage = Garbage::new(keep);
-    // A deletion that waits for what follows: its version and sequence.
-    let mut held: Option<(Vec<u8>, u64, u64)> = None;
+    let mut sieve = Sieve {
+        revise: Revise::new(keyspaces, input.filter, &keep.snapshots),
+        garbage: Garbage::new(keep),
+        held: None,
+    };
     input.cursor.seek_to_first().map_err(Failure::Input)?;
     while input.cursor.valid() {
         let key = input.cursor.key();
@@ -247,54 +305,19 @@ fn merge(
             }
             continue;
         }
-        if garbage.is_new_place(&key) {
+        if sieve.garbage.is_new_place(&key) {
             if stop() {
                 let closed = Error::new(ErrorKind::Closed, "the engine is closing");
                 return Err(Failure::Input(closed));
             }
-            held = None;
             writer.at_new_place(key.place).map_err(Failure::Output)?;
             let watermark = watermark(keyspaces, key.place);
             let marks = hiding.around(key.place).marks;
-            garbage.begin(key.place, input.at_bottom(key.place), watermark, marks);
+            let at_bottom = input.at_bottom(key.place);
+            sieve.held = None;
+            sieve.garbage.begin(key.place, at_bottom, watermark, marks);
         }
-        let value = input.cursor.value();
-        let kind = revise.kind(&key, value);
-        let mut key = Key { kind, ..key };
-        let mut verdict = garbage.judge(&key);
-        let mut revised = Revised::Same;
-        if verdict == Verdict::Write {
-            let decided = revise.filter(&key, value, garbage.watermark());
-            revised = decided.map_err(Failure::Input)?;
-            if matches!(revised, Revised::Deletion) {
-                key.kind = Kind::Delete;
-                verdict = garbage.judge_deletion(&key);
-            }
-        }
-        if verdict != Verdict::Drop
-            && let Some((place, version, sequence)) = held.take()
-        {
-            let deletion = Key {
-                place: &place,
-                version,
-                sequence: garbage.sequence(sequence),
-                kind: Kind::Delete,
-            };
-            writer.add(&deletion, &[]).map_err(Failure::Output)?;
-        }
-        match verdict {
-            Verdict::Drop => {}
-            Verdict::Hold => held = Some((key.place.to_vec(), key.version, key.sequence)),
-            Verdict::Write => {
-                key.sequence = garbage.sequence(key.sequence);
-                let value = match &revised {
-                    _ if key.kind == Kind::Delete => &[],
-                    Revised::Value(value) => value.as_slice(),
-                    _ => value,
-                };
-                writer.add(&key, value).map_err(Failure::Output)?;
-            }
-        }
+        sieve.pass(&key, input.cursor.value(), writer)?;
         input.cursor.next().map_err(Failure::Input)?;
     }
     writer.end_table(None).map_err(Failure::Output)
