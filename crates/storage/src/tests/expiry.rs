@@ -8,7 +8,7 @@ use quorate_env::sim::Sim;
 use quorate_env::{Clock, Env};
 
 use super::conformance::{list, try_list};
-use super::workload::{Workload, dir, option_sets, tiny, write_options};
+use super::workload::{Workload, dir, option_sets, seeds, tiny, write_options};
 use crate::planted::{Bug, is_noticed};
 use crate::{
     Batch, Compression, Condition, Engine, ErrorKind, IngestOptions, IterOptions, KeyspaceId,
@@ -350,7 +350,7 @@ fn check_random(seed: u64, mut options: Options) -> Result<(), String> {
 
 fn check_all_random() -> Result<(), String> {
     for options in option_sets() {
-        (0..4).try_for_each(|seed| check_random(seed, options.clone()))?;
+        seeds(4).try_for_each(|seed| check_random(seed, options.clone()))?;
     }
     Ok(())
 }

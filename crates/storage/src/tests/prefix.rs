@@ -4,7 +4,7 @@ use quorate_env::Random;
 use quorate_env::sim::Sim;
 
 use super::conformance::{list, try_list};
-use super::workload::{META, dir, tiny};
+use super::workload::{META, dir, seeds, tiny};
 use crate::planted::{Bug, is_noticed};
 use crate::{
     Batch, Engine, IterOptions, KeyRange, Lsm, Model, Options, Prefix, ReadAt, WriteOptions,
@@ -136,7 +136,7 @@ fn check_random(seed: u64) -> Result<(), String> {
 }
 
 fn check_all() -> Result<(), String> {
-    (0..60).try_for_each(check_random)
+    seeds(60).try_for_each(check_random)
 }
 
 #[test]
