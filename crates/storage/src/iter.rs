@@ -10,11 +10,12 @@
 //! not walked, see [`Covered::leave`]; nor is one where an earlier read found nothing, see
 //! [`Voids`](crate::voids::Voids).
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::cursor::Cursor;
 use crate::engine::{Iter, IterOptions, Sequence};
 use crate::error::{Error, Result};
+use crate::expiry::{self, Expiry};
 use crate::key::{self, Key, Kind};
 use crate::options::KeyspaceId;
 use crate::sources::{Covered, Sources};
@@ -51,6 +52,7 @@ pub(crate) struct UserIter {
     keyspace: KeyspaceId,
     version: u64,
     sequence: Sequence,
+    expiry: Expiry,
     all_versions: bool,
     /// What it passes over without finding anything.
     passage: Passage,
@@ -63,6 +65,7 @@ impl UserIter {
     /// `passage` knows nothing, or what reads of the newest versions know.
     pub(crate) fn new(sources: Sources, options: &IterOptions, passage: Passage) -> Self {
         let (keyspace, sequence) = (sources.keyspace, sources.sequence);
+        let expiry = sources.expiry;
         let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
         UserIter {
             entries: sources.merge(),
@@ -71,6 +74,7 @@ impl UserIter {
             keyspace,
             version: options.at.version,
             sequence,
+            expiry,
             all_versions: options.all_versions,
             passage,
             stand: Stand::None,
@@ -136,7 +140,11 @@ impl UserIter {
             self.saved.place.clear();
             self.saved.place.extend_from_slice(key.place);
             self.saved.version = key.version;
-            let deletion = key.kind == Kind::Delete;
+            self.saved.kind = match key.kind {
+                Kind::Expiring => self.expiry.kind(key.kind, self.entries.cursor.value()),
+                kind => kind,
+            };
+            let deletion = self.saved.kind == Kind::Delete;
             skip = true;
             steps = 0;
             let hidden = self.entries.hides_current(self.all_versions)?;
@@ -196,12 +204,22 @@ impl UserIter {
                 self.saved.place.clear();
                 self.saved.place.extend_from_slice(key.place);
                 self.saved.version = key.version;
-                self.saved.kind = key.kind;
-                self.saved.value = self.entries.cursor.value_bytes();
+                let mut value = self.entries.cursor.value_bytes();
+                self.saved.kind = self.expiry.kind(key.kind, &value);
+                value.advance(self.value_at(value.len()));
+                self.saved.value = value;
                 self.entries.cursor.prev()?;
             }
         }
         Ok(found)
+    }
+
+    /// Where in the stored bytes of the saved entry the value begins; an expired one has none.
+    fn value_at(&self, length: usize) -> usize {
+        match self.saved.kind {
+            Kind::Delete => length,
+            kind => expiry::value_at(kind).min(length),
+        }
     }
 
     /// Goes back from an entry that a range deletion hides.
@@ -348,22 +366,26 @@ impl Iter for UserIter {
 
     fn value(&self) -> &[u8] {
         match self.stand {
-            Stand::On => self.entries.cursor.value(),
+            Stand::On => {
+                let stored = self.entries.cursor.value();
+                &stored[self.value_at(stored.len())..]
+            }
             _ => &self.saved.value,
         }
     }
 
     fn value_bytes(&self) -> Bytes {
         match self.stand {
-            Stand::On => self.entries.cursor.value_bytes(),
+            Stand::On => {
+                let mut value = self.entries.cursor.value_bytes();
+                value.advance(self.value_at(value.len()));
+                value
+            }
             _ => self.saved.value.clone(),
         }
     }
 
     fn is_deletion(&self) -> bool {
-        match self.stand {
-            Stand::On => self.entries.cursor.key().kind == Kind::Delete,
-            _ => self.saved.kind == Kind::Delete,
-        }
+        self.saved.kind == Kind::Delete
     }
 }

@@ -27,7 +27,9 @@ pub(crate) enum Kind {
     Delete = 2,
     /// Only in batches: tables keep range deletions apart.
     RangeDelete = 3,
-    // 4 is a value kept elsewhere, 5 a value that expires.
+    // 4 is a value kept elsewhere.
+    /// A value that expires: before it stands when it was written. See `expiry.rs`.
+    Expiring = 5,
 }
 
 impl Kind {
@@ -36,8 +38,16 @@ impl Kind {
             1 => Some(Kind::Put),
             2 => Some(Kind::Delete),
             3 => Some(Kind::RangeDelete),
+            5 => Some(Kind::Expiring),
             _ => None,
         }
+    }
+}
+
+impl Kind {
+    /// Whether it brings a value: from `place` on something may be alive.
+    pub(crate) fn is_value(self) -> bool {
+        matches!(self, Kind::Put | Kind::Expiring)
     }
 }
 

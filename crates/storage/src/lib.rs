@@ -2,9 +2,8 @@
 //!
 //! # What it keeps
 //!
-//! An engine has a few *keyspaces*. In a *plain* one a write replaces what was there. In a *versioned*
-//! one the caller gives every write a version, old versions stay, and a read may ask for the newest
-//! entry at or below a version:
+//! An engine has a few *keyspaces*. In a *plain* one a write replaces what was there. In a *versioned* one the
+//! caller gives every write a version, old versions stay, and a read may ask for the newest up to a version:
 //!
 //! ```text
 //! put_at(k, 5, "five")   put_at(k, 9, "nine")   delete_at(k, 12)
@@ -12,50 +11,44 @@
 //! get(k) at version  4: nothing      at 5 … 8: "five"      at 9 … 11: "nine"      from 12: nothing
 //! ```
 //!
-//! Other trees put versions on top, into the keys; here the version takes the place that a sequence
-//! number has in them, so that such a read is one lookup with a filter, and compaction knows which
-//! versions nobody will read: those shadowed at the *watermark*.
+//! Other trees put versions on top, into the keys; here the version stands where they have a sequence number, so
+//! that such a read is one lookup with a filter, and compaction drops those shadowed at the *watermark*.
 //!
 //! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
 //! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
 //! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
-//! private to the engine: by it batches become visible one after the other, snapshots see a
-//! prefix of them, and of two writes at one version the later wins, so that replaying writes does
-//! no harm.
+//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of them,
+//! and of two writes at one version the later wins, so that replaying writes does no harm.
 //!
 //! # How it lives
 //!
-//! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list.
-//! A full memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges
-//! tables of one level into the next, each level ten times as large as the one above. The *manifest*
-//! says which tables count. A read asks the memtables, then the levels from the top, helped by a
-//! filter in each table and a cache of blocks.
+//! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list. A full
+//! memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges tables, down
+//! the levels, as the policy of the engine says. The *manifest* says which tables count. A read asks the
+//! memtables, then the levels from the top, helped by a filter in each table and a cache of blocks.
 //!
-//! A deleted range is one record, wherever it is: a lookup finds it in memory, a scan goes around what it
-//! covers, and compaction drops that, whole tables unread. Single deletions, in long runs as a queue leaves
-//! them, are stepped over once; then it is known where nothing is alive.
+//! A deleted range is one record, wherever it is: a scan goes around what it covers, and compaction drops that,
+//! whole tables unread. Values may expire ([`KeyspaceOptions::ttl`]).
 //!
-//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence.
-//! That is what an engine without a log promises after a crash: a prefix of the batches, up to
-//! [`Lsm::flushed_sequence`] at least.
+//! All keyspaces share memtables and tables: a flush takes all to disk at one sequence. That is what an engine
+//! without a log promises after a crash: a prefix of the batches, up to [`Lsm::flushed_sequence`] at least.
 //!
 //! # From outside
 //!
-//! [`Lsm::checkpoint`] makes a directory that is an engine of its own, by hard links. [`Lsm::ingest`]
-//! takes in tables of a [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`]
-//! reads beside a writer. [`inspect`] looks at a store that nobody has open, and repairs it.
+//! [`Lsm::checkpoint`] makes a directory that is an engine of its own, by hard links. [`Lsm::ingest`] takes
+//! in tables of a [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside
+//! a writer. [`inspect`] looks at a store that nobody has open. A [`CompactionFilter`] has a say in compaction.
 //!
 //! # What it does when things go wrong
 //!
-//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends
-//! writing for good, since nobody knows what is on disk; reads go on. A full disk refuses writes
-//! until there is space. Damage is reported with the file and the block, when it is read.
+//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends writing for
+//! good, since nobody knows what is on disk; reads go on. A full disk refuses writes until there is space.
+//! Damage is reported with the file and the block, when it is read.
 //!
 //! # What it does not do
 //!
-//! No values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network,
-//! no clock. It is synchronous; files, threads and time come from [`quorate_env::Env`] alone. The bytes on
-//! disk are described in `docs/formats.md`.
+//! No values kept apart from keys, no transactions, no network. It is synchronous; files, threads and time come
+//! from [`quorate_env::Env`] alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
 
 mod batch;
 mod cache;
@@ -65,6 +58,8 @@ mod condition;
 mod cursor;
 mod engine;
 mod error;
+mod expiry;
+mod filter;
 mod header;
 pub mod inspect;
 mod iter;
@@ -72,11 +67,13 @@ mod key;
 mod keyspaces;
 mod levels;
 mod lsm;
+mod memory;
 mod memtable;
 mod merge;
 mod model;
 mod options;
 mod planted;
+mod prefix;
 mod shroud;
 mod sources;
 mod stats;
@@ -91,10 +88,13 @@ pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
+pub use filter::{Candidate, CompactionFilter, Decision};
 pub use lsm::{Lsm, ReadOnly};
 pub use model::Model;
 pub use options::{
-    Compression, Durability, IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
+    Compaction, Compression, Durability, FifoOptions, IngestOptions, KeyspaceId, KeyspaceOptions,
+    Options, TieredOptions, WriteOptions,
 };
+pub use prefix::Prefix;
 pub use stats::{Debt, LevelStats, STALL_BOUNDS_MICROS, Stats};
 pub use table_writer::TableWriter;

@@ -40,6 +40,38 @@ pub(crate) enum Bug {
     VoidsAreNotCut,
     /// A void is used before it is sure.
     VoidsAreSureAtOnce,
+    /// What has expired is still read.
+    ExpiredIsRead,
+    /// Entries expire by the calendar, however it leaps.
+    TimeIsTheCalendars,
+    /// A table that has expired is dropped from over what it hides.
+    ExpiredTablesUncover,
+    /// A compaction filter is asked about what snapshots see.
+    FilterIgnoresSnapshots,
+    /// A compaction filter is asked about versions that may be read.
+    FilterIgnoresWatermark,
+    /// A table says that its filter knows prefixes, which it does not.
+    PrefixesAreNotInTheFilter,
+    /// A scan takes the prefix of its first key for that of all.
+    PrefixIgnoresUpperBound,
+    /// A scan asks a table's filter for the prefix of another extractor.
+    PrefixOfTheWrongExtractor,
+    /// The cache keeps its size whatever the others take.
+    CacheDoesNotShrink,
+    /// Tables are not closed, however many are open.
+    TablesStayOpen,
+    /// A write that does not want to wait does.
+    BusyIsWaitedFor,
+    /// A deadline that passes while the write waits is not noticed.
+    DeadlineIsNotLookedAtAgain,
+    /// Writes are held up long instead of early.
+    ThrottleIsAllOrNothing,
+    /// A policy leaves tables that lie under others.
+    TieredSkipsARun,
+    /// The newest tables are dropped instead of the oldest.
+    FifoDropsTheNewest,
+    /// Tables full of deletions stay.
+    HeavyTablesStay,
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::cursor::Cursor;
 use crate::engine::{ReadAt, Sequence};
 use crate::error::Result;
+use crate::expiry::Expiry;
 use crate::key::{self, Key};
 use crate::keyspaces::Keyspace;
 use crate::levels::{LevelCursor, TableFile};
@@ -18,6 +19,7 @@ use crate::shroud::{Layer, Shroud};
 pub(crate) struct Sources {
     pub(crate) keyspace: KeyspaceId,
     pub(crate) sequence: Sequence,
+    pub(crate) expiry: Expiry,
     versioned: bool,
     cursors: Vec<Box<dyn Cursor>>,
     /// The highest version of the keyspace in each.
@@ -31,6 +33,7 @@ impl Sources {
         Sources {
             keyspace: keyspace.id,
             sequence,
+            expiry: keyspace.expiry(),
             versioned: keyspace.versioned,
             cursors: Vec::new(),
             max_versions: Vec::new(),

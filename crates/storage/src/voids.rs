@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
-use crate::key::{Kind, PlaceBuf};
+use crate::key::PlaceBuf;
 use crate::planted::{self, Bug};
 
 /// More than this are not worth their keep.
@@ -65,7 +65,7 @@ impl Voids {
             return;
         }
         let mut all = self.all.lock();
-        for op in batch.iter().filter(|op| op.kind == Kind::Put) {
+        for op in batch.iter().filter(|op| op.kind.is_value()) {
             let place = PlaceBuf::new(op.keyspace, op.key);
             cut_at(&mut all, place.as_slice());
         }

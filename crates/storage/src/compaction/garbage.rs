@@ -140,10 +140,23 @@ impl Garbage {
         if self.marks.iter().any(shadows) {
             return Verdict::Drop;
         }
-        if key.kind == Kind::Delete && self.at_bottom && key.version <= self.watermark {
-            return Verdict::Hold;
+        match key.kind {
+            Kind::Delete => self.judge_deletion(key),
+            _ => Verdict::Write,
         }
-        Verdict::Write
+    }
+
+    /// Judges a deletion that something may still see.
+    pub(crate) fn judge_deletion(&self, key: &Key<'_>) -> Verdict {
+        match self.at_bottom && key.version <= self.watermark {
+            true => Verdict::Hold,
+            false => Verdict::Write,
+        }
+    }
+
+    /// The watermark of the place.
+    pub(crate) fn watermark(&self) -> u64 {
+        self.watermark
     }
 
     /// The sequence to write for an entry of the place.

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::garbage::{Garbage, Keep, Verdict};
 use super::policy::Choice;
+use super::revise::{Revise, Revised};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CompactionFilter;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
@@ -36,6 +38,8 @@ pub(crate) struct Input<'a> {
     pub(crate) tombstones: Tombstones,
     /// What lies below the tables: these levels, from this one down. `None` if it is not known.
     pub(crate) below: Option<(&'a Levels, usize)>,
+    /// Asked about what is written.
+    pub(crate) filter: Option<&'a dyn CompactionFilter>,
 }
 
 impl Input<'_> {
@@ -82,7 +86,7 @@ impl Writer<'_> {
                 let number = self.outputs.next_file.fetch_add(1, Ordering::Relaxed);
                 let shelf = self.outputs.shelf;
                 let path = table_path(&shelf.dir, number);
-                let options = self.outputs.options;
+                let options = self.outputs.options.clone();
                 let builder = TableBuilder::create(shelf.disk.as_ref(), &path, options)?;
                 self.started.push(path);
                 &mut none.insert((number, builder)).1
@@ -101,8 +105,7 @@ impl Writer<'_> {
         // From half its size on, a table ends where one of the level below ends.
         let aligned = size >= self.outputs.table_bytes / 2
             && self.outputs.below.is_some_and(|(levels, level)| {
-                let holding = |p| levels.holding(level, p).map(|t| t.meta.number);
-                holding(builder.last_place()) != holding(place)
+                is_boundary(levels, level, builder.last_place(), place)
             });
         if full || aligned {
             self.end_table(Some(place))?;
@@ -141,6 +144,12 @@ impl Writer<'_> {
             let _ = self.outputs.shelf.disk.remove(path);
         }
     }
+}
+
+/// Whether two places that follow each other have different tables of a level under them.
+pub(super) fn is_boundary(levels: &Levels, level: usize, last: &[u8], next: &[u8]) -> bool {
+    let holding = |place| levels.holding(level, place).map(|t| t.meta.number);
+    holding(last) != holding(next)
 }
 
 /// Merges entries into tables. The files are durable on return, their names too. `stop` tells whether
@@ -210,6 +219,63 @@ fn sift(
     hiding
 }
 
+/// What stays of the entries of a place, one after the other.
+struct Sieve<'a> {
+    garbage: Garbage,
+    revise: Revise<'a>,
+    /// A deletion that waits for what follows: its place, version and sequence.
+    held: Option<(Vec<u8>, u64, u64)>,
+}
+
+impl Sieve<'_> {
+    /// Writes an entry, or what becomes of it.
+    fn pass(
+        &mut self,
+        key: &Key<'_>,
+        value: &[u8],
+        writer: &mut Writer<'_>,
+    ) -> std::result::Result<(), Failure> {
+        let kind = self.revise.kind(key, value);
+        let mut key = Key { kind, ..*key };
+        let mut verdict = self.garbage.judge(&key);
+        let mut revised = Revised::Same;
+        if verdict == Verdict::Write {
+            let watermark = self.garbage.watermark();
+            let decided = self.revise.filter(&key, value, watermark);
+            revised = decided.map_err(Failure::Input)?;
+            if matches!(revised, Revised::Deletion) {
+                key.kind = Kind::Delete;
+                verdict = self.garbage.judge_deletion(&key);
+            }
+        }
+        if verdict != Verdict::Drop
+            && let Some((place, version, sequence)) = self.held.take()
+        {
+            let deletion = Key {
+                place: &place,
+                version,
+                sequence: self.garbage.sequence(sequence),
+                kind: Kind::Delete,
+            };
+            writer.add(&deletion, &[]).map_err(Failure::Output)?;
+        }
+        match verdict {
+            Verdict::Drop => {}
+            Verdict::Hold => self.held = Some((key.place.to_vec(), key.version, key.sequence)),
+            Verdict::Write => {
+                key.sequence = self.garbage.sequence(key.sequence);
+                let value = match &revised {
+                    _ if key.kind == Kind::Delete => &[],
+                    Revised::Value(value) => value.as_slice(),
+                    _ => value,
+                };
+                writer.add(&key, value).map_err(Failure::Output)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn merge(
     mut input: Input<'_>,
     keyspaces: &Keyspaces,
@@ -218,9 +284,11 @@ fn merge(
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<(), Failure> {
     let hiding = sift(&mut input, keyspaces, &keep, writer);
-    let mut garbage = Garbage::new(keep);
-    // A deletion that waits for what follows: its version and sequence.
-    let mut held: Option<(Vec<u8>, u64, u64)> = None;
+    let mut sieve = Sieve {
+        revise: Revise::new(keyspaces, input.filter, &keep.snapshots),
+        garbage: Garbage::new(keep),
+        held: None,
+    };
     input.cursor.seek_to_first().map_err(Failure::Input)?;
     while input.cursor.valid() {
         let key = input.cursor.key();
@@ -237,41 +305,19 @@ fn merge(
             }
             continue;
         }
-        if garbage.is_new_place(&key) {
+        if sieve.garbage.is_new_place(&key) {
             if stop() {
                 let closed = Error::new(ErrorKind::Closed, "the engine is closing");
                 return Err(Failure::Input(closed));
             }
-            held = None;
             writer.at_new_place(key.place).map_err(Failure::Output)?;
             let watermark = watermark(keyspaces, key.place);
             let marks = hiding.around(key.place).marks;
-            garbage.begin(key.place, input.at_bottom(key.place), watermark, marks);
+            let at_bottom = input.at_bottom(key.place);
+            sieve.held = None;
+            sieve.garbage.begin(key.place, at_bottom, watermark, marks);
         }
-        let verdict = garbage.judge(&key);
-        if verdict != Verdict::Drop
-            && let Some((place, version, sequence)) = held.take()
-        {
-            let deletion = Key {
-                place: &place,
-                version,
-                sequence: garbage.sequence(sequence),
-                kind: Kind::Delete,
-            };
-            writer.add(&deletion, &[]).map_err(Failure::Output)?;
-        }
-        match verdict {
-            Verdict::Drop => {}
-            Verdict::Hold => held = Some((key.place.to_vec(), key.version, key.sequence)),
-            Verdict::Write => {
-                let key = Key {
-                    sequence: garbage.sequence(key.sequence),
-                    ..key
-                };
-                let written = writer.add(&key, input.cursor.value());
-                written.map_err(Failure::Output)?;
-            }
-        }
+        sieve.pass(&key, input.cursor.value(), writer)?;
         input.cursor.next().map_err(Failure::Input)?;
     }
     writer.end_table(None).map_err(Failure::Output)
@@ -282,42 +328,42 @@ pub(crate) fn compact(
     choice: &Choice,
     levels: &Levels,
     keyspaces: &Keyspaces,
+    filter: Option<&dyn CompactionFilter>,
     keep: Keep,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
     let mut tombstones = Tombstones::default();
-    let all = || choice.upper.iter().chain(&choice.lower);
-    for table in all().filter(|t| t.meta.properties.range_deletions > 0) {
+    let with_ranges = |t: &TableFile| t.meta.properties.range_deletions > 0;
+    for (_, table) in choice.tables().filter(|(_, t)| with_ranges(t)) {
         tombstones.add(table.table().map_err(Failure::Input)?.tombstones());
     }
-    // What is hidden as a whole is not even read.
-    let wanted = |tables: &[Arc<TableFile>]| -> Vec<Arc<TableFile>> {
-        let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
-        tables.iter().filter(|t| !hidden(t)).cloned().collect()
-    };
-    let (upper, lower) = (wanted(&choice.upper), wanted(&choice.lower));
     let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
-    if choice.level == 0 {
-        for table in &upper {
-            let cursor = table.cursor(false).map_err(Failure::Input)?;
-            sources.push(Box::new(cursor));
+    for (level, tables) in &choice.inputs {
+        // What is hidden as a whole is not even read.
+        let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
+        let wanted: Vec<_> = tables.iter().filter(|t| !hidden(t)).cloned().collect();
+        if *level == 0 {
+            for table in &wanted {
+                let cursor = table.cursor(false).map_err(Failure::Input)?;
+                sources.push(Box::new(cursor));
+            }
+        } else {
+            sources.push(Box::new(LevelCursor::new(wanted, false)));
         }
-    } else {
-        sources.push(Box::new(LevelCursor::new(upper, false)));
     }
-    sources.push(Box::new(LevelCursor::new(lower, false)));
     let input = Input {
         cursor: &mut MergeCursor::new(sources),
         tombstones,
         // Tables of the output level that overlap take part themselves.
         below: Some((levels, choice.output + 1)),
+        filter,
     };
     write_table(input, keyspaces, keep, outputs, stop)
 }
 
 /// Whether range deletions hide all entries of a table from every read, so that it may go unread.
-fn is_hidden(
+pub(super) fn is_hidden(
     table: &TableMeta,
     tombstones: &Tombstones,
     keyspaces: &Keyspaces,

@@ -27,6 +27,7 @@ use super::{PlacedKey, TableContent, file_name, find, shelf};
 use crate::compaction::{Input, Keep, Outputs, write_table};
 use crate::cursor::Cursor;
 use crate::error::{Error, Result};
+use crate::expiry::Time;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{
     Edit, LEVELS, Levels, Manifest, Shelf, TableFile, TableMeta, manifest_path, table_path,
@@ -369,14 +370,13 @@ impl Work<'_> {
             tombstones.add(table.table()?.tombstones());
             sources.push(Box::new(table.cursor(false)?));
         }
+        let written = tables.iter().map(|t| t.meta.properties.written_ms);
+        let written_ms = written.max().unwrap_or(0);
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file,
-            options: TableOptions {
-                block_bytes: options.block_bytes,
-                filter_bits_per_key: options.filter_bits_per_key,
-                compression: options.compression,
-            },
+            // By the newest of what goes in.
+            options: TableOptions::new(&options, options.compression, written_ms),
             table_bytes: options.table_bytes,
             below: None,
             without: &[],
@@ -389,9 +389,10 @@ impl Work<'_> {
             cursor: &mut MergeCursor::new(sources),
             tombstones,
             below: None,
+            filter: None,
         };
         // Without watermarks all history stays.
-        let keyspaces = Keyspaces::new(&self.base.recovered.keyspaces_or_guess());
+        let keyspaces = Keyspaces::new(&self.base.recovered.keyspaces_or_guess(), Time::stopped());
         let made = write_table(input, &keyspaces, keep, &outputs, &|| false);
         made.map_err(|failure| failure.error().clone())
     }

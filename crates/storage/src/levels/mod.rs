@@ -39,6 +39,8 @@ pub(crate) struct Shelf {
     pub(crate) cache: Arc<BlockCache>,
     /// Tables that nothing refers to any more.
     garbage: Mutex<Vec<u64>>,
+    /// Called when too many tables are open.
+    crowded: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 pub(crate) fn table_path(dir: &Path, number: u64) -> PathBuf {
@@ -52,7 +54,13 @@ impl Shelf {
             dir: dir.to_owned(),
             cache,
             garbage: Mutex::default(),
+            crowded: OnceLock::new(),
         }
+    }
+
+    /// Has this called, on whatever thread opened a table, when too many are open. Once.
+    pub(crate) fn on_crowded(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.crowded.set(Box::new(call));
     }
 
     /// Removes the files of tables that nothing refers to. What can't be removed now, the next
@@ -70,6 +78,8 @@ pub(crate) struct TableFile {
     pub(crate) meta: Arc<TableMeta>,
     shelf: Arc<Shelf>,
     open: OnceLock<Arc<Table>>,
+    /// Whether it was read since somebody looked.
+    used: AtomicBool,
     obsolete: AtomicBool,
 }
 
@@ -79,6 +89,7 @@ impl TableFile {
             meta,
             shelf: Arc::clone(shelf),
             open: OnceLock::new(),
+            used: AtomicBool::new(false),
             obsolete: AtomicBool::new(false),
         })
     }
@@ -90,9 +101,17 @@ impl TableFile {
 
     /// The table, opened.
     pub(crate) fn table(&self) -> Result<&Arc<Table>> {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
         if let Some(table) = self.open.get() {
             return Ok(table);
         }
+        self.open_table()
+    }
+
+    #[cold]
+    fn open_table(&self) -> Result<&Arc<Table>> {
         let shelf = &self.shelf;
         let table = Table::open(
             shelf.disk.as_ref(),
@@ -100,7 +119,13 @@ impl TableFile {
             &self.meta,
             Arc::clone(&shelf.cache),
         )?;
-        Ok(self.open.get_or_init(|| Arc::new(table)))
+        let table = self.open.get_or_init(|| Arc::new(table));
+        if let Some(call) = shelf.crowded.get()
+            && shelf.cache.memory().tables_to_close().is_some()
+        {
+            call();
+        }
+        Ok(table)
     }
 
     /// Where its file is.
@@ -260,6 +285,32 @@ impl Levels {
             }
         }
         Ok(())
+    }
+
+    /// The same levels, in which some of the open tables, those not read lately before others, have
+    /// handles that are not open: at least so many, and as many as take so many bytes. The files are closed
+    /// when the last reader of the handles before lets go.
+    ///
+    /// Only handles that are open are replaced, and one that was stays readable when its file is removed.
+    /// So whoever has an older state reads on, whatever happens to the newer handle.
+    pub(crate) fn with_closed(&self, tables: u64, bytes: u64, shelf: &Arc<Shelf>) -> Levels {
+        let mut next = self.clone();
+        let (mut closed, mut freed) = (0, 0);
+        for look in 0..2 {
+            for file in next.levels.iter_mut().flatten() {
+                if closed >= tables && freed >= bytes {
+                    return next;
+                }
+                let used = look == 0 && file.used.swap(false, Ordering::Relaxed);
+                let Some(table) = file.open.get().filter(|_| !used) else {
+                    continue;
+                };
+                closed += 1;
+                freed += table.memory_bytes() as u64;
+                *file = TableFile::new(Arc::clone(&file.meta), shelf);
+            }
+        }
+        next
     }
 
     /// The edit that makes these levels from nothing.

@@ -88,6 +88,7 @@ impl Inner {
     }
 
     fn announce_flush(self: &Arc<Self>) {
+        self.drop_dead();
         self.judge_speed();
         self.progress.notify();
         self.flushed_event.notify();
@@ -121,6 +122,7 @@ impl Inner {
     }
 
     fn write_out(self: &Arc<Self>, sealed: &Arc<Sealed>) -> Result<()> {
+        let began = self.env.clock.now();
         let levels = Arc::clone(&self.state().levels);
         let keep = Keep {
             snapshots: self.snapshots.list(),
@@ -138,6 +140,7 @@ impl Inner {
             tombstones: sealed.memtable.with_tombstones(Clone::clone),
             // Memtables above are newer; older ones are flushed.
             below: Some((&levels, 0)),
+            filter: None,
         };
         let written = write_table(input, &self.keyspaces, keep, &outputs, &|| false);
         let added = written.map_err(|failure: Failure| failure.error().clone())?;
@@ -148,6 +151,8 @@ impl Inner {
             ..Edit::default()
         };
         self.install(&edit, Some(sealed))?;
+        let took = self.env.clock.now().saturating_sub(began);
+        self.note_flush(bytes, took);
         add(&self.counters.flushes, 1);
         add(&self.counters.flush_bytes, bytes);
         self.counters.written_to(0, bytes);
@@ -157,11 +162,8 @@ impl Inner {
 
     /// How tables are written.
     pub(super) fn table_options(&self) -> TableOptions {
-        TableOptions {
-            block_bytes: self.options.block_bytes,
-            filter_bits_per_key: self.options.filter_bits_per_key,
-            compression: self.options.compression,
-        }
+        let now_ms = self.keyspaces.time().now_ms();
+        TableOptions::new(&self.options, self.options.compression, now_ms)
     }
 
     /// Makes an edit durable, then visible. A memtable that it writes out is let go. If the disk is
@@ -183,6 +185,7 @@ impl Inner {
         let mut manifest = self.manifest.lock();
         edit.next_file = Some(self.next_file.load(Ordering::Relaxed) + 1);
         edit.watermarks = self.watermarks();
+        edit.time_ms = Some(self.keyspaces.time().now_ms());
         let (levels, gone) = self.applied(&edit, manifest.number())?;
         let result = if manifest.wants_roll() {
             let mut everything = self.everything(&levels);
@@ -207,6 +210,7 @@ impl Inner {
                 }
                 self.flushed.store(sequence, Ordering::Release);
             }
+            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         drop(manifest);
@@ -239,6 +243,7 @@ impl Inner {
             flushed_sequence: Some(self.flushed.load(Ordering::Acquire)),
             next_file: Some(self.next_file.load(Ordering::Relaxed) + 1),
             watermarks: self.watermarks(),
+            time_ms: Some(self.keyspaces.time().now_ms()),
             ..levels.as_edit()
         }
     }

@@ -348,6 +348,7 @@ impl Inner {
             cursor: &mut memtable.cursor(),
             tombstones: memtable.with_tombstones(Clone::clone),
             below: None,
+            filter: None,
         };
         let made = write_table(input, &self.keyspaces, keep, &outputs, &|| false)?;
         let written = made.iter().map(|meta| meta.size_bytes).sum();

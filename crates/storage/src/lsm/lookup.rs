@@ -1,10 +1,11 @@
 //! Looking a key up in one source after the other.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::counters::Filtered;
 use crate::engine::{Entry, Sequence};
 use crate::error::Result;
+use crate::expiry;
 use crate::key::Kind;
 use crate::keyspaces::Keyspace;
 use crate::levels::TableFile;
@@ -64,6 +65,16 @@ impl<'a> Lookup<'a> {
         }
     }
 
+    /// Where in the stored bytes the value of an entry begins; `None` of one that is not there any more.
+    fn value_at(&self, kind: Kind, stored: &[u8]) -> Option<usize> {
+        let kind = match kind {
+            Kind::Expiring => self.keyspace.expiry().kind(kind, stored),
+            kind => kind,
+        };
+        kind.is_value()
+            .then(|| expiry::value_at(kind).min(stored.len()))
+    }
+
     fn offer(&mut self, version: u64, value: impl FnOnce() -> Option<Bytes>) {
         if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
             self.best = Some((version, value()));
@@ -83,8 +94,10 @@ impl<'a> Lookup<'a> {
             (Some((key, value)), mark)
                 if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
             {
-                let put = key.kind == Kind::Put;
-                self.offer(key.version, || put.then(|| Bytes::copy_from_slice(value)));
+                let from = self.value_at(key.kind, value);
+                self.offer(key.version, || {
+                    from.map(|from| Bytes::copy_from_slice(&value[from..]))
+                });
             }
             (_, Some(mark)) => self.offer(mark.version, || None),
             (_, None) => {}
@@ -112,9 +125,12 @@ impl<'a> Lookup<'a> {
             mark.is_some_and(|mark| mark.hides(found.version, sequence))
         };
         match (found, mark) {
-            (Some(found), _) if !hidden(&found) => {
-                let put = found.kind == Kind::Put;
-                self.offer(found.version, || put.then_some(found.value));
+            (Some(mut found), _) if !hidden(&found) => {
+                let from = self.value_at(found.kind, &found.value);
+                self.offer(found.version, || {
+                    found.value.advance(from?);
+                    Some(found.value)
+                });
             }
             (_, Some(mark)) => self.offer(mark.version, || None),
             (_, None) => {}

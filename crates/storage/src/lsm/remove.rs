@@ -14,6 +14,7 @@ use super::compact::Manual;
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
+use crate::table::TableOptions;
 
 impl Inner {
     pub(super) fn remove_range(self: &Arc<Self>, manual: Manual) -> Result<()> {
@@ -108,7 +109,10 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(),
+            options: TableOptions {
+                written_ms: table.meta.properties.written_ms,
+                ..self.table_options()
+            },
             table_bytes: self.options.table_bytes,
             below: None,
             without,
@@ -121,6 +125,7 @@ impl Inner {
             tombstones: table.table().map_err(Failure::Input)?.tombstones().clone(),
             // What lies below may be removed by the same edit, but need not be known here.
             below: None,
+            filter: None,
         };
         let stop = || self.is_closing();
         let made = write_table(input, &self.keyspaces, keep, &outputs, &stop)?;

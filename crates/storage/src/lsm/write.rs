@@ -22,6 +22,7 @@ use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{Durability, WriteOptions};
+use crate::planted::{self, Bug};
 
 /// How often a writer lets others go on before it sleeps until those before it are in.
 const LOOKS: usize = 3;
@@ -148,6 +149,9 @@ impl Inner {
         options: WriteOptions,
     ) -> Result<Sequence> {
         self.keyspaces.check(batch)?;
+        if options.deadline.is_some() {
+            self.check_deadline(options)?;
+        }
         if batch.is_empty() {
             let visible = self.publisher.visible();
             return self.judge(batch).map(|()| visible);
@@ -157,9 +161,10 @@ impl Inner {
             self.check_trouble(options)?;
         }
         if options.throttle && self.slow.load(Ordering::Relaxed) {
-            self.throttle(batch.size_bytes())?;
+            self.throttle(batch.size_bytes(), options)?;
         }
-        let reserved = self.reserve(batch, log_durability)?;
+        let batch = &*self.keyspaces.stamped(batch);
+        let reserved = self.reserve(batch, options, log_durability)?;
         self.voids.cut(batch);
         let (first, last) = (reserved.first, reserved.last);
         let logged = self.log_and_take_in(batch, reserved, options.durability);
@@ -178,9 +183,14 @@ impl Inner {
     fn reserve(
         self: &Arc<Self>,
         batch: &Batch,
+        options: WriteOptions,
         durability: Option<quorate_log::Durability>,
     ) -> Result<Reserved> {
         let mut commit = self.lock_if_conditions_hold(batch)?;
+        // Past here it is under way. Whatever was waited for, the lock too, counts.
+        if options.deadline.is_some() && !planted::is_on(Bug::DeadlineIsNotLookedAtAgain) {
+            self.check_deadline(options)?;
+        }
         let first = commit.last + 1;
         let last = commit.last + batch.len() as u64;
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
@@ -302,7 +312,7 @@ impl Inner {
 
     /// Seals the active memtable and begins one with room for at least `need`.
     pub(super) fn rotate(self: &Arc<Self>, commit: &mut Commit, need: usize) {
-        let fresh = Arc::new(Memtable::new(self.options.memtable_bytes.max(need)));
+        let fresh = Arc::new(Memtable::new(self.options.memtable_size().max(need)));
         let full = std::mem::replace(&mut commit.memtable, Arc::clone(&fresh));
         let was_empty = std::mem::replace(&mut commit.reserved, 0) == 0;
         let sealed = Sealed {
@@ -316,6 +326,7 @@ impl Inner {
             if !was_empty {
                 next.sealed.insert(0, Arc::new(sealed));
             }
+            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         self.judge_speed();

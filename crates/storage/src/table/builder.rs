@@ -10,8 +10,10 @@ use super::filter::FilterBuilder;
 use super::format::{Footer, Handle, MAGIC, Properties, TRAILER_BYTES, seal_block};
 use crate::error::{Error, Result};
 use crate::header;
-use crate::key::{Key, Kind};
-use crate::options::Compression;
+use crate::key::{Key, Kind, keyspace_of};
+use crate::options::{Compression, KeyspaceId, Options};
+use crate::planted::{self, Bug};
+use crate::prefix::Prefix;
 use crate::tombstones::Tombstones;
 
 /// How many entries lie between restart points.
@@ -20,11 +22,40 @@ const RESTART_INTERVAL: usize = 16;
 const WRITE_BYTES: usize = 1 << 20;
 
 /// How tables are written.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct TableOptions {
     pub(crate) block_bytes: usize,
     pub(crate) filter_bits_per_key: u32,
     pub(crate) compression: Compression,
+    /// Of the keyspaces that have one.
+    pub(crate) prefixes: Arc<[(KeyspaceId, Prefix)]>,
+    /// When all that comes was written, at the latest; 0 if that is not known.
+    pub(crate) written_ms: u64,
+}
+
+impl TableOptions {
+    /// Those of an engine's settings.
+    pub(crate) fn new(options: &Options, compression: Compression, written_ms: u64) -> Self {
+        let with_prefix = options
+            .keyspaces
+            .iter()
+            .filter(|k| k.prefix != Prefix::None);
+        TableOptions {
+            block_bytes: options.block_bytes,
+            filter_bits_per_key: options.filter_bits_per_key,
+            compression,
+            prefixes: match options.filter_bits_per_key {
+                0 => Arc::default(),
+                _ => with_prefix.map(|k| (k.id, k.prefix)).collect(),
+            },
+            written_ms,
+        }
+    }
+
+    fn prefix(&self, id: KeyspaceId) -> Prefix {
+        let found = self.prefixes.iter().find(|(of, _)| *of == id);
+        found.map_or(Prefix::None, |(_, prefix)| *prefix)
+    }
 }
 
 /// A table that is being written. Dropped before [`TableBuilder::finish`] it leaves an orphan file,
@@ -56,12 +87,12 @@ impl TableBuilder {
         Ok(TableBuilder {
             path: path.to_owned(),
             file,
+            filter: FilterBuilder::new(options.filter_bits_per_key),
             options,
             pending: header::encode(&MAGIC).to_vec(),
             written: 0,
             block: BlockBuilder::new(RESTART_INTERVAL),
             index: BlockBuilder::new(1),
-            filter: FilterBuilder::new(options.filter_bits_per_key),
             tombstones: Tombstones::default(),
             properties: Properties::default(),
             last: (Vec::new(), 0, 0),
@@ -106,6 +137,9 @@ impl TableBuilder {
         );
         if self.is_empty() || self.last.0 != key.place {
             self.filter.add(key.place);
+            if !self.options.prefixes.is_empty() {
+                self.add_prefix(key.place);
+            }
         }
         self.block.add(key, value);
         self.properties.count(key, value);
@@ -114,6 +148,15 @@ impl TableBuilder {
         self.last.1 = key.version;
         self.last.2 = key.sequence;
         Ok(())
+    }
+
+    fn add_prefix(&mut self, place: &[u8]) {
+        let prefix = self.options.prefix(keyspace_of(place));
+        if let Some(prefix) = prefix.of_place(place)
+            && !planted::is_on(Bug::PrefixesAreNotInTheFilter)
+        {
+            self.filter.add_prefix(prefix);
+        }
     }
 
     fn last_key(&self) -> Key<'_> {
@@ -190,6 +233,10 @@ impl TableBuilder {
             self.properties.ended_with(&self.last.0);
         }
         self.properties.count_tombstones(&self.tombstones);
+        self.properties.written_ms = self.options.written_ms;
+        for of in &mut self.properties.keyspaces {
+            of.prefix = self.options.prefix(of.id);
+        }
         let index = self.index.finish().to_vec();
         let index = self.add_part(&index, self.options.compression);
         let filter = self.filter.finish();

@@ -12,8 +12,10 @@ use super::format::{FOOTER_BYTES, Footer, Handle, MAGIC, Properties};
 use super::reader::{Table, read_block};
 use crate::codec::Reader;
 use crate::error::{Error, Result};
+use crate::expiry::STAMP_BYTES;
 use crate::header::{self, HEADER_BYTES};
-use crate::key::{Key, Kind};
+use crate::key::{Key, Kind, keyspace_of};
+use crate::prefix::hash_prefix;
 
 /// What is wrong with a table, and where in the file; `None` if it is no matter of one block.
 pub(crate) type Problem = (Option<u64>, String);
@@ -46,6 +48,7 @@ pub(crate) fn describe(disk: &dyn Disk, path: &Path) -> Result<(Arc<dyn File>, u
 /// What a walk over all entries keeps in mind.
 struct Walk<'a> {
     table: &'a Table,
+    properties: &'a Properties,
     counted: Properties,
     /// Place, version and sequence of the entry before.
     last: Option<(Vec<u8>, u64, u64)>,
@@ -63,6 +66,7 @@ pub(crate) fn check_blocks(
 ) -> Vec<Problem> {
     let mut walk = Walk {
         table,
+        properties,
         counted: Properties::default(),
         last: None,
         floor: Vec::new(),
@@ -79,6 +83,11 @@ pub(crate) fn check_blocks(
         walk.counted.ended_with(&place);
     }
     walk.counted.count_tombstones(table.tombstones());
+    // What no entry says.
+    walk.counted.written_ms = properties.written_ms;
+    for of in &mut walk.counted.keyspaces {
+        of.prefix = properties.prefix(of.id);
+    }
     if walk.problems.is_empty() && walk.counted != *properties {
         let what = format!(
             "its properties say {} entries, it holds {}, or other bounds or versions",
@@ -139,6 +148,16 @@ impl Walk<'_> {
         }
         if !self.table.may_hold(hash_place(key.place)) {
             return Err("the filter denies an entry".to_owned());
+        }
+        let prefix = self
+            .properties
+            .prefix(keyspace_of(key.place))
+            .of_place(key.place);
+        if prefix.is_some_and(|prefix| !self.table.may_hold(hash_prefix(prefix))) {
+            return Err("the filter denies a prefix".to_owned());
+        }
+        if key.kind == Kind::Expiring && value.len() < STAMP_BYTES {
+            return Err("a value that expires has no time".to_owned());
         }
         self.counted.count(key, value);
         self.last = Some((key.place.to_vec(), key.version, key.sequence));

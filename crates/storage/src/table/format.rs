@@ -9,10 +9,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::block::Damage;
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{Error, Result};
+use crate::expiry;
 use crate::header::Magic;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId};
 use crate::planted::{self, Bug};
+use crate::prefix::Prefix;
 use crate::tombstones::Tombstones;
 
 pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
@@ -134,6 +136,12 @@ pub(crate) struct KeyspaceProperties {
     /// Of entries and range deletions.
     pub(crate) min_version: u64,
     pub(crate) max_version: u64,
+    /// Entries with a time.
+    pub(crate) expiring: u64,
+    /// The highest of those times; 0 without any.
+    pub(crate) newest_ms: u64,
+    /// What its keys' prefixes are that the filter knows.
+    pub(crate) prefix: Prefix,
 }
 
 /// What a table holds. Invariant: all places of its entries and range deletions are from `smallest`
@@ -151,6 +159,8 @@ pub(crate) struct Properties {
     pub(crate) smallest: Vec<u8>,
     /// Behind all places.
     pub(crate) end: Vec<u8>,
+    /// When all it holds was written at the latest, by the engine's time; 0 if that is not known.
+    pub(crate) written_ms: u64,
     /// Ascending by id.
     pub(crate) keyspaces: Vec<KeyspaceProperties>,
 }
@@ -174,6 +184,10 @@ impl Properties {
         let k = self.of_keyspace(keyspace_of(key.place), key.version);
         k.entries += 1;
         k.deletions += deletion;
+        if key.kind == Kind::Expiring {
+            k.expiring += 1;
+            k.newest_ms = k.newest_ms.max(expiry::written_ms(value));
+        }
     }
 
     /// The entry counted last, at this place, was the last.
@@ -221,6 +235,9 @@ impl Properties {
                 deletions: 0,
                 min_version: u64::MAX,
                 max_version: 0,
+                expiring: 0,
+                newest_ms: 0,
+                prefix: Prefix::None,
             };
             self.keyspaces.insert(at, fresh);
         }
@@ -244,6 +261,7 @@ impl Properties {
         }
         put_bytes(out, &self.smallest);
         put_bytes(out, &self.end);
+        put_varint(out, self.written_ms);
         put_varint(out, self.keyspaces.len() as u64);
         for k in &self.keyspaces {
             for number in [
@@ -252,6 +270,9 @@ impl Properties {
                 k.deletions,
                 k.min_version,
                 k.max_version,
+                k.expiring,
+                k.newest_ms,
+                k.prefix.code(),
             ] {
                 put_varint(out, number);
             }
@@ -269,6 +290,7 @@ impl Properties {
             max_sequence: reader.varint()?,
             smallest: reader.bytes()?.to_vec(),
             end: reader.bytes()?.to_vec(),
+            written_ms: reader.varint()?,
             keyspaces: Vec::new(),
         };
         for _ in 0..reader.varint()? {
@@ -278,6 +300,9 @@ impl Properties {
                 deletions: reader.varint()?,
                 min_version: reader.varint()?,
                 max_version: reader.varint()?,
+                expiring: reader.varint()?,
+                newest_ms: reader.varint()?,
+                prefix: Prefix::from_code(reader.varint()?)?,
             });
         }
         Some(properties)
@@ -296,6 +321,12 @@ impl Properties {
     /// Whether all it holds is from one place to below another.
     pub(crate) fn is_within(&self, lower: &[u8], upper: Option<&[u8]>) -> bool {
         lower <= self.smallest.as_slice() && upper.is_none_or(|upper| self.end.as_slice() <= upper)
+    }
+
+    /// The extractor of a keyspace's prefixes that the filter was made with.
+    pub(crate) fn prefix(&self, keyspace: KeyspaceId) -> Prefix {
+        let found = self.keyspaces.iter().find(|k| k.id == keyspace);
+        found.map_or(Prefix::None, |k| k.prefix)
     }
 
     /// The highest version of a keyspace in it; `None` if it holds nothing of it.

@@ -19,5 +19,5 @@ pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
 pub(crate) use check::{Problem, check_blocks, describe};
 pub(crate) use filter::hash_place;
-pub(crate) use format::Properties;
+pub(crate) use format::{KeyspaceProperties, Properties};
 pub(crate) use reader::{Found, Near, Table, TableCursor};

@@ -2,6 +2,7 @@
 //! never a panic. And the formats stay what they are: golden files.
 
 use std::path::Path;
+use std::time::Duration;
 
 use quorate_env::Disk;
 use quorate_env::sim::{Crash, Sim, SimDisk};
@@ -9,7 +10,7 @@ use quorate_env::sim::{Crash, Sim, SimDisk};
 use super::crash::{dump, try_dump};
 use super::workload::{DATA, META, Workload, dir, keyspaces, tiny};
 use crate::{
-    Batch, Compression, Engine, ErrorKind, KeyRange, Lsm, Model, Options, ReadAt, Result,
+    Batch, Compression, Engine, ErrorKind, KeyRange, Lsm, Model, Options, Prefix, ReadAt, Result,
     WriteOptions,
 };
 
@@ -195,13 +196,15 @@ fn lsm_newer_format_is_refused() {
 /// The files of a small store, without log, of which every byte is settled.
 fn golden_store(compression: Compression) -> (Sim, Options) {
     let sim = Sim::new(1);
-    let options = Options {
+    let mut options = Options {
         keyspaces: keyspaces(),
         wal: false,
         auto_compact: false,
         compression,
         ..Options::default()
     };
+    options.keyspaces[0].prefix = Prefix::Delimiter(b'/');
+    options.keyspaces[1].ttl = Some(Duration::from_secs(1 << 30));
     let lsm = Lsm::open(&sim.env(), dir(), options.clone()).unwrap();
     for round in 0..2u64 {
         let mut batch = Batch::new();

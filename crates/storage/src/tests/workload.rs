@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quorate_env::Random;
 
 use crate::{
-    Batch, Compression, Durability, KeyRange, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
+    Batch, Compaction, Compression, Durability, FifoOptions, KeyRange, KeyspaceId, KeyspaceOptions,
+    Options, Prefix, TieredOptions, WriteOptions,
 };
 
 pub(super) const DATA: KeyspaceId = KeyspaceId(0);
@@ -84,7 +85,34 @@ pub(super) fn option_sets() -> Vec<Options> {
             memtable_bytes: 1 << 20,
             ..Options::default()
         },
+        Options {
+            keyspaces: with_prefixes(),
+            compaction: Compaction::Tiered(TieredOptions {
+                runs_max: 2,
+                space_percent_max: 100,
+            }),
+            dead_percent: 5,
+            open_tables: 1,
+            ..tiny()
+        },
+        Options {
+            wal: true,
+            // Nothing is lost to a bound that is never reached.
+            compaction: Compaction::Fifo(FifoOptions {
+                size_bytes_max: u64::MAX,
+                age_max: None,
+            }),
+            memory_bytes: 64 << 10,
+            ..tiny()
+        },
     ]
+}
+
+fn with_prefixes() -> Vec<KeyspaceOptions> {
+    let extractors = [Prefix::Delimiter(b'/'), Prefix::Fixed(1), Prefix::Fixed(2)];
+    let with = keyspaces().into_iter().zip(extractors);
+    with.map(|(keyspace, prefix)| keyspace.with_prefix(prefix))
+        .collect()
 }
 
 /// How a batch may be written with these settings.
@@ -97,6 +125,7 @@ pub(super) fn write_options(options: &Options, random: &Random) -> WriteOptions 
     WriteOptions {
         durability,
         throttle: random.one_in(2),
+        ..WriteOptions::default()
     }
 }
 

@@ -42,6 +42,7 @@ impl Quorate {
         let options = WriteOptions {
             durability,
             throttle: true,
+            ..WriteOptions::default()
         };
         self.lsm.write(batch, options)?;
         Ok(())
