@@ -8,10 +8,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
+use crate::planted::{self, Bug};
 use crate::table::Block;
 
 /// A block: the number of its table, and where it lies in it.
 type BlockId = (u64, u64);
+
+fn block_id(table: u64, offset: u64) -> BlockId {
+    match planted::is_on(Bug::CacheWithoutTable) {
+        true => (0, offset),
+        false => (table, offset),
+    }
+}
 
 /// Blocks in memory, up to a sum of bytes.
 pub(crate) struct BlockCache {
@@ -82,7 +90,7 @@ impl BlockCache {
     }
 
     pub(crate) fn get(&self, table: u64, offset: u64) -> Option<Block> {
-        let found = self.blocks.get(&(table, offset));
+        let found = self.blocks.get(&block_id(table, offset));
         let counter = if found.is_some() {
             &self.hits
         } else {
@@ -93,7 +101,7 @@ impl BlockCache {
     }
 
     pub(crate) fn insert(&self, table: u64, offset: u64, block: Block) {
-        self.blocks.insert((table, offset), block);
+        self.blocks.insert(block_id(table, offset), block);
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {

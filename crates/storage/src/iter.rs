@@ -17,6 +17,7 @@ use crate::engine::{Iter, IterOptions, Sequence};
 use crate::error::{Error, Result};
 use crate::key::{self, Key, Kind};
 use crate::options::KeyspaceId;
+use crate::planted::{self, Bug};
 use crate::sources::{Covered, Sources};
 use crate::voids::Passage;
 
@@ -231,6 +232,7 @@ impl UserIter {
         match self.stand {
             Stand::None => return Ok(()),
             Stand::Before => {}
+            Stand::On if planted::is_on(Bug::PrevOffByOne) => {}
             Stand::On => {
                 let first = Key::seek(&self.saved.place, self.group_version());
                 self.entries.cursor.seek_before(&first)?;

@@ -24,6 +24,7 @@ use crate::cache::BlockCache;
 use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::key::Key;
+use crate::planted::{self, Bug};
 use crate::table::{Table, TableCursor};
 
 pub(crate) use edit::{Edit, TableMeta};
@@ -235,6 +236,7 @@ impl Levels {
                 None => TableFile::new(Arc::clone(meta), shelf),
             };
             let at = match level {
+                0 if planted::is_on(Bug::LevelZeroReversed) => tables.len(),
                 0 => tables.partition_point(|t| t.meta.number > meta.number),
                 _ => tables
                     .partition_point(|t| t.meta.properties.smallest < meta.properties.smallest),

@@ -16,6 +16,7 @@ use crate::key::PlaceBuf;
 use crate::keyspaces::Keyspace;
 use crate::levels::{LEVELS, TableFile};
 use crate::options::KeyspaceId;
+use crate::planted::{self, Bug};
 use crate::sources::Sources;
 use crate::table::Near;
 use crate::voids::{Passage, Voids};
@@ -28,6 +29,11 @@ impl Inner {
 
     /// A state, and where a read of many keys stands in it: there is no ingest between the two.
     fn state_and_sequence(&self) -> (Arc<State>, Sequence) {
+        if planted::is_on(Bug::SequenceBeforeState) {
+            let sequence = self.publisher.visible();
+            std::thread::yield_now();
+            return (self.state(), sequence);
+        }
         loop {
             let state = self.state();
             let sequence = self.visible_in(&state);

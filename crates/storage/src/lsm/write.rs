@@ -21,6 +21,7 @@ use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{Durability, WriteOptions};
+use crate::planted::{self, Bug};
 
 /// What the commit lock guards.
 pub(super) struct Commit {
@@ -68,6 +69,10 @@ impl Publisher {
     /// then either still sees the sequence before its own become visible, or the one who made that
     /// visible sees the note: both sides write before they read, sequentially consistent.
     pub(super) fn publish(&self, env: &Env, first: Sequence, last: Sequence) {
+        if planted::is_on(Bug::PublishedOutOfOrder) {
+            self.visible.fetch_max(last, Ordering::SeqCst);
+            return;
+        }
         let next =
             self.visible
                 .compare_exchange(first - 1, last, Ordering::SeqCst, Ordering::SeqCst);
@@ -148,7 +153,9 @@ impl Inner {
             (Some(log), Some(durability)) => {
                 let queued = log.enqueue(&[&header, batch.operations()], durability);
                 let ticket = queued.map_err(|e| self.log_error(&e))?;
-                commit.memtable.note_segment(ticket.position().segment);
+                if !planted::is_on(Bug::SegmentIsNotNoted) {
+                    commit.memtable.note_segment(ticket.position().segment);
+                }
                 Some(ticket)
             }
             _ => None,
@@ -165,7 +172,12 @@ impl Inner {
             (Some(ticket), Some(log)) => log.wait(ticket).map(|_| ()),
             _ => Ok(()),
         };
-        if logged.is_ok() {
+        if planted::is_on(Bug::PublishedBeforeApplied) {
+            self.publisher.publish(&self.env, first, last);
+            memtable.apply(batch, first);
+            return logged.map(|()| last).map_err(|e| self.log_error(&e));
+        }
+        if logged.is_ok() || planted::is_on(Bug::RefusedIsApplied) {
             memtable.apply(batch, first);
         }
         // A batch that was not logged is nothing, but those after it must not wait for it.
@@ -213,7 +225,7 @@ impl Inner {
     /// An error of the log as one of the engine. One that leaves the log in doubt poisons.
     fn log_error(&self, error: &quorate_log::Error) -> Error {
         let error = log_error(error);
-        if error.kind() == ErrorKind::Io {
+        if error.kind() == ErrorKind::Io && !planted::is_on(Bug::FailedSyncIsForgotten) {
             self.poison(error.clone());
         }
         error
@@ -228,7 +240,10 @@ impl Inner {
         let commit = self.commit.lock();
         let state = self.state();
         let sealed = state.sealed.iter().map(|s| s.memtable.first_segment());
-        let unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        let mut unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        if planted::is_on(Bug::LogReleasedTooEarly) {
+            unflushed = Some(u64::MAX);
+        }
         let segment = unflushed.unwrap_or(0).min(log.end().segment);
         drop(commit);
         // What can't be released now is released after the next flush.

@@ -87,6 +87,35 @@ pub(super) fn option_sets() -> Vec<Options> {
     ]
 }
 
+/// Settings at random, all of them: whoever adds a setting finds it missing here.
+pub(super) fn random_options(random: &Random) -> Options {
+    let pick = |of: &[u64]| of[random.below(of.len() as u64) as usize];
+    let l0_compact = 1 + random.below(4) as usize;
+    let l0_slow = l0_compact + random.below(4) as usize;
+    Options {
+        keyspaces: keyspaces(),
+        wal: random.one_in(2),
+        wal_segment_bytes: pick(&[32 << 10, 64 << 10, 256 << 10]),
+        memtable_bytes: pick(&[100, 1 << 10, 2 << 10, 4 << 10, 64 << 10]) as usize,
+        memtables_waiting: 1 + random.below(3) as usize,
+        cache_bytes: pick(&[0, 2000, 32 << 10, 1 << 20]),
+        block_bytes: pick(&[1, 64, 256, 4096]) as usize,
+        table_bytes: pick(&[1, 2 << 10, 16 << 10, 1 << 20]),
+        level_base_bytes: pick(&[1 << 10, 6 << 10, 1 << 20]),
+        level_factor: 2 + random.below(9),
+        l0_compact,
+        l0_slow,
+        l0_stop: l0_slow + random.below(8) as usize,
+        filter_bits_per_key: pick(&[0, 1, 10, 20]) as u32,
+        compression: match random.one_in(2) {
+            true => Compression::Lz4,
+            false => Compression::None,
+        },
+        compactions: 1 + random.below(3) as usize,
+        auto_compact: !random.one_in(5),
+    }
+}
+
 /// How a batch may be written with these settings.
 pub(super) fn write_options(options: &Options, random: &Random) -> WriteOptions {
     let durability = match (options.wal, random.one_in(2)) {

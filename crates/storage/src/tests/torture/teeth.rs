@@ -1,0 +1,1 @@
+//! The checks can fail.
