@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use quorate_env::sim::{Fault, Sim};
+use quorate_env::sim::{Crash, Fault, Sim};
 use quorate_env::{Disk, Env, JobClass, Jobs};
 
 use crate::{Durability, ErrorKind, Log, LogOptions, Position, WhenFull};
@@ -422,6 +422,23 @@ fn log_told_to_wait_no_longer_fails_what_waits() {
     assert_eq!(outcomes.len(), 20);
     let (_, found) = open(&sim.crash().env()).unwrap();
     assert_eq!(found.len(), kept);
+}
+
+/// The failed sync left its records in the page cache, and on no disk.
+#[test]
+fn log_opened_after_a_failed_sync_makes_durable_what_it_replays() {
+    let sim = Sim::new(8);
+    let (log, _) = open(&sim.env()).unwrap();
+    log.append(&[&record(1)], Durability::Synced).unwrap();
+    sim.disk.inject(Fault::Sync);
+    log.append(&[&record(2)], Durability::Synced).unwrap_err();
+    drop(log);
+    let (log, found) = open(&sim.env()).unwrap();
+    assert_eq!(found, [record(1), record(2)]);
+    log.append(&[&record(3)], Durability::Synced).unwrap();
+    let disk = sim.disk.crash_with(Crash::LoseAll);
+    let (_, found) = open(&Sim { disk, ..sim }.env()).unwrap();
+    assert_eq!(found, [record(1), record(2), record(3)]);
 }
 
 #[test]
