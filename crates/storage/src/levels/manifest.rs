@@ -98,7 +98,10 @@ impl Manifest {
         let path = manifest_path(dir, number);
         let mut edits = Vec::new();
         let bytes = disk.read(&path);
-        let bytes = bytes.map_err(|e| Error::disk(&path, "can't read", &e));
+        let bytes = bytes.map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::corrupt(&path, "the file is missing"),
+            _ => Error::disk(&path, "can't read", &e),
+        });
         let bytes = bytes.and_then(|bytes| {
             header::check(&path, &MAGIC, &bytes)?;
             Ok(bytes)
