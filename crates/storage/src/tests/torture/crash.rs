@@ -20,7 +20,7 @@ fn play(run: &mut Run<'_>) -> Result<bool, String> {
     match run.play() {
         Ok(()) => Ok(true),
         Err(Failed::Wrong(what)) => Err(what),
-        Err(Failed::Error(_)) => Ok(false),
+        Err(Failed::Error) => Ok(false),
     }
 }
 

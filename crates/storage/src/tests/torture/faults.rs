@@ -95,6 +95,8 @@ fn reopen(run: &mut Run<'_>, end: &End, cut_at_once: bool, crash: Crash) -> Resu
     // The fault may have waited for this.
     let lsm = open(&run.sim).or_else(|_| open(&run.sim));
     let lsm = lsm.map_err(|e| format!("it does not open again: {e}"))?;
+    run.sim.disk.fail_read_at(u64::MAX);
+    run.sim.disk.fail_at(u64::MAX, io::ErrorKind::Other);
     // What a process wrote to its log survives it.
     let least = match options.wal && !cut_at_once {
         true => run.done,
