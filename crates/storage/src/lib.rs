@@ -19,9 +19,8 @@
 //! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
 //! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
 //! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
-//! private to the engine: by it batches become visible one after the other, snapshots see a
-//! prefix of them, and of two writes at one version the later wins, so that replaying writes does
-//! no harm.
+//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of
+//! them, and of two writes at one version the later wins, so that replaying writes does no harm.
 //!
 //! # How it lives
 //!
@@ -41,9 +40,9 @@
 //!
 //! # From outside
 //!
-//! [`Lsm::checkpoint`] makes a directory that is an engine of its own, by hard links. [`Lsm::ingest`]
-//! takes in tables of a [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`]
-//! reads beside a writer. [`inspect`] looks at a store that nobody has open, and repairs it.
+//! [`Lsm::checkpoint`] makes an engine of its own, by hard links. [`Lsm::ingest`] takes in tables of a
+//! [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside a writer.
+//! [`inspect`] looks at a store that nobody has open, and repairs it.
 //!
 //! # What it does when things go wrong
 //!
@@ -53,9 +52,8 @@
 //!
 //! # What it does not do
 //!
-//! No values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network,
-//! no clock. It is synchronous; files, threads and time come from [`quorate_env::Env`] alone. The bytes on
-//! disk are described in `docs/formats.md`.
+//! No values kept apart from keys, no expiry: their record kinds are reserved. No transactions, network or
+//! clock. Synchronous: files, threads and time come from [`quorate_env::Env`]. Bytes: `docs/formats.md`.
 
 mod batch;
 mod cache;
@@ -63,6 +61,8 @@ mod codec;
 mod compaction;
 mod condition;
 mod cursor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod decoders;
 mod engine;
 mod error;
 mod header;

@@ -52,7 +52,7 @@ impl Handle {
 }
 
 /// A checksum that knows its place: a block read from elsewhere does not match.
-fn checksum(offset: u64, bytes: &[u8]) -> u32 {
+pub(crate) fn block_checksum(offset: u64, bytes: &[u8]) -> u32 {
     let offset = match planted::is_on(Bug::ChecksumWithoutPlace) {
         true => 0,
         false => offset,
@@ -90,7 +90,7 @@ pub(crate) fn seal_block(
         out.extend_from_slice(bytes);
     }
     out.push(kind);
-    let sum = checksum(offset, &out[start..]);
+    let sum = block_checksum(offset, &out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
     out.len() - start
 }
@@ -100,7 +100,7 @@ pub(crate) fn open_block(mut sealed: Vec<u8>, offset: u64) -> std::result::Resul
     let Some((rest, sum)) = sealed.split_last_chunk::<4>() else {
         return Err("a block is shorter than its checksum");
     };
-    let matches = checksum(offset, rest) == u32::from_le_bytes(*sum);
+    let matches = block_checksum(offset, rest) == u32::from_le_bytes(*sum);
     if !matches && !planted::is_on(Bug::ChecksumIsIgnored) {
         return Err("the checksum does not match");
     }

@@ -13,8 +13,8 @@ use quorate_env::{Disk, Env};
 
 use super::crash::{Script, dump, up};
 use super::workload::{AtEnd, DATA, FAR, META, Workload, dir, keyspaces, tiny};
-use crate::planted::{self, Bug};
 use crate::error::Error;
+use crate::planted::{self, Bug};
 use crate::{
     Batch, Engine, ErrorKind, IngestOptions, IterOptions, KeyRange, KeyspaceId, Lsm, Model,
     Options, ReadAt, TableWriter, WriteOptions,

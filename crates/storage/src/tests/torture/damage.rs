@@ -27,7 +27,10 @@ enum Damage {
     /// A sector is lost.
     Zeros(usize),
     /// A sector is another one of the same file.
-    Stale { from: usize, to: usize },
+    Stale {
+        from: usize,
+        to: usize,
+    },
     Append(usize),
     Missing,
 }
@@ -76,7 +79,9 @@ impl Damage {
 
     /// Whether it may look as if the last records had never been written.
     fn looks_like_a_crash(&self, path: &Path) -> bool {
-        let logged = path.extension().is_some_and(|e| e == "log" || e == "manifest");
+        let logged = path
+            .extension()
+            .is_some_and(|e| e == "log" || e == "manifest");
         logged && !matches!(self, Damage::Append(_))
     }
 }
@@ -112,8 +117,17 @@ impl<'a> Store<'a> {
     }
 
     fn copy(&self) -> Sim {
-        let copy = up(&Sim { disk: self.sim.disk.clone(), ..Sim::new(1) }, Crash::KeepAll);
-        Sim { disk: copy.disk, ..Sim::new(1) }
+        let copy = up(
+            &Sim {
+                disk: self.sim.disk.clone(),
+                ..Sim::new(1)
+            },
+            Crash::KeepAll,
+        );
+        Sim {
+            disk: copy.disk,
+            ..Sim::new(1)
+        }
     }
 
     /// All files but those that nothing refers to.
@@ -192,7 +206,11 @@ fn contained(store: &Store<'_>, lsm: &Lsm, name: &str) -> Result<(), String> {
     let (mut right, mut refused) = (0, 0);
     for ((keyspace, listed), newest) in keyspaces().iter().zip(store.last()).zip(&store.newest) {
         let mut all: BTreeMap<_, _> = listed.iter().map(|(key, ..)| (key, None)).collect();
-        all.extend(newest.iter().map(|(key, version, value, _)| (key, Some((*version, *value)))));
+        all.extend(
+            newest
+                .iter()
+                .map(|(key, version, value, _)| (key, Some((*version, *value)))),
+        );
         for (key, wanted) in all {
             match lsm.get(keyspace.id, key, &ReadAt::NEWEST) {
                 Ok(got) => {
@@ -211,7 +229,10 @@ fn contained(store: &Store<'_>, lsm: &Lsm, name: &str) -> Result<(), String> {
     let mut batch = Batch::new();
     batch.put(META, b"\xfe\xff new", b"value");
     let how = match store.options.wal {
-        true => WriteOptions { throttle: false, ..WriteOptions::SYNCED },
+        true => WriteOptions {
+            throttle: false,
+            ..WriteOptions::SYNCED
+        },
         false => WriteOptions::APPLY,
     };
     let text = |e: crate::Error| format!("nothing new can be written: {e}");
@@ -221,7 +242,9 @@ fn contained(store: &Store<'_>, lsm: &Lsm, name: &str) -> Result<(), String> {
     match got {
         Ok(Some(entry)) if entry.value.as_ref() == b"value" => Ok(()),
         Err(error) if error.message().contains(name) => Ok(()),
-        other => Err(format!("what is new is {other:?} ({right} right, {refused} refused)")),
+        other => Err(format!(
+            "what is new is {other:?} ({right} right, {refused} refused)"
+        )),
     }
 }
 

@@ -11,12 +11,10 @@ use quorate_env::sim::Sim;
 
 use crate::tests::conformance::{Listed, try_list};
 use crate::tests::ingest::Tables;
-use crate::tests::workload::{
-    DATA, META, Workload, dir, keyspaces, random_options, write_options,
-};
+use crate::tests::workload::{DATA, META, Workload, dir, keyspaces, random_options, write_options};
 use crate::{
-    Batch, Condition, Durability, Engine, Error, ErrorKind, IngestOptions, IterOptions, KeyRange, KeyspaceId,
-    Lsm, Model, Options, ReadAt, Result, Sequence, Snapshot, WriteOptions,
+    Batch, Condition, Durability, Engine, Error, ErrorKind, IngestOptions, IterOptions, KeyRange,
+    KeyspaceId, Lsm, Model, Options, ReadAt, Result, Sequence, Snapshot, WriteOptions,
 };
 
 /// The key that says which step was the last to write a batch.

@@ -13,9 +13,7 @@ use quorate_env::{Env, Random};
 
 use super::rounds;
 use crate::tests::workload::{DATA, META, random_options, write_options};
-use crate::{
-    Batch, Durability, Engine, IterOptions, KeyRange, Lsm, Options, ReadAt, WriteOptions,
-};
+use crate::{Batch, Durability, Engine, IterOptions, KeyRange, Lsm, Options, ReadAt, WriteOptions};
 
 /// Where the child is to write, and with which seed.
 const DIRECTORY: &str = "QUORATE_TORTURE_CHILD";
@@ -60,7 +58,10 @@ fn count(engine: &dyn Engine, writer: u8) -> Result<u64, String> {
     while iter.valid() {
         versions.push(iter.version());
         if iter.value() != [iter.version() as u8; 100] {
-            return Err(format!("version {} is not what was written", iter.version()));
+            return Err(format!(
+                "version {} is not what was written",
+                iter.version()
+            ));
         }
         iter.next().map_err(|e| e.to_string())?;
     }
@@ -69,7 +70,9 @@ fn count(engine: &dyn Engine, writer: u8) -> Result<u64, String> {
     let expected: Vec<u64> = (first..=last).collect();
     match versions == expected {
         true => Ok(last),
-        false => Err(format!("writer {writer} is at {last}, and there are {versions:?}")),
+        false => Err(format!(
+            "writer {writer} is at {last}, and there are {versions:?}"
+        )),
     }
 }
 
@@ -108,7 +111,9 @@ fn torture_child() {
                 match random.below(3) {
                     0 => lsm.compact_all().unwrap(),
                     1 => drop(lsm.flush().unwrap()),
-                    _ => lsm.remove_range(META, KeyRange::new(&[200], &[201])).unwrap(),
+                    _ => lsm
+                        .remove_range(META, KeyRange::new(&[200], &[201]))
+                        .unwrap(),
                 }
                 if n.is_multiple_of(8) {
                     std::thread::yield_now();
@@ -123,7 +128,11 @@ fn torture_child() {
 fn write_and_kill(dir: &Path, seed: u64, after: u64) -> Result<Vec<u64>, String> {
     let binary = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut child = Command::new(binary)
-        .args(["--exact", "tests::torture::kill::torture_child", "--nocapture"])
+        .args([
+            "--exact",
+            "tests::torture::kill::torture_child",
+            "--nocapture",
+        ])
         .env(DIRECTORY, dir)
         .env(CHILD_SEED, seed.to_string())
         .stdout(Stdio::piped())

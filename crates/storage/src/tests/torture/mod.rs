@@ -6,6 +6,7 @@
 
 mod crash;
 mod damage;
+mod decoders;
 mod faults;
 mod history;
 mod kill;
@@ -71,9 +72,7 @@ fn rounds(part: &str, few: u64, what: &str, round: impl Fn(u64) -> Result<u64, S
             said = Instant::now();
             let took = begin.elapsed().as_secs_f64();
             let each = checks as f64 / took;
-            println!(
-                "{part}: {rounds} rounds, {checks} {what} in {took:.0} s, {each:.0} a second"
-            );
+            println!("{part}: {rounds} rounds, {checks} {what} in {took:.0} s, {each:.0} a second");
         }
     }
 }

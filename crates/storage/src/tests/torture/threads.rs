@@ -14,8 +14,8 @@ use crate::tests::workload::{
     AtEnd, DATA, FAR, META, dir, keyspaces, random_options, write_options,
 };
 use crate::{
-    Batch, Condition, Engine, IngestOptions, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options,
-    ReadAt, Snapshot, TableWriter, WriteOptions,
+    Batch, Condition, Engine, IngestOptions, IterOptions, KeyRange, KeyspaceId, Lsm, Model,
+    Options, ReadAt, Snapshot, TableWriter, WriteOptions,
 };
 
 const THREADS: u64 = 4;
@@ -83,7 +83,8 @@ impl Own<'_> {
             70..=79 => self.scan(None),
             80..=85 => self.scan_snapshot(),
             86..=89 => {
-                self.snapshots.push((self.lsm.snapshot(), self.model.snapshot()));
+                self.snapshots
+                    .push((self.lsm.snapshot(), self.model.snapshot()));
                 Ok(())
             }
             90..=92 => {
@@ -136,7 +137,9 @@ impl Own<'_> {
         match (&wrote, &would) {
             (Ok(_), Ok(_)) => Ok(()),
             (Err(a), Err(b)) if a.kind() == b.kind() => Ok(()),
-            _ => Err(format!("a condition: {wrote:?}, and {would:?} by the model")),
+            _ => Err(format!(
+                "a condition: {wrote:?}, and {would:?} by the model"
+            )),
         }
     }
 
@@ -144,16 +147,30 @@ impl Own<'_> {
         let keyspace = self.keyspace();
         let keys: Vec<_> = (0..1 + self.random.below(4)).map(|_| self.key()).collect();
         let keys: Vec<_> = keys.iter().map(Vec::as_slice).collect();
-        let got = self.lsm.multi_get(keyspace, &keys, &ReadAt::NEWEST).map_err(text)?;
-        let wanted = self.model.multi_get(keyspace, &keys, &ReadAt::NEWEST).map_err(text)?;
-        let first = self.lsm.get(keyspace, keys[0], &ReadAt::NEWEST).map_err(text)?;
+        let got = self
+            .lsm
+            .multi_get(keyspace, &keys, &ReadAt::NEWEST)
+            .map_err(text)?;
+        let wanted = self
+            .model
+            .multi_get(keyspace, &keys, &ReadAt::NEWEST)
+            .map_err(text)?;
+        let first = self
+            .lsm
+            .get(keyspace, keys[0], &ReadAt::NEWEST)
+            .map_err(text)?;
         match got == wanted && first == wanted[0] {
             true => Ok(()),
             false => Err(format!("{keys:?} of {keyspace:?}: {got:?}, not {wanted:?}")),
         }
     }
 
-    fn list(&self, engine: &dyn Engine, keyspace: KeyspaceId, at: ReadAt) -> Result<Listed, String> {
+    fn list(
+        &self,
+        engine: &dyn Engine,
+        keyspace: KeyspaceId,
+        at: ReadAt,
+    ) -> Result<Listed, String> {
         let options = IterOptions {
             at,
             ..IterOptions::prefix(&[self.me])
@@ -191,7 +208,10 @@ impl Own<'_> {
     fn ingest(&mut self) -> Outcome {
         self.snapshots.clear();
         let outside = PathBuf::from("/outside");
-        self.env.disk.create_dir_all(&outside).map_err(|e| e.to_string())?;
+        self.env
+            .disk
+            .create_dir_all(&outside)
+            .map_err(|e| e.to_string())?;
         let path = outside.join(format!("{}-{}", self.me, self.random.next_u64()));
         let (lower, upper) = self.range();
         let mut writer = TableWriter::create(self.env, &path, self.options).map_err(text)?;
@@ -234,7 +254,9 @@ fn disturb(lsm: &Lsm, env: &Env, random: &Random, done: &AtomicBool) -> Outcome 
         match random.below(8) {
             0 => drop(lsm.flush().map_err(text)?),
             1 => lsm.compact_all().map_err(text)?,
-            2 => lsm.compact_range(DATA, KeyRange::new(&[1], &[3])).map_err(text)?,
+            2 => lsm
+                .compact_range(DATA, KeyRange::new(&[1], &[3]))
+                .map_err(text)?,
             3 if n % 5 == 0 => {
                 let path = PathBuf::from(format!("/checkpoint-{n}"));
                 lsm.checkpoint(&path).map_err(text)?;
@@ -255,7 +277,11 @@ fn disturb(lsm: &Lsm, env: &Env, random: &Random, done: &AtomicBool) -> Outcome 
 }
 
 /// `before_thread` runs first on each.
-pub(super) fn round(seed: u64, steps: u64, before_thread: fn()) -> Result<u64, String> {
+pub(super) fn round(
+    seed: u64,
+    steps: u64,
+    before_thread: &(dyn Fn() + Sync),
+) -> Result<u64, String> {
     let random = Random::from_seed(seed);
     let options = random_options(&random);
     let sim = Sim::new(seed);
@@ -323,5 +349,5 @@ pub(super) fn round(seed: u64, steps: u64, before_thread: fn()) -> Result<u64, S
 
 #[test]
 fn torture_threads() {
-    rounds("threads", 12, "steps", |seed| round(seed, 250, || ()));
+    rounds("threads", 12, "steps", |seed| round(seed, 250, &|| ()));
 }
