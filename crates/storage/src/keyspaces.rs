@@ -1,12 +1,11 @@
 //! The keyspaces of an open engine: which there are, of which kind, and how far down their
 //! history goes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// All keyspaces, found by number.
 #[derive(Debug)]

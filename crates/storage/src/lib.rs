@@ -34,9 +34,8 @@
 //! covers, and compaction drops that, whole tables unread. Single deletions, in long runs as a queue leaves
 //! them, are stepped over once; then it is known where nothing is alive.
 //!
-//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence.
-//! That is what an engine without a log promises after a crash: a prefix of the batches, up to
-//! [`Lsm::flushed_sequence`] at least.
+//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence. That is
+//! what an engine without a log promises after a crash: its batches up to [`Lsm::flushed_sequence`] at least.
 //!
 //! # From outside
 //!
@@ -80,6 +79,7 @@ mod planted;
 mod shroud;
 mod sources;
 mod stats;
+mod sync;
 mod table;
 mod table_writer;
 #[cfg(test)]

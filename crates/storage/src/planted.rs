@@ -74,6 +74,8 @@ pub(crate) enum Bug {
     PublishedBeforeApplied,
     /// A batch is published though earlier ones are under way.
     PublishedOutOfOrder,
+    /// A snapshot takes its sequence before it is listed.
+    SnapshotListedTooLate,
     /// A read takes its sequence before its state.
     SequenceBeforeState,
     /// Tables of level 0 are asked from the oldest on.

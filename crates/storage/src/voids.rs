@@ -21,14 +21,13 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::key::{Kind, PlaceBuf};
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// More than this are not worth their keep.
 const MOST: usize = 1024;

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::garbage::{Garbage, Keep, Verdict};
 use super::policy::Choice;
@@ -13,6 +12,7 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
 use crate::planted::{self, Bug};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::Tombstones;
 

@@ -13,11 +13,9 @@ mod edit;
 mod manifest;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use quorate_env::Disk;
 
 use crate::cache::BlockCache;
@@ -25,6 +23,8 @@ use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Table, TableCursor};
 
 pub(crate) use edit::{Edit, TableMeta};

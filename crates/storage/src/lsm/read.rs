@@ -31,7 +31,6 @@ impl Inner {
     fn state_and_sequence(&self) -> (Arc<State>, Sequence) {
         if planted::is_on(Bug::SequenceBeforeState) {
             let sequence = self.publisher.visible();
-            std::thread::yield_now();
             return (self.state(), sequence);
         }
         loop {

@@ -8,9 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use quorate_env::{Env, Event};
 
 use super::conditions::LastWrites;
@@ -22,6 +20,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{Durability, WriteOptions};
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// What the commit lock guards.
 pub(super) struct Commit {

@@ -11,6 +11,8 @@ mod inspect;
 mod options;
 mod ranges;
 mod read_only;
+#[cfg(shuttle)]
+mod schedules;
 mod teeth;
 mod torture;
 mod workload;

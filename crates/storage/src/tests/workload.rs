@@ -95,7 +95,7 @@ pub(super) fn random_options(random: &Random) -> Options {
     Options {
         keyspaces: keyspaces(),
         wal: random.one_in(2),
-        wal_segment_bytes: pick(&[32 << 10, 64 << 10, 256 << 10]),
+        wal_segment_bytes: pick(&[16 << 10, 16 << 10, 64 << 10, 256 << 10]),
         memtable_bytes: pick(&[100, 1 << 10, 2 << 10, 4 << 10, 64 << 10]) as usize,
         memtables_waiting: 1 + random.below(3) as usize,
         cache_bytes: pick(&[0, 2000, 32 << 10, 1 << 20]),

@@ -40,7 +40,7 @@ fn is_thorough() -> bool {
 }
 
 /// Runs rounds of a part. A round returns how many checks it made, which are called `what`.
-fn rounds(part: &str, few: u64, what: &str, round: impl Fn(u64) -> Result<u64, String>) {
+pub(super) fn rounds(part: &str, few: u64, what: &str, round: impl Fn(u64) -> Result<u64, String>) {
     let run = |seed: u64| -> u64 {
         let failed = |why: &str| {
             format!(
