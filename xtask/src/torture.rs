@@ -4,6 +4,7 @@
 //! from which seed. They run side by side, as many as there are cores, so that each gets its share.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,9 @@ use crate::ci;
 const STORAGE: &[&str] = &[
     "crash", "faults", "damage", "options", "threads", "kill", "decoders",
 ];
+
+/// Random schedules: a build of its own, see `crates/storage/src/sync.rs`.
+const SCHEDULES: &str = "schedules";
 
 /// What is asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -26,7 +30,8 @@ struct Wish {
 /// `torture storage [--minutes N] [--seed S] [--only PART]`.
 pub fn storage(root: &Path, words: &[&str]) -> Result<()> {
     let wish = parse(words)?;
-    let parts: Vec<&str> = match &wish.only {
+    let parts: Vec<&str> = match wish.only.as_deref() {
+        Some(SCHEDULES) => return schedules(root, wish.minutes * 60, wish.seed),
         Some(part) => vec![part],
         None => STORAGE.to_vec(),
     };
@@ -56,8 +61,29 @@ pub fn storage(root: &Path, words: &[&str]) -> Result<()> {
     for part in parts {
         command.arg(format!("tests::torture::{part}::torture_{part}"));
     }
+    run(command, seconds, wish.seed)?;
+    match wish.only {
+        Some(_) => Ok(()),
+        None => schedules(root, seconds, wish.seed),
+    }
+}
+
+/// First that the schedules find bugs, then that there are none.
+fn schedules(root: &Path, seconds: u64, seed: Option<u64>) -> Result<()> {
+    println!("torture storage: {SCHEDULES} for {seconds} s");
+    let mut command = ci::cargo_command(root);
+    command.args(["test", "--quiet", "--package", "quorate-storage", "--lib"]);
+    command.arg("--target-dir");
+    command.arg(ci::target_folder(root)?.join("shuttle"));
+    command.args(["--", "--nocapture", "--test-threads", "1", "schedules"]);
+    command.env("RUSTFLAGS", "--cfg shuttle");
+    command.env("SHUTTLE_SILENCE_WARNINGS", "1");
+    run(command, seconds, seed)
+}
+
+fn run(mut command: Command, seconds: u64, seed: Option<u64>) -> Result<()> {
     command.env("QUORATE_TORTURE_SECONDS", seconds.to_string());
-    if let Some(seed) = wish.seed {
+    if let Some(seed) = seed {
         command.env("QUORATE_TORTURE_SEED", seed.to_string());
     }
     ci::run(command)
@@ -77,8 +103,15 @@ fn parse(words: &[&str]) -> Result<Wish> {
         match pair {
             ["--minutes", n] => wish.minutes = number("--minutes", n)?,
             ["--seed", n] => wish.seed = Some(number("--seed", n)?),
-            ["--only", part] if STORAGE.contains(part) => wish.only = Some((*part).to_owned()),
-            ["--only", part] => bail!("there is no part {part}, but {}", STORAGE.join(", ")),
+            ["--only", part] if STORAGE.contains(part) || *part == SCHEDULES => {
+                wish.only = Some((*part).to_owned())
+            }
+            ["--only", part] => {
+                bail!(
+                    "there is no part {part}, but {}, {SCHEDULES}",
+                    STORAGE.join(", ")
+                )
+            }
             other => bail!("not understood: {}", other.join(" ")),
         }
     }

@@ -108,6 +108,8 @@ pub(crate) enum Bug {
     MergeDoesNotTurn,
     /// A merge goes on with its source though another one is nearer.
     MergeDoesNotSwitch,
+    /// A node of the skip list is linked without making known what is in it. For Miri.
+    LinkIsRelaxed,
     /// A search begins at the restart point behind the one that it needs.
     RestartOffByOne,
 }

@@ -102,7 +102,7 @@ pub(super) fn life(seed: u64, length: usize) -> Result<u64, String> {
 #[test]
 fn torture_crash() {
     let (length, every) = if is_thorough() { (80, 1) } else { (60, 17) };
-    rounds("crash", 10, "crashes", |seed| {
+    rounds("crash", 6, "crashes", |seed| {
         Ok(everywhere(seed, length, every)? + life(seed, 250)?)
     });
 }

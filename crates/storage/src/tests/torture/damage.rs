@@ -269,5 +269,5 @@ pub(super) fn round(seed: u64, length: usize, damages: u64) -> Result<u64, Strin
 
 #[test]
 fn torture_damage() {
-    rounds("damage", 12, "damages found", |seed| round(seed, 100, 40));
+    rounds("damage", 6, "damages found", |seed| round(seed, 100, 40));
 }

@@ -184,5 +184,5 @@ pub(super) fn everywhere(seed: u64, length: usize, every: u64) -> Result<u64, St
 #[test]
 fn torture_faults() {
     let every = if is_thorough() { 1 } else { 13 };
-    rounds("faults", 8, "faults", |seed| everywhere(seed, 50, every));
+    rounds("faults", 3, "faults", |seed| everywhere(seed, 50, every));
 }

@@ -15,7 +15,7 @@ pub(super) fn round(seed: u64, steps: usize) {
 
 #[test]
 fn torture_options() {
-    rounds("options", 40, "steps", |seed| {
+    rounds("options", 20, "steps", |seed| {
         round(seed, 600);
         Ok(600)
     });

@@ -349,5 +349,5 @@ pub(super) fn round(
 
 #[test]
 fn torture_threads() {
-    rounds("threads", 12, "steps", |seed| round(seed, 250, &|| ()));
+    rounds("threads", 5, "steps", |seed| round(seed, 250, &|| ()));
 }
