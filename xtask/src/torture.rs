@@ -77,7 +77,7 @@ fn schedules(root: &Path, seconds: u64, seed: Option<u64>) -> Result<()> {
     command.arg(ci::target_folder(root)?.join("shuttle"));
     command.args(["--", "--nocapture", "--test-threads", "1", "schedules"]);
     command.env("RUSTFLAGS", "--cfg shuttle");
-    command.env("SHUTTLE_SILENCE_WARNINGS", "1");
+    command.env("SHUTTLE_SILENCE_ORDERING_WARNING", "1");
     run(command, seconds, seed)
 }
 

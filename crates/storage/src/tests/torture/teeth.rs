@@ -11,7 +11,9 @@ use crate::cursor::Cursor;
 use crate::key::{self, Key};
 use crate::memtable::Memtable;
 use crate::merge::MergeCursor;
+use crate::options::Compression;
 use crate::planted::{Bug, is_noticed, plant};
+use crate::table::format::{open_block, seal_block};
 use crate::tests::workload::{META, dir, tiny};
 use crate::{Batch, Engine, Lsm, ReadAt, WriteOptions};
 
@@ -167,6 +169,29 @@ fn merged(seed: u64) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A block with a bit that flipped, and one that lies elsewhere than where it was written, do not open.
+fn wrong_blocks() -> Result<(), String> {
+    let mut sealed = Vec::new();
+    seal_block(&mut sealed, 64, b"a block", Compression::None);
+    open_block(sealed.clone(), 64)?;
+    if open_block(sealed.clone(), 128).is_ok() {
+        return Err("a block from elsewhere opens".to_owned());
+    }
+    sealed[3] ^= 1;
+    match open_block(sealed, 64) {
+        Ok(_) => Err("a damaged block opens".to_owned()),
+        Err(_) => Ok(()),
+    }
+}
+
+#[test]
+fn damage_notices_checksums_that_are_not_looked_at() {
+    wrong_blocks().unwrap();
+    for bug in [Bug::ChecksumIsIgnored, Bug::ChecksumWithoutPlace] {
+        finds("a wrong block", bug, |_| wrong_blocks());
+    }
 }
 
 #[test]
