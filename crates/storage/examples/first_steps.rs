@@ -29,7 +29,11 @@ fn main() -> quorate_storage::Result<()> {
     let mut all = store.iterate(fruit, IterOptions::default())?;
     all.seek_to_first()?;
     while all.valid() {
-        println!("{:?} = {:?}", all.key().escape_ascii(), all.value().escape_ascii());
+        println!(
+            "{:?} = {:?}",
+            all.key().escape_ascii(),
+            all.value().escape_ascii()
+        );
         all.next()?;
     }
     store.close()

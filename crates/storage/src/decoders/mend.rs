@@ -28,7 +28,7 @@ fn header(bytes: &mut [u8]) {
 }
 
 /// A sealed block that lies at an offset of its file.
-pub(super) fn block(bytes: &mut Vec<u8>, offset: u64) {
+pub(super) fn block(bytes: &mut [u8], offset: u64) {
     let end = bytes.len().saturating_sub(4);
     if bytes.len() >= TRAILER_BYTES {
         let sum = block_checksum(offset, &bytes[..end]);
@@ -36,7 +36,7 @@ pub(super) fn block(bytes: &mut Vec<u8>, offset: u64) {
     }
 }
 
-pub(super) fn footer(bytes: &mut Vec<u8>) {
+pub(super) fn footer(bytes: &mut [u8]) {
     if let Some(sum) = bytes.get(..52).map(crc32c::crc32c) {
         put_u32(bytes, 52, sum);
     }
@@ -53,13 +53,13 @@ fn block_at(bytes: &mut [u8], handle: Handle) {
 }
 
 /// Header, footer, and every block that they lead to.
-pub(super) fn table(bytes: &mut Vec<u8>) {
+pub(super) fn table(bytes: &mut [u8]) {
     header(bytes);
     let Some(at) = bytes.len().checked_sub(FOOTER_BYTES) else {
         return;
     };
-    let mut tail = bytes.split_off(at);
-    footer(&mut tail);
+    let (bytes, tail) = bytes.split_at_mut(at);
+    footer(tail);
     let decoded = tail
         .first_chunk()
         .map(|tail| Footer::decode("/f".as_ref(), tail));
@@ -80,10 +80,9 @@ pub(super) fn table(bytes: &mut Vec<u8>) {
             (0..index.len()).for_each(|n| block_at(bytes, index.handle(n).unwrap_or_default()));
         }
     }
-    bytes.append(&mut tail);
 }
 
-pub(super) fn manifest(bytes: &mut Vec<u8>) {
+pub(super) fn manifest(bytes: &mut [u8]) {
     header(bytes);
     let mut at = HEADER_BYTES;
     while let Some(length) = u32_at(bytes, at) {
@@ -102,7 +101,7 @@ pub(super) fn manifest(bytes: &mut Vec<u8>) {
     }
 }
 
-pub(super) fn current(bytes: &mut Vec<u8>) {
+pub(super) fn current(bytes: &mut [u8]) {
     header(bytes);
     let number = bytes.get(HEADER_BYTES..HEADER_BYTES + 8);
     if let Some(sum) = number.map(crc32c::crc32c) {
@@ -111,7 +110,7 @@ pub(super) fn current(bytes: &mut Vec<u8>) {
 }
 
 /// A segment: its header and, as long as lengths make sense, its records.
-pub(super) fn log(bytes: &mut Vec<u8>) {
+pub(super) fn log(bytes: &mut [u8]) {
     header(bytes);
     let Some(salt) = bytes.get(24..40).map(Bytes::copy_from_slice) else {
         return;

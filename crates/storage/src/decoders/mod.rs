@@ -41,7 +41,7 @@ pub struct Target {
     /// Valid encodings.
     pub seeds: fn() -> Vec<Vec<u8>>,
     /// Makes checksums match, so that what lies behind them is reached.
-    pub mend: fn(&mut Vec<u8>),
+    pub mend: fn(&mut [u8]),
 }
 
 /// All of them.
