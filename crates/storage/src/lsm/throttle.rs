@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use super::{Inner, State};
 use crate::compaction::CompactionPolicy;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::stats::Debt;
 
 /// What writers get together when they are slowed down the least, in bytes a second.
@@ -66,6 +66,10 @@ impl Inner {
 
     fn stop_until_better(self: &Arc<Self>) -> Result<()> {
         let before = self.env.clock.now();
+        // A disk that did not read before may do so now; damage stays.
+        let mut work = self.work.lock();
+        work.unreadable.take_if(|e| e.kind() == ErrorKind::Io);
+        drop(work);
         self.spawn_flush();
         self.spawn_compactions();
         let mut better = || self.strain(&self.state()) < 1.0 || self.check_stalled().is_err();
