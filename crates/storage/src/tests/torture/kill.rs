@@ -26,7 +26,10 @@ fn options(seed: u64) -> Options {
     let random = Random::from_seed(seed);
     Options {
         wal: !random.one_in(4),
+        // A real disk takes a while for each file.
         memtable_bytes: 16 << 10,
+        table_bytes: 32 << 10,
+        level_base_bytes: 64 << 10,
         ..random_options(&random)
     }
 }
