@@ -147,6 +147,14 @@ impl Folder {
         run().map_err(|e| Error::io("can't clear the end of", &path, &e))
     }
 
+    /// Writes bytes where they are already, so that the next sync takes them to disk whatever became of
+    /// the last one.
+    pub(crate) fn write_again(&self, segment: u64, bytes: &[u8], offset: u64) -> Result<()> {
+        let path = self.path(segment);
+        let run = || self.disk.open(&path)?.write_all_at(bytes, offset);
+        run().map_err(|e| Error::io("can't write again", &path, &e))
+    }
+
     fn write_zeros(&self, file: &dyn File, from: u64) -> std::io::Result<()> {
         let zeros = vec![0; ZEROS.min(self.segment_bytes as usize)];
         let mut at = from;

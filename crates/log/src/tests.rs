@@ -429,6 +429,23 @@ fn log_told_to_wait_no_longer_fails_what_waits() {
     assert_eq!(found.len(), kept);
 }
 
+/// The failed sync left its records in the page cache, and on no disk.
+#[test]
+fn log_opened_after_a_failed_sync_makes_durable_what_it_replays() {
+    let sim = Sim::new(8);
+    let (log, _) = open(&sim.env()).unwrap();
+    log.append(&[&record(1)], Durability::Synced).unwrap();
+    sim.disk.inject(Fault::Sync);
+    log.append(&[&record(2)], Durability::Synced).unwrap_err();
+    drop(log);
+    let (log, found) = open(&sim.env()).unwrap();
+    assert_eq!(found, [record(1), record(2)]);
+    log.append(&[&record(3)], Durability::Synced).unwrap();
+    let disk = sim.disk.crash_with(Crash::LoseAll);
+    let (_, found) = open(&Sim { disk, ..sim }.env()).unwrap();
+    assert_eq!(found, [record(1), record(2), record(3)]);
+}
+
 #[test]
 fn log_too_large_record_and_newer_format_are_refused() {
     let sim = Sim::new(9);

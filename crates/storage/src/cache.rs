@@ -17,6 +17,13 @@ use crate::table::Block;
 /// A block: the number of its table, and where it lies in it.
 type BlockId = (u64, u64);
 
+fn block_id(table: u64, offset: u64) -> BlockId {
+    match planted::is_on(Bug::CacheWithoutTable) {
+        true => (0, offset),
+        false => (table, offset),
+    }
+}
+
 /// Blocks in memory, up to a sum of bytes.
 pub(crate) struct BlockCache {
     blocks: Cache<BlockId, Block, ByBytes, Mix>,
@@ -112,7 +119,7 @@ impl BlockCache {
     }
 
     pub(crate) fn get(&self, table: u64, offset: u64) -> Option<Block> {
-        let found = self.blocks.get(&(table, offset));
+        let found = self.blocks.get(&block_id(table, offset));
         let counter = if found.is_some() {
             &self.hits
         } else {
@@ -133,7 +140,7 @@ impl BlockCache {
                 self.rebalance();
             }
         }
-        self.blocks.insert((table, offset), block);
+        self.blocks.insert(block_id(table, offset), block);
     }
 
     /// What it shares a budget with.

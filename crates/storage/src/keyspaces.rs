@@ -3,13 +3,13 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::expiry::{Expiry, Time};
 use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// All keyspaces, found by number.
 #[derive(Debug)]

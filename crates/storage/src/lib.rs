@@ -17,8 +17,8 @@
 //! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
 //! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
 //! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
-//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of them,
-//! and of two writes at one version the later wins, so that replaying writes does no harm.
+//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of
+//! them, and of two writes at one version the later wins, so that replaying writes does no harm.
 //!
 //! # How it lives
 //!
@@ -27,25 +27,21 @@
 //! the levels, as the policy of the engine says. The *manifest* says which tables count. A read asks the
 //! memtables, then the levels from the top, helped by a filter in each table and a cache of blocks.
 //!
-//! A deleted range is one record, wherever it is: a scan goes around what it covers, and compaction drops that,
-//! whole tables unread. Values may expire ([`KeyspaceOptions::ttl`]).
-//!
-//! All keyspaces share memtables and tables: a flush takes all to disk at one sequence. That is what an engine
-//! without a log promises after a crash: a prefix of the batches, up to [`Lsm::flushed_sequence`] at least.
+//! A deleted range is one record: scans go around what it covers, and compaction drops that, whole tables
+//! unread. Values may expire ([`KeyspaceOptions::ttl`]). All keyspaces share memtables and tables, so a flush
+//! takes all to disk at one sequence; without a log a crash leaves all up to [`Lsm::flushed_sequence`] at least.
 //!
 //! # From outside
 //!
-//! [`Lsm::checkpoint`] makes a directory that is an engine of its own, by hard links. [`Lsm::ingest`] takes
-//! in tables of a [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside
-//! a writer. [`inspect`] looks at a store that nobody has open. A [`CompactionFilter`] has a say in compaction.
+//! [`Lsm::checkpoint`] makes an engine of its own, by hard links. [`Lsm::ingest`] takes in tables of a
+//! [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside a writer,
+//! [`inspect`] looks at a store that nobody has open, and repairs it; a [`CompactionFilter`] judges entries.
 //!
 //! # What it does when things go wrong
 //!
 //! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends writing for
 //! good, since nobody knows what is on disk; reads go on. A full disk refuses writes until there is space.
 //! Damage is reported with the file and the block, when it is read.
-//!
-//! # What it does not do
 //!
 //! No values kept apart from keys, no transactions, no network. It is synchronous; files, threads and time come
 //! from [`quorate_env::Env`] alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
@@ -56,6 +52,8 @@ mod codec;
 mod compaction;
 mod condition;
 mod cursor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod decoders;
 mod engine;
 mod error;
 mod expiry;
@@ -77,6 +75,7 @@ mod prefix;
 mod shroud;
 mod sources;
 mod stats;
+mod sync;
 mod table;
 mod table_writer;
 #[cfg(test)]

@@ -10,7 +10,8 @@
 //!
 //! # Why no write is missed
 //!
-//! A scan stands at a sequence `S`, and writes after `S` may be under way, or done, when it ends; those that
+//! A scan sees all up to a sequence `S` (what was visible before it took its state: of what became visible
+//! later the state may lack something), and writes after `S` may be under way, or done, when it ends; those that
 //! looked for voids before this one was noted did not cut it. A writer first makes known its
 //! sequence and then looks whether there are voids; the scan first shows that there are and then
 //! looks which sequence `L` is the last that was given out. All four are sequentially consistent, so a
@@ -21,14 +22,13 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::key::PlaceBuf;
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// More than this are not worth their keep.
 const MOST: usize = 1024;
@@ -147,7 +147,7 @@ const LOOK_EVERY: usize = if cfg!(test) { 3 } else { 32 };
 const NOTE_AFTER: usize = if cfg!(test) { 3 } else { 64 };
 
 impl Passage {
-    /// For a read at a sequence.
+    /// For a read that sees all that was written up to this sequence.
     pub(crate) fn new(voids: Option<Arc<Voids>>, sequence: Sequence) -> Self {
         Passage {
             voids,

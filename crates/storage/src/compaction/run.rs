@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::garbage::{Garbage, Keep, Verdict};
 use super::policy::Choice;
@@ -15,6 +14,7 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
 use crate::planted::{self, Bug};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::Tombstones;
 
@@ -85,6 +85,7 @@ impl Writer<'_> {
             none => {
                 let number = self.outputs.next_file.fetch_add(1, Ordering::Relaxed);
                 let shelf = self.outputs.shelf;
+                let number = reused_number(shelf).unwrap_or(number);
                 let path = table_path(&shelf.dir, number);
                 let options = self.outputs.options.clone();
                 let builder = TableBuilder::create(shelf.disk.as_ref(), &path, options)?;
@@ -170,7 +171,7 @@ pub(crate) fn write_table(
     };
     let written = merge(input, keyspaces, keep, &mut writer, stop);
     let written = written.and_then(|()| {
-        if !writer.done.is_empty() {
+        if !writer.done.is_empty() && !planted::is_on(Bug::NamesUnsynced) {
             let dir = &outputs.shelf.dir;
             let synced = outputs.shelf.disk.sync_dir(dir);
             synced.map_err(|e| Failure::Output(Error::disk(dir, "can't sync", &e).not_full()))?;
@@ -184,6 +185,18 @@ pub(crate) fn write_table(
             Err(failure)
         }
     }
+}
+
+/// The number of a file that is gone, if that bug is planted.
+fn reused_number(shelf: &Shelf) -> Option<u64> {
+    if !planted::is_on(Bug::FileNumbersAreReused) {
+        return None;
+    }
+    let is_free = |n: &u64| {
+        let path = table_path(&shelf.dir, *n);
+        !shelf.disk.exists(&path).unwrap_or(true)
+    };
+    (1..).find(is_free)
 }
 
 /// The watermark of the keyspace of a place.
@@ -304,6 +317,9 @@ fn merge(
                 None => break,
             }
             continue;
+        }
+        if planted::is_on(Bug::TablesEndInsideKeys) {
+            writer.at_new_place(key.place).map_err(Failure::Output)?;
         }
         if sieve.garbage.is_new_place(&key) {
             if stop() {

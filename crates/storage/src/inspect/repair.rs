@@ -18,7 +18,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use quorate_env::Env;
 
@@ -36,6 +35,7 @@ use crate::lsm::checkpoint::refuse_incomplete;
 use crate::lsm::open::{Recovered, first_free, list, number_of, take_lock};
 use crate::merge::MergeCursor;
 use crate::options::Options;
+use crate::sync::atomic::AtomicU64;
 use crate::table::{TableOptions, describe};
 use crate::tombstones::Tombstones;
 

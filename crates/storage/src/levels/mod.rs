@@ -13,17 +13,18 @@ mod edit;
 mod manifest;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use quorate_env::Disk;
 
 use crate::cache::BlockCache;
 use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::key::Key;
+use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Table, TableCursor};
 
 pub(crate) use edit::{Edit, TableMeta};
@@ -113,13 +114,17 @@ impl TableFile {
     #[cold]
     fn open_table(&self) -> Result<&Arc<Table>> {
         let shelf = &self.shelf;
-        let table = Table::open(
+        let opened = Table::open(
             shelf.disk.as_ref(),
             &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
-        )?;
-        let table = self.open.get_or_init(|| Arc::new(table));
+        );
+        let table = match opened {
+            Ok(table) => self.open.get_or_init(|| Arc::new(table)),
+            // Another reader opened it meanwhile, and then this handle was replaced and the file removed.
+            Err(error) => self.open.get().ok_or(error)?,
+        };
         if let Some(call) = shelf.crowded.get()
             && shelf.cache.memory().tables_to_close().is_some()
         {
@@ -260,6 +265,7 @@ impl Levels {
                 None => TableFile::new(Arc::clone(meta), shelf),
             };
             let at = match level {
+                0 if planted::is_on(Bug::LevelZeroReversed) => tables.len(),
                 0 => tables.partition_point(|t| t.meta.number > meta.number),
                 _ => tables
                     .partition_point(|t| t.meta.properties.smallest < meta.properties.smallest),

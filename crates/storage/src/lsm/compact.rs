@@ -264,8 +264,18 @@ impl Inner {
         self.env.jobs.wait(&self.progress, &mut look, None);
         match failed {
             Some(error) => Err(error),
-            None => self.wait_idle().inspect_err(|_| self.end_manual()),
+            None => self.forget_failures().inspect_err(|_| self.end_manual()),
         }
+    }
+
+    /// Waits until no compaction runs. What the earlier ones failed of must not be taken for a failure
+    /// of what is asked for now, which shows by itself whether there is space again.
+    fn forget_failures(&self) -> Result<()> {
+        let _ = self.wait_idle();
+        self.heal();
+        let mut work = self.work.lock();
+        work.unreadable = None;
+        self.check_alive(&work)
     }
 
     /// Waits until no compaction runs; fails with what the last one failed of.
@@ -281,8 +291,6 @@ impl Inner {
     }
 
     fn run_manual(self: &Arc<Self>, manual: &Manual) -> Result<()> {
-        // A failure of earlier compactions must not be taken for one of these.
-        self.work.lock().unreadable = None;
         let before: BTreeSet<u64> = {
             let levels = Arc::clone(&self.state().levels);
             levels.iter().flatten().map(|t| t.meta.number).collect()

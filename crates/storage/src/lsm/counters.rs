@@ -1,13 +1,13 @@
 //! Counting, without a lock where it is hot.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use quorate_log::Log;
 
 use super::Inner;
 use crate::levels::{LEVELS, TableFile};
 use crate::stats::{LevelStats, STALL_BOUNDS_MICROS, Stats};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// Counters since opening.
 #[derive(Default)]

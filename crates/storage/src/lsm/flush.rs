@@ -11,6 +11,7 @@ use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::levels::{Edit, TableFile, table_path};
+use crate::planted::{self, Bug};
 use crate::table::TableOptions;
 
 impl Inner {
@@ -97,9 +98,15 @@ impl Inner {
 
     /// Writes the oldest sealed memtable out; false if there is none.
     pub(super) fn flush_oldest(self: &Arc<Self>) -> Result<bool> {
-        let Some(sealed) = self.state().sealed.last().cloned() else {
+        let state = self.state();
+        let oldest = match planted::is_on(Bug::FlushNewestFirst) {
+            true => state.sealed.first(),
+            false => state.sealed.last(),
+        };
+        let Some(sealed) = oldest.cloned() else {
             return Ok(false);
         };
+        drop(state);
         // Reads that are under way see it as a whole, and so do snapshots from here on.
         self.publisher.wait_for(&self.env, sealed.last);
         match self.write_out(&sealed) {
@@ -147,7 +154,10 @@ impl Inner {
         let bytes: u64 = added.iter().map(|t| t.size_bytes).sum();
         let edit = Edit {
             added: added.into_iter().map(|meta| (0, meta)).collect(),
-            flushed_sequence: Some(sealed.last),
+            flushed_sequence: Some(match planted::is_on(Bug::FlushedTooHigh) {
+                true => self.publisher.visible(),
+                false => sealed.last,
+            }),
             ..Edit::default()
         };
         self.install(&edit, Some(sealed))?;
@@ -187,6 +197,19 @@ impl Inner {
         edit.watermarks = self.watermarks();
         edit.time_ms = Some(self.keyspaces.time().now_ms());
         let (levels, gone) = self.applied(&edit, manifest.number())?;
+        if planted::is_on(Bug::InputsRemovedTooEarly) {
+            for (_, number) in &edit.removed {
+                let _ = self.env.disk.remove(&table_path(&self.dir, *number));
+            }
+        }
+        if planted::is_on(Bug::InstalledBeforeDurable)
+            && let Some(sealed) = flushed
+        {
+            let mut state = self.state.write();
+            let mut next = State::clone(&state);
+            next.sealed.retain(|s| s.last != sealed.last);
+            *state = Arc::new(next);
+        }
         let result = if manifest.wants_roll() {
             let mut everything = self.everything(&levels);
             everything.flushed_sequence = edit.flushed_sequence.or(everything.flushed_sequence);
@@ -232,6 +255,9 @@ impl Inner {
 
     /// The watermarks that this edit's dropping of entries may have relied on.
     fn watermarks(&self) -> Vec<(crate::options::KeyspaceId, u64)> {
+        if planted::is_on(Bug::WatermarkIsForgotten) {
+            return Vec::new();
+        }
         let raised = self.keyspaces.iter().filter(|k| k.watermark() > 0);
         raised.map(|k| (k.id, k.watermark())).collect()
     }

@@ -31,9 +31,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::Log;
 
@@ -47,6 +45,8 @@ use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
 use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::stats::{Debt, Stats};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::voids::Voids;
 use compact::Manual;
 use counters::{Counters, FilterCounters};

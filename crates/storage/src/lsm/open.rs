@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::{Log, LogOptions, Position};
 
@@ -27,7 +25,10 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options};
+use crate::planted::{self, Bug};
 use crate::prefix::Prefix;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::voids::Voids;
 
 /// What a manifest says, all edits together.
@@ -175,7 +176,10 @@ impl Inner {
             filter: None,
             wal: OnceLock::new(),
             commit: Mutex::new(Commit {
-                last: recovered.flushed,
+                last: match planted::is_on(Bug::SequencesAreReused) {
+                    true => recovered.flushed / 2,
+                    false => recovered.flushed,
+                },
                 memtable,
                 reserved: 0,
                 last_writes: LastWrites::default(),

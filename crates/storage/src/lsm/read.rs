@@ -31,6 +31,10 @@ impl Inner {
 
     /// A state, and where a read of many keys stands in it: there is no ingest between the two.
     fn state_and_sequence(&self) -> (Arc<State>, Sequence) {
+        if planted::is_on(Bug::SequenceBeforeState) {
+            let sequence = self.publisher.visible();
+            return (self.state(), sequence);
+        }
         loop {
             let state = self.state();
             let sequence = self.visible_in(&state);
@@ -60,11 +64,14 @@ impl Inner {
     }
 
     pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
+        // The state holds all up to this; of what is visible at `sequence` it may lack what is newer than it.
+        let held = self.publisher.visible();
         let (state, sequence) = self.state_and_sequence();
         let keyspace = self.keyspaces.check_version(id, options.at.version)?;
+        let held = options.at.sequence().unwrap_or(held);
         let sequence = options.at.sequence().unwrap_or(sequence);
         let newest = options.at.version == u64::MAX && !options.all_versions;
-        let voids = newest.then(|| Arc::clone(&self.voids));
+        let voids = newest.then(|| (Arc::clone(&self.voids), held));
         state.iterate(keyspace, options, sequence, voids)
     }
 }
@@ -148,13 +155,14 @@ impl State {
         Ok(answers)
     }
 
-    /// An iterator over what a read at this sequence sees. `voids` are for one that reads the newest.
+    /// An iterator over what a read at this sequence sees. `voids` are for one that reads the newest, with
+    /// the sequence up to which this state holds everything.
     pub(super) fn iterate(
         &self,
         keyspace: &Keyspace,
         options: &IterOptions,
         sequence: Sequence,
-        voids: Option<Arc<Voids>>,
+        voids: Option<(Arc<Voids>, Sequence)>,
     ) -> Result<Box<dyn Iter>> {
         let (lower, upper) = bounds(keyspace.id, &options.lower, options.upper.as_deref());
         let mut sources = Sources::new(keyspace, &options.at, sequence);
@@ -179,7 +187,8 @@ impl State {
             sources.add_level(tables);
         }
         self.filters.count(&filtered);
-        let passage = Passage::new(voids, sequence);
+        let held = voids.as_ref().map_or(sequence, |(_, held)| *held);
+        let passage = Passage::new(voids.map(|(voids, _)| voids), held);
         Ok(Box::new(UserIter::new(sources, options, passage)))
     }
 }

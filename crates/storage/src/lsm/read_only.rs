@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::Env;
 use quorate_log::Position;
 
@@ -27,6 +26,7 @@ use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf, TableFile};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::sync::{Mutex, RwLock};
 
 /// How often it is tried to read what changes meanwhile.
 const TRIES: usize = 100;

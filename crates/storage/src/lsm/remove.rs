@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use quorate_env::JobClass;
 
 use super::Inner;
@@ -14,6 +13,7 @@ use super::compact::Manual;
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
+use crate::sync::Mutex;
 use crate::table::TableOptions;
 
 impl Inner {

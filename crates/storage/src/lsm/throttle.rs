@@ -67,6 +67,10 @@ impl Inner {
     pub(super) fn throttle(self: &Arc<Self>, bytes: usize, options: WriteOptions) -> Result<()> {
         let load = self.load(&self.state());
         if load.is_at_stop() || load.is_out_of_memory() {
+            // A disk that did not read before may do so now; damage stays.
+            let mut work = self.work.lock();
+            work.unreadable.take_if(|e| e.kind() == ErrorKind::Io);
+            drop(work);
             self.spawn_flush();
             self.spawn_compactions();
             // Nothing will get better where nothing works.

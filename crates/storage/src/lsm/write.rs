@@ -8,9 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use quorate_env::{Env, Event};
 use quorate_log::Ticket;
 
@@ -23,6 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{Durability, WriteOptions};
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 /// How often a writer lets others go on before it sleeps until those before it are in.
 const LOOKS: usize = 3;
@@ -87,6 +87,10 @@ impl Publisher {
     /// then either still sees the sequence before its own become visible, or the one who made that
     /// visible sees the note: both sides write before they read, sequentially consistent.
     pub(super) fn leave(&self, first: Sequence, last: Sequence) {
+        if planted::is_on(Bug::PublishedOutOfOrder) {
+            self.visible.fetch_max(last, Ordering::SeqCst);
+            return;
+        }
         let next =
             self.visible
                 .compare_exchange(first - 1, last, Ordering::SeqCst, Ordering::SeqCst);
@@ -168,7 +172,7 @@ impl Inner {
         self.voids.cut(batch);
         let (first, last) = (reserved.first, reserved.last);
         let logged = self.log_and_take_in(batch, reserved, options.durability);
-        if logged.is_err() {
+        if logged.is_err() && !planted::is_on(Bug::RefusedIsApplied) {
             // A batch that was not logged is nothing, but those after it must not wait for it.
             self.publisher.leave(first, last);
         }
@@ -203,7 +207,9 @@ impl Inner {
                 let header = batch.header(first);
                 let queued = log.enqueue(&[&header, batch.operations()], durability);
                 let ticket = queued.map_err(|e| self.log_error(&e))?;
-                commit.memtable.note_segment(ticket.position().segment);
+                if !planted::is_on(Bug::SegmentIsNotNoted) {
+                    commit.memtable.note_segment(ticket.position().segment);
+                }
                 Some(ticket)
             }
             _ => None,
@@ -229,6 +235,11 @@ impl Inner {
     ) -> quorate_log::Result<()> {
         let (memtable, first) = (reserved.memtable, reserved.first);
         match (reserved.ticket, self.wal.get()) {
+            (Some(ticket), Some(log)) if planted::is_on(Bug::RefusedIsApplied) => {
+                let logged = log.wait(ticket);
+                self.take_in(batch, &memtable, first);
+                logged?;
+            }
             (Some(ticket), Some(log)) if durability == Durability::Synced => {
                 // Whoever syncs for a group takes all of it in, and then wakes the others.
                 let (inner, batch) = (Arc::clone(self), batch.clone());
@@ -246,8 +257,11 @@ impl Inner {
 
     /// Puts a batch into its memtable, and makes it visible as soon as all before it are.
     fn take_in(&self, batch: &Batch, memtable: &Memtable, first: Sequence) {
-        memtable.apply(batch, first);
         let last = first + batch.len() as u64 - 1;
+        if planted::is_on(Bug::PublishedBeforeApplied) {
+            self.publisher.leave(first, last);
+        }
+        memtable.apply(batch, first);
         self.publisher.leave(first, last);
     }
 
@@ -288,7 +302,7 @@ impl Inner {
     /// An error of the log as one of the engine. One that leaves the log in doubt poisons.
     fn log_error(&self, error: &quorate_log::Error) -> Error {
         let error = log_error(error);
-        if error.kind() == ErrorKind::Io {
+        if error.kind() == ErrorKind::Io && !planted::is_on(Bug::FailedSyncIsForgotten) {
             self.poison(error.clone());
         }
         error
@@ -303,7 +317,10 @@ impl Inner {
         let commit = self.commit.lock();
         let state = self.state();
         let sealed = state.sealed.iter().map(|s| s.memtable.first_segment());
-        let unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        let mut unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        if planted::is_on(Bug::LogReleasedTooEarly) {
+            unflushed = Some(u64::MAX);
+        }
         let segment = unflushed.unwrap_or(0).min(log.end().segment);
         drop(commit);
         // What can't be released now is released after the next flush.

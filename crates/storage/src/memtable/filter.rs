@@ -5,7 +5,7 @@
 //! read is rarely one that was just written. At 10 bits an entry one of 25 questions is answered "maybe"
 //! in vain.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// One bit for so many bytes of the memtable: 10 bits for an entry of 120.
 const BYTES_PER_BIT: usize = 12;

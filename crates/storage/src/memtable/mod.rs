@@ -10,13 +10,12 @@ mod skiplist;
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::RwLock;
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::key::{Key, Kind, PlaceBuf};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::table::hash_place;
 use crate::tombstones::{Mark, Tombstones, highest_seen};
 

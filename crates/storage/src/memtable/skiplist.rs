@@ -39,6 +39,7 @@ use super::arena::Arena;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
 
 const MAX_HEIGHT: usize = 12;
 const ALIGN: usize = 8;
@@ -246,8 +247,11 @@ impl SkipList {
             loop {
                 let link = self.link(before, level);
                 // Release: whoever finds the node sees what `write_node` wrote (I2).
-                let linked =
-                    link.compare_exchange(after, node, Ordering::Release, Ordering::Relaxed);
+                let known = match planted::is_on(Bug::LinkIsRelaxed) {
+                    true => Ordering::Relaxed,
+                    false => Ordering::Release,
+                };
+                let linked = link.compare_exchange(after, node, known, Ordering::Relaxed);
                 if linked.is_ok() {
                     break;
                 }

@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 
 use crate::codec::{Reader, put_varint};
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
 
 /// In the byte of the kind: a version follows, a sequence follows. Those that are 0 are left out.
 const HAS_VERSION: u8 = 0x80;
@@ -236,6 +237,9 @@ impl Block {
             } else {
                 high = middle;
             }
+        }
+        if planted::is_on(Bug::RestartOffByOne) {
+            return Ok(low.min(self.restarts - 1));
         }
         Ok(low.saturating_sub(1))
     }

@@ -136,7 +136,10 @@ impl TableBuilder {
             "entries ascend"
         );
         if self.is_empty() || self.last.0 != key.place {
-            self.filter.add(key.place);
+            match planted::is_on(Bug::FilterOfWrongKey) {
+                true => self.filter.add(&[key.place, &[key.version as u8]].concat()),
+                false => self.filter.add(key.place),
+            }
             if !self.options.prefixes.is_empty() {
                 self.add_prefix(key.place);
             }
@@ -256,8 +259,10 @@ impl TableBuilder {
         };
         self.pending.extend_from_slice(&footer.encode());
         self.write_pending()?;
-        let synced = self.file.sync();
-        synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
+        if !planted::is_on(Bug::TablesUnsynced) {
+            let synced = self.file.sync();
+            synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
+        }
         Ok((self.written, self.properties))
     }
 }
@@ -272,7 +277,7 @@ fn separator(last: &[u8], next: Option<&[u8]>) -> Vec<u8> {
         // `last` < `next`, so a < b; a step up of `a` must stay below `b` or be followed by more.
         if *a + 1 < *b && shared + 1 < last.len() {
             let mut short = last[..=shared].to_vec();
-            short[shared] += 1;
+            short[shared] += u8::from(!planted::is_on(Bug::SeparatorTooLow));
             return short;
         }
     }

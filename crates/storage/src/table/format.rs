@@ -54,7 +54,11 @@ impl Handle {
 }
 
 /// A checksum that knows its place: a block read from elsewhere does not match.
-fn checksum(offset: u64, bytes: &[u8]) -> u32 {
+pub(crate) fn block_checksum(offset: u64, bytes: &[u8]) -> u32 {
+    let offset = match planted::is_on(Bug::ChecksumWithoutPlace) {
+        true => 0,
+        false => offset,
+    };
     let hash = xxh3_64(bytes) ^ offset.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (hash ^ hash >> 32) as u32
 }
@@ -88,7 +92,7 @@ pub(crate) fn seal_block(
         out.extend_from_slice(bytes);
     }
     out.push(kind);
-    let sum = checksum(offset, &out[start..]);
+    let sum = block_checksum(offset, &out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
     out.len() - start
 }
@@ -98,7 +102,8 @@ pub(crate) fn open_block(mut sealed: Vec<u8>, offset: u64) -> std::result::Resul
     let Some((rest, sum)) = sealed.split_last_chunk::<4>() else {
         return Err("a block is shorter than its checksum");
     };
-    if checksum(offset, rest) != u32::from_le_bytes(*sum) {
+    let matches = block_checksum(offset, rest) == u32::from_le_bytes(*sum);
+    if !matches && !planted::is_on(Bug::ChecksumIsIgnored) {
         return Err("the checksum does not match");
     }
     let Some((&kind, payload)) = rest.split_last() else {
@@ -194,7 +199,9 @@ impl Properties {
     pub(crate) fn ended_with(&mut self, place: &[u8]) {
         self.end.clear();
         self.end.extend_from_slice(place);
-        self.end.push(0);
+        if !planted::is_on(Bug::BoundsEndOffByOne) {
+            self.end.push(0);
+        }
     }
 
     /// Counts all range deletions, after all entries.

@@ -7,12 +7,12 @@
 //! A table is written once, front to back, synced, and never changed. Its index has for each data
 //! block a key at or after the block's last entry and before the next block's first.
 
-mod block;
+pub(crate) mod block;
 mod builder;
 mod check;
-mod filter;
-mod format;
-mod index;
+pub(crate) mod filter;
+pub(crate) mod format;
+pub(crate) mod index;
 mod reader;
 
 pub(crate) use block::Block;

@@ -19,6 +19,7 @@ use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
 use crate::levels::TableMeta;
 use crate::memory::HeldTable;
+use crate::planted::{self, Bug};
 use crate::tombstones::Tombstones;
 
 /// A table that is open.
@@ -201,6 +202,7 @@ impl Table {
                         value: block.into_value(found.value),
                     }));
                 }
+                Lookup::Behind if planted::is_on(Bug::LookupEndsWithBlock) => return Ok(None),
                 Lookup::Behind => at += 1,
             }
         }

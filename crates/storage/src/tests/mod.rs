@@ -17,6 +17,9 @@ mod policies;
 mod prefix;
 mod ranges;
 mod read_only;
+#[cfg(shuttle)]
+mod schedules;
 mod slow_disk;
 mod teeth;
+mod torture;
 mod workload;
