@@ -101,10 +101,15 @@ impl Inner {
                 .map_err(|e| (Error::io("can't sync", &path(), &e).not_full(), end))?;
             let mut state = self.state.lock();
             state.synced = end;
-            let first = !std::mem::replace(&mut state.syncs, true);
+            state.syncs = true;
+            let half_full = end.offset >= self.options.segment_bytes / 2;
+            let prepare = half_full && state.prepared_in < end.segment;
+            if prepare {
+                state.prepared_in = end.segment;
+            }
             let poison = state.poison.clone();
             drop(state);
-            if first {
+            if prepare {
                 self.prepare_next();
             }
             // A sync after one that failed says nothing.
@@ -209,7 +214,6 @@ impl Inner {
         state.synced = start;
         state.written = start;
         drop(state);
-        self.prepare_next();
         Ok(file)
     }
 
@@ -218,11 +222,9 @@ impl Inner {
         if !self.options.prepare_segments || self.folder.has_spare() {
             return;
         }
-        let mut state = self.state.lock();
-        if !state.syncs || std::mem::replace(&mut state.preparing, true) {
+        if std::mem::replace(&mut self.state.lock().preparing, true) {
             return;
         }
-        drop(state);
         let inner = Arc::clone(self);
         let job = move || {
             // If it can't be made now, the writer will try, and report why.
