@@ -111,6 +111,8 @@ pub(crate) struct Inner {
     pub options: LogOptions,
     pub log_id: u64,
     pub state: Mutex<State>,
+    /// Held over a sync of a segment, and before `state`.
+    pub syncing: Mutex<()>,
     /// Rung when the writer need not wait for room any more.
     pub given_up: Event,
     /// Whether records that find the disk full wait for room.
@@ -218,6 +220,7 @@ impl Log {
             options,
             log_id: found.log_id,
             state: Mutex::new(state),
+            syncing: Mutex::new(()),
             given_up: Event::new(),
         };
         Ok(Log {
