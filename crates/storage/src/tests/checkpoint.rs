@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use quorate_env::sim::{Crash, Sim};
-use quorate_env::{Disk, DiskLock, Env, File, Space};
+use quorate_env::sim::{Crash, HookedDisk, Hooks, Sim};
+use quorate_env::{Disk, Env};
 
 use super::crash::{Script, dump, up};
 use super::workload::{AtEnd, META, dir, keyspaces, tiny};
@@ -81,7 +81,7 @@ fn lsm_checkpoint_wants_an_empty_directory_on_its_file_system() {
     lsm.close().unwrap();
     drop(lsm);
     let env = Env {
-        disk: Arc::new(TwoFileSystems(sim.env().disk)),
+        disk: Arc::new(HookedDisk::new(sim.env().disk, Arc::new(TwoFileSystems))),
         ..sim.env()
     };
     let lsm = Lsm::open(&env, dir(), script.options.clone()).unwrap();
@@ -205,47 +205,14 @@ fn lsm_checkpoints_beside_writers_hold_whole_batches() {
     });
 }
 
-/// A disk whose directory `/elsewhere` is another file system.
-struct TwoFileSystems(Arc<dyn Disk>);
+/// The directory `/elsewhere` is another file system.
+struct TwoFileSystems;
 
-impl Disk for TwoFileSystems {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.create(path)
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.open(path)
-    }
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.open_read(path)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.remove(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
+impl Hooks for TwoFileSystems {
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
         match from.starts_with("/elsewhere") == to.starts_with("/elsewhere") {
-            true => self.0.hard_link(from, to),
+            true => Ok(()),
             false => Err(io::ErrorKind::CrossesDevices.into()),
         }
-    }
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir_all(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.0.list(dir)
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.0.exists(path)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.0.sync_dir(dir)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
-        self.0.lock(path)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.0.space(path)
     }
 }
