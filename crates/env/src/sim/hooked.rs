@@ -13,7 +13,7 @@ pub trait Hooks: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Instead of a sync of a file, which `sync` does.
+    /// Instead of a sync of a file through a handle that may write, which `sync` does.
     fn sync(&self, _path: &Path, sync: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
         sync()
     }
@@ -38,6 +38,7 @@ pub struct HookedDisk<H> {
 struct HookedFile<H> {
     file: Arc<dyn File>,
     path: PathBuf,
+    writes: bool,
     hooks: Arc<H>,
 }
 
@@ -47,10 +48,11 @@ impl<H: Hooks> HookedDisk<H> {
         HookedDisk { disk, hooks }
     }
 
-    fn hooked(&self, path: &Path, file: Arc<dyn File>) -> Arc<dyn File> {
+    fn hooked(&self, path: &Path, file: Arc<dyn File>, writes: bool) -> Arc<dyn File> {
         Arc::new(HookedFile {
             file,
             path: path.to_owned(),
+            writes,
             hooks: Arc::clone(&self.hooks),
         })
     }
@@ -66,7 +68,10 @@ impl<H: Hooks> File for HookedFile<H> {
         self.file.write_all_at(data, offset)
     }
     fn sync(&self) -> io::Result<()> {
-        self.hooks.sync(&self.path, &|| self.file.sync())
+        match self.writes {
+            true => self.hooks.sync(&self.path, &|| self.file.sync()),
+            false => self.file.sync(),
+        }
     }
     fn size(&self) -> io::Result<u64> {
         self.file.size()
@@ -81,13 +86,13 @@ impl<H: Hooks> File for HookedFile<H> {
 
 impl<H: Hooks> Disk for HookedDisk<H> {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.hooked(path, self.disk.create(path)?))
+        Ok(self.hooked(path, self.disk.create(path)?, true))
     }
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.hooked(path, self.disk.open(path)?))
+        Ok(self.hooked(path, self.disk.open(path)?, true))
     }
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.hooked(path, self.disk.open_read(path)?))
+        Ok(self.hooked(path, self.disk.open_read(path)?, false))
     }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.disk.remove(path)

@@ -11,6 +11,7 @@ use quorate_env::{Disk, Env};
 use super::crash::{Script, dump, up};
 use super::workload::{AtEnd, META, dir, keyspaces, tiny};
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
 use crate::{Batch, Engine, ErrorKind, Lsm, Options, ReadAt, WriteOptions};
 
 fn target() -> &'static Path {
@@ -91,6 +92,54 @@ fn lsm_checkpoint_wants_an_empty_directory_on_its_file_system() {
     assert!(refused.message().contains("file systems"), "{refused}");
     let left = sim.env().disk.list(elsewhere).unwrap();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Does something else before the first hard link.
+#[derive(Default)]
+struct Meanwhile(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Hooks for Meanwhile {
+    fn hard_link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        let work = self.0.lock().take();
+        work.into_iter().for_each(|work| work());
+        Ok(())
+    }
+}
+
+#[test]
+fn lsm_checkpoint_keeps_tables_that_are_closed_and_compacted_away_meanwhile() {
+    let sim = Sim::new(1);
+    let script = Script::new(21, false, 60);
+    let hooks = Arc::new(Meanwhile::default());
+    let env = Env {
+        disk: Arc::new(HookedDisk::new(sim.env().disk, Arc::clone(&hooks))),
+        ..sim.env()
+    };
+    let options = Options {
+        open_tables: 1,
+        ..script.options.clone()
+    };
+    let lsm = Arc::new(Lsm::open(&env, dir(), options).unwrap());
+    for batch in &script.batches {
+        lsm.write(batch, WriteOptions::APPLY).unwrap();
+    }
+    let there = Arc::new(AtomicU64::new(0));
+    let (same, tables, jobs) = (Arc::clone(&lsm), Arc::clone(&there), sim.jobs.clone());
+    let work = move || {
+        tables.store(
+            same.stats().levels.iter().map(|l| l.files).sum(),
+            Ordering::Relaxed,
+        );
+        // Opens all of them, of which all but one are closed again.
+        dump(&*same);
+        jobs.pump_all();
+        same.compact_all().unwrap();
+    };
+    *hooks.0.lock() = Some(Box::new(work));
+    lsm.checkpoint(target()).unwrap();
+    assert!(there.load(Ordering::Relaxed) > 1);
+    let copy = Lsm::open(&sim.env(), target(), script.options.clone()).unwrap();
+    assert_eq!(dump(&copy), *script.states.last().unwrap());
 }
 
 /// Crashes at every operation of making a checkpoint. What comes up is the whole, or does not open,
