@@ -180,6 +180,7 @@ impl Batch {
             Kind::Put | Kind::Delete => {
                 self.push(op.kind, op.keyspace, op.version, op.key, op.value);
             }
+            Kind::Pointer => debug_assert!(false, "no batch holds pointers"),
             Kind::RangeDelete => {
                 let upper = (!op.to_the_end).then_some(op.value);
                 let lower = op.key;
@@ -273,6 +274,8 @@ fn next_operation<'a>(reader: &mut Reader<'a>) -> Option<Operation<'a>> {
         Kind::Put => reader.bytes()?,
         Kind::RangeDelete if !to_the_end => reader.bytes()?,
         Kind::Delete | Kind::RangeDelete => &[],
+        // Only in tables.
+        Kind::Pointer => return None,
     };
     Some(Operation {
         kind,

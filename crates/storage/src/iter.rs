@@ -10,6 +10,8 @@
 //! not walked, see [`Covered::leave`]; nor is one where an earlier read found nothing, see
 //! [`Voids`](crate::voids::Voids).
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::cursor::Cursor;
@@ -17,7 +19,9 @@ use crate::engine::{Iter, IterOptions, Sequence};
 use crate::error::{Error, Result};
 use crate::key::{self, Key, Kind};
 use crate::options::KeyspaceId;
+use crate::planted::{self, Bug};
 use crate::sources::{Covered, Sources};
+use crate::values::ValueReader;
 use crate::voids::Passage;
 
 /// After this many entries of one group it is cheaper to seek past it.
@@ -56,6 +60,13 @@ pub(crate) struct UserIter {
     passage: Passage,
     stand: Stand,
     saved: Saved,
+    values: ValueReader,
+    lazy_values: bool,
+    /// Whether the value of the entry lies apart. It is in `fetched` then, if it was read; otherwise what
+    /// is there is of an entry before.
+    apart: bool,
+    is_fetched: bool,
+    fetched: Bytes,
     failed: Option<Error>,
 }
 
@@ -63,6 +74,7 @@ impl UserIter {
     /// `passage` knows nothing, or what reads of the newest versions know.
     pub(crate) fn new(sources: Sources, options: &IterOptions, passage: Passage) -> Self {
         let (keyspace, sequence) = (sources.keyspace, sources.sequence);
+        let values = ValueReader::new(Arc::clone(&sources.values));
         let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
         UserIter {
             entries: sources.merge(),
@@ -80,6 +92,11 @@ impl UserIter {
                 kind: Kind::Put,
                 value: Bytes::new(),
             },
+            values,
+            lazy_values: options.lazy_values,
+            apart: false,
+            is_fetched: false,
+            fetched: Bytes::new(),
             failed: None,
         }
     }
@@ -97,6 +114,7 @@ impl UserIter {
     /// `skip`.
     fn forward(&mut self, mut skip: bool) -> Result<()> {
         self.stand = Stand::None;
+        self.apart = false;
         self.passage.begin();
         let mut steps = 0;
         while self.entries.cursor.valid() {
@@ -137,13 +155,17 @@ impl UserIter {
             self.saved.place.extend_from_slice(key.place);
             self.saved.version = key.version;
             let deletion = key.kind == Kind::Delete;
+            let apart = key.kind == Kind::Pointer;
             skip = true;
             steps = 0;
             let hidden = self.entries.hides_current(self.all_versions)?;
             if !hidden && (!deletion || self.all_versions) {
                 self.stand = Stand::On;
                 self.passage.end_at(&self.saved.place);
-                return Ok(());
+                return match apart {
+                    true => self.stand_apart(),
+                    false => Ok(()),
+                };
             }
             if let Some((_, end)) = self.passage.over(&self.saved.place) {
                 self.entries.cursor.seek(&Key::first_of(&end))?;
@@ -162,13 +184,18 @@ impl UserIter {
     /// From where the cursor is, back to an entry to yield.
     fn back(&mut self) -> Result<()> {
         self.stand = Stand::None;
+        self.apart = false;
         self.passage.begin();
         while self.gather_group()? {
             if self.saved.kind != Kind::Delete || self.all_versions {
                 self.stand = Stand::Before;
                 let behind = [&self.saved.place[..], &[0]].concat();
                 self.passage.end_before(&behind);
-                return Ok(());
+                let plain = planted::is_on(Bug::PointersAreGivenOut);
+                return match self.saved.kind == Kind::Pointer && !plain {
+                    true => self.stand_apart(),
+                    false => Ok(()),
+                };
             }
             if let Some((start, _)) = self.passage.over(&self.saved.place) {
                 self.entries.cursor.seek_before(&Key::first_of(&start))?;
@@ -176,6 +203,42 @@ impl UserIter {
         }
         self.passage.end_before(&self.lower);
         Ok(())
+    }
+
+    /// The value of the entry lies apart: reads it, unless that is to wait.
+    fn stand_apart(&mut self) -> Result<()> {
+        self.apart = true;
+        self.is_fetched = false;
+        match self.lazy_values {
+            true => Ok(()),
+            false => self.fetch(),
+        }
+    }
+
+    /// The value that lies apart. REQUIRES: it does.
+    fn fetch(&mut self) -> Result<()> {
+        if self.is_fetched {
+            return Ok(());
+        }
+        let pointer = match self.stand {
+            Stand::On => self.entries.cursor.value(),
+            _ => &self.saved.value,
+        };
+        self.fetched = self
+            .values
+            .get(pointer, std::mem::take(&mut self.fetched))?;
+        self.is_fetched = true;
+        Ok(())
+    }
+
+    /// What was read of the value that lies apart.
+    fn fetched(&self) -> &Bytes {
+        static NOT_YET: Bytes = Bytes::new();
+        if self.is_fetched {
+            &self.fetched
+        } else {
+            &NOT_YET
+        }
     }
 
     /// Goes back past the last group of which the read sees something, and saves what it sees of it; false
@@ -348,6 +411,9 @@ impl Iter for UserIter {
     }
 
     fn value(&self) -> &[u8] {
+        if self.apart {
+            return self.fetched();
+        }
         match self.stand {
             Stand::On => self.entries.cursor.value(),
             _ => &self.saved.value,
@@ -355,10 +421,20 @@ impl Iter for UserIter {
     }
 
     fn value_bytes(&self) -> Bytes {
+        if self.apart {
+            return self.fetched().clone();
+        }
         match self.stand {
             Stand::On => self.entries.cursor.value_bytes(),
             _ => self.saved.value.clone(),
         }
+    }
+
+    fn read_value(&mut self) -> Result<Bytes> {
+        if self.apart {
+            self.fetch()?;
+        }
+        Ok(self.value_bytes())
     }
 
     fn is_deletion(&self) -> bool {

@@ -27,7 +27,9 @@ pub(crate) enum Kind {
     Delete = 2,
     /// Only in batches: tables keep range deletions apart.
     RangeDelete = 3,
-    // 4 is a value kept elsewhere, 5 a value that expires.
+    /// Only in tables: a put whose value lies in a value file. The entry's value is the pointer.
+    Pointer = 4,
+    // 5 is a value that expires.
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
             1 => Some(Kind::Put),
             2 => Some(Kind::Delete),
             3 => Some(Kind::RangeDelete),
+            4 => Some(Kind::Pointer),
             _ => None,
         }
     }

@@ -31,6 +31,11 @@
 //! says which tables count. A read asks the memtables, then the levels from the top, helped by a
 //! filter in each table and a cache of blocks.
 //!
+//! Large values lie apart from their keys, in *value files*, and tables hold pointers to them: compaction
+//! does not write them again and again. What is dead of each file is known exactly; compaction moves what
+//! is left of one that is mostly dead, and the file goes. An iterator reads such values as it moves, ahead,
+//! or, with [`IterOptions::lazy_values`], only when asked.
+//!
 //! A deleted range is one record, wherever it is: a lookup finds it in memory, a scan goes around what it
 //! covers, and compaction drops that, whole tables unread. Single deletions, in long runs as a queue leaves
 //! them, are stepped over once; then it is known where nothing is alive.
@@ -53,7 +58,7 @@
 //!
 //! # What it does not do
 //!
-//! No values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network,
+//! No expiry: its record kind is reserved. No transactions, no network,
 //! no clock. It is synchronous; files, threads and time come from [`quorate_env::Env`] alone. The bytes on
 //! disk are described in `docs/formats.md`.
 
@@ -61,6 +66,7 @@ mod batch;
 mod cache;
 mod codec;
 mod compaction;
+mod compress;
 mod condition;
 mod cursor;
 mod engine;
@@ -85,6 +91,7 @@ mod table_writer;
 #[cfg(test)]
 mod tests;
 mod tombstones;
+mod values;
 mod voids;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};

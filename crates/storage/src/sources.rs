@@ -13,11 +13,14 @@ use crate::merge::MergeCursor;
 use crate::options::KeyspaceId;
 use crate::planted::{self, Bug};
 use crate::shroud::{Layer, Shroud};
+use crate::values::ValueFiles;
 
 /// The sources of an iterator, added from the newest to the oldest.
 pub(crate) struct Sources {
     pub(crate) keyspace: KeyspaceId,
     pub(crate) sequence: Sequence,
+    /// Those of the levels.
+    pub(crate) values: Arc<ValueFiles>,
     versioned: bool,
     cursors: Vec<Box<dyn Cursor>>,
     /// The highest version of the keyspace in each.
@@ -31,6 +34,7 @@ impl Sources {
         Sources {
             keyspace: keyspace.id,
             sequence,
+            values: Arc::default(),
             versioned: keyspace.versioned,
             cursors: Vec::new(),
             max_versions: Vec::new(),

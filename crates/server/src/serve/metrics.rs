@@ -240,6 +240,13 @@ impl Page {
                 stats.cache_bytes,
             ),
             ("snapshots", "Snapshots alive.", stats.snapshots),
+            ("value_files", "Files of large values.", stats.value_files),
+            ("value_bytes", "Their size.", stats.value_bytes),
+            (
+                "value_dead_bytes",
+                "Of that, what nothing needs any more.",
+                stats.value_dead_bytes,
+            ),
         ];
         for (name, help, value) in gauges {
             self.single(&format!("quorate_storage_{name}"), "gauge", help, value);
@@ -265,6 +272,11 @@ impl Page {
                 "compaction_write_bytes",
                 "Bytes written by it.",
                 stats.compaction_write_bytes,
+            ),
+            (
+                "value_write_bytes",
+                "Bytes written to files of large values.",
+                stats.value_write_bytes,
             ),
         ];
         for (name, help, value) in counters {

@@ -11,4 +11,4 @@ mod tests;
 
 pub(crate) use garbage::Keep;
 pub(crate) use policy::{Choice, CompactionPolicy, Leveled, View, choose};
-pub(crate) use run::{Failure, Input, Outputs, compact, write_table};
+pub(crate) use run::{Failure, Input, LostValues, Outputs, Written, compact, write_table};

@@ -25,6 +25,19 @@ pub(crate) struct Choice {
     pub(crate) moves: bool,
 }
 
+impl Choice {
+    /// Whether nothing lies below what it writes.
+    pub(crate) fn is_at_bottom(&self, levels: &Levels) -> bool {
+        let properties = || self.upper.iter().map(|t| &t.meta.properties);
+        let smallest = properties().map(|p| &p.smallest).min();
+        let end = properties().map(|p| &p.end).max();
+        let (Some(smallest), Some(end)) = (smallest, end) else {
+            return false;
+        };
+        levels.nothing_within(self.output + 1, smallest, end)
+    }
+}
+
 /// Chooses compactions.
 pub(crate) trait CompactionPolicy: Send + Sync {
     /// What to do now; `None` when all is well or all that is to do waits for tables that are busy.

@@ -44,7 +44,9 @@ impl LastWrites {
         for op in batch.iter() {
             match op.kind {
                 Kind::RangeDelete => self.all = last,
-                Kind::Put | Kind::Delete => self.slots[slot(op.keyspace, op.key)] = last,
+                Kind::Put | Kind::Delete | Kind::Pointer => {
+                    self.slots[slot(op.keyspace, op.key)] = last
+                }
             }
         }
     }

@@ -10,9 +10,9 @@ use super::{Inner, Sealed, State};
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
-use crate::levels::{Edit, TableFile, table_path};
-use crate::options::Compression;
+use crate::levels::{Edit, Gone, Levels, table_path};
 use crate::table::TableOptions;
+use crate::values::{Collect, ValueOptions, value_path};
 
 impl Inner {
     /// Starts the flush of everything; returns the last sequence in it.
@@ -129,10 +129,12 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(0),
+            options: self.table_options(0, false),
             table_bytes: u64::MAX,
             below: None,
             without: &[],
+            values: self.value_options(),
+            collect: &Collect::default(),
         };
         let input = Input {
             cursor: &mut sealed.memtable.cursor(),
@@ -141,13 +143,14 @@ impl Inner {
             below: Some((&levels, 0)),
         };
         let written = write_table(input, &self.keyspaces, keep, &outputs, &|| false);
-        let added = written.map_err(|failure: Failure| failure.error().clone())?;
-        let bytes: u64 = added.iter().map(|t| t.size_bytes).sum();
-        let edit = Edit {
-            added: added.into_iter().map(|meta| (0, meta)).collect(),
+        let written = written.map_err(|failure: Failure| failure.error().clone())?;
+        let bytes = written.table_bytes();
+        self.counters.wrote_values(&written);
+        let mut edit = Edit {
             flushed_sequence: Some(sealed.last),
             ..Edit::default()
         };
+        written.add_to(&mut edit, 0);
         self.install(&edit, Some(sealed))?;
         add(&self.counters.flushes, 1);
         add(&self.counters.flush_bytes, bytes);
@@ -156,16 +159,17 @@ impl Inner {
         Ok(())
     }
 
-    /// How tables of a level are written.
-    pub(super) fn table_options(&self, level: usize) -> TableOptions {
+    /// How tables of a level are written; `bottom` is where nothing lies below.
+    pub(super) fn table_options(&self, level: usize, bottom: bool) -> TableOptions {
         TableOptions {
             block_bytes: self.options.block_bytes,
             filter_bits_per_key: self.options.filter_bits_per_key,
-            compression: match level {
-                0 => Compression::None,
-                _ => self.options.compression,
-            },
+            compression: self.options.compression_of(level, bottom),
         }
+    }
+
+    pub(super) fn value_options(&self) -> ValueOptions {
+        ValueOptions::new(&self.options)
     }
 
     /// Makes an edit durable, then visible. A memtable that it writes out is let go. If the disk is
@@ -178,6 +182,9 @@ impl Inner {
             for (_, table) in edit.added.iter().filter(|(_, t)| !moved(t.number)) {
                 let path = table_path(&self.dir, table.number);
                 let _ = self.env.disk.remove(&path);
+            }
+            for values in &edit.values {
+                let _ = self.env.disk.remove(&value_path(&self.dir, values.number));
             }
         }
         installed
@@ -214,17 +221,12 @@ impl Inner {
             *state = Arc::new(next);
         }
         drop(manifest);
-        gone.iter().for_each(|table| table.retire());
-        drop(gone);
+        gone.retire();
         self.shelf.purge();
         Ok(())
     }
 
-    fn applied(
-        &self,
-        edit: &Edit,
-        manifest: u64,
-    ) -> Result<(crate::levels::Levels, Vec<Arc<TableFile>>)> {
+    fn applied(&self, edit: &Edit, manifest: u64) -> Result<(Levels, Gone)> {
         let levels = Arc::clone(&self.state().levels);
         let applied = levels.apply(edit, &self.shelf);
         applied.map_err(|what| crate::levels::bad_edit(&self.dir, manifest, &what))
@@ -237,7 +239,7 @@ impl Inner {
     }
 
     /// The edit that makes the whole store from nothing, with these levels.
-    pub(super) fn everything(&self, levels: &crate::levels::Levels) -> Edit {
+    pub(super) fn everything(&self, levels: &Levels) -> Edit {
         Edit {
             keyspaces: self.keyspace_list.clone(),
             flushed_sequence: Some(self.flushed.load(Ordering::Acquire)),

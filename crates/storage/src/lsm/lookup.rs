@@ -12,6 +12,15 @@ use crate::memtable::Memtable;
 use crate::planted::{self, Bug};
 use crate::table::{Found, Near, Table, hash_place};
 use crate::tombstones::highest_seen;
+use crate::values::ValueFiles;
+
+/// What an entry says of its key.
+enum Content {
+    Deleted,
+    Value(Bytes),
+    /// A pointer to the value.
+    Apart(Bytes),
+}
 
 /// A lookup on its way from the newest source to the oldest.
 ///
@@ -24,8 +33,8 @@ pub(super) struct Lookup<'a> {
     hash: u64,
     version: u64,
     sequence: Sequence,
-    /// Version and value of what is newest so far; without a value it is a deletion.
-    best: Option<(u64, Option<Bytes>)>,
+    /// Version and content of what is newest so far.
+    best: Option<(u64, Content)>,
     pub(super) filtered: Filtered,
 }
 
@@ -47,11 +56,14 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// The answer, when all were asked.
-    pub(super) fn entry(self) -> Option<Entry> {
-        let (version, value) = self.best?;
-        let value = value?;
-        Some(Entry { version, value })
+    /// The answer, when all were asked; `values` are those of the levels.
+    pub(super) fn entry(self, values: &ValueFiles) -> Result<Option<Entry>> {
+        let (version, value) = match self.best {
+            None | Some((_, Content::Deleted)) => return Ok(None),
+            Some((version, Content::Value(value))) => (version, value),
+            Some((version, Content::Apart(pointer))) => (version, values.get_value(&pointer)?),
+        };
+        Ok(Some(Entry { version, value }))
     }
 
     /// Whether a source that has no higher version than this has to be asked.
@@ -64,9 +76,9 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    fn offer(&mut self, version: u64, value: impl FnOnce() -> Option<Bytes>) {
+    fn offer(&mut self, version: u64, content: impl FnOnce() -> Content) {
         if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
-            self.best = Some((version, value()));
+            self.best = Some((version, content()));
         }
     }
 
@@ -80,10 +92,12 @@ impl<'a> Lookup<'a> {
             (Some((key, value)), mark)
                 if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
             {
-                let put = key.kind == Kind::Put;
-                self.offer(key.version, || put.then(|| Bytes::copy_from_slice(value)));
+                self.offer(key.version, || match key.kind {
+                    Kind::Put => Content::Value(Bytes::copy_from_slice(value)),
+                    _ => Content::Deleted,
+                });
             }
-            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, Some(mark)) => self.offer(mark.version, || Content::Deleted),
             (_, None) => {}
         }
     }
@@ -110,10 +124,13 @@ impl<'a> Lookup<'a> {
         };
         match (found, mark) {
             (Some(found), _) if !hidden(&found) => {
-                let put = found.kind == Kind::Put;
-                self.offer(found.version, || put.then_some(found.value));
+                self.offer(found.version, || match found.kind {
+                    Kind::Put => Content::Value(found.value),
+                    Kind::Pointer => Content::Apart(found.value),
+                    _ => Content::Deleted,
+                });
             }
-            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, Some(mark)) => self.offer(mark.version, || Content::Deleted),
             (_, None) => {}
         }
         Ok(())

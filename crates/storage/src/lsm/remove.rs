@@ -14,6 +14,7 @@ use super::compact::Manual;
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
+use crate::values::{Collect, value_path};
 
 impl Inner {
     pub(super) fn remove_range(self: &Arc<Self>, manual: Manual) -> Result<()> {
@@ -95,6 +96,9 @@ impl Inner {
             let path = table_path(&self.dir, made.number);
             let _ = self.env.disk.remove(&path);
         }
+        for made in &edit.values {
+            let _ = self.env.disk.remove(&value_path(&self.dir, made.number));
+        }
     }
 
     /// Writes a table anew without some ranges.
@@ -108,10 +112,12 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(level),
+            options: self.table_options(level, false),
             table_bytes: self.options.table_bytes,
             below: None,
             without,
+            values: self.value_options(),
+            collect: &Collect::default(),
         };
         let keep = Keep {
             snapshots: self.snapshots.list(),
@@ -124,11 +130,10 @@ impl Inner {
         };
         let stop = || self.is_closing();
         let made = write_table(input, &self.keyspaces, keep, &outputs, &stop)?;
-        let written = made.iter().map(|meta| meta.size_bytes).sum();
         self.counters.read_from(level, table.meta.size_bytes);
-        self.counters.written_to(level, written);
-        edit.added
-            .extend(made.into_iter().map(|meta| (level, meta)));
+        self.counters.written_to(level, made.table_bytes());
+        self.counters.wrote_values(&made);
+        made.add_to(edit, level);
         Ok(())
     }
 

@@ -63,7 +63,10 @@ impl TableBuilder {
             index: BlockBuilder::new(1),
             filter: FilterBuilder::new(options.filter_bits_per_key),
             tombstones: Tombstones::default(),
-            properties: Properties::default(),
+            properties: Properties {
+                compression: options.compression,
+                ..Properties::default()
+            },
             last: (Vec::new(), 0, 0),
             ended: None,
         })

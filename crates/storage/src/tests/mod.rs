@@ -12,4 +12,5 @@ mod options;
 mod ranges;
 mod read_only;
 mod teeth;
+mod values;
 mod workload;

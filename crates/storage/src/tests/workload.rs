@@ -53,6 +53,16 @@ pub(super) fn tiny() -> Options {
     }
 }
 
+/// The same with almost every value apart from its key, in files of a few.
+pub(super) fn tiny_apart() -> Options {
+    Options {
+        large_value_bytes: 16,
+        value_file_bytes: 2 << 10,
+        value_garbage_percent: 30,
+        ..tiny()
+    }
+}
+
 /// Settings that differ in what matters.
 pub(super) fn option_sets() -> Vec<Options> {
     vec![
@@ -83,6 +93,16 @@ pub(super) fn option_sets() -> Vec<Options> {
             wal_segment_bytes: 256 << 10,
             memtable_bytes: 1 << 20,
             ..Options::default()
+        },
+        tiny_apart(),
+        Options {
+            wal: true,
+            large_value_bytes: 1,
+            value_file_bytes: 1,
+            value_garbage_percent: 1,
+            compression: Compression::None,
+            compactions: 2,
+            ..tiny_apart()
         },
     ]
 }
