@@ -19,30 +19,24 @@
 //! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
 //! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
 //! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
-//! private to the engine: by it batches become visible one after the other, snapshots see a
-//! prefix of them, and of two writes at one version the later wins, so that replaying writes does
-//! no harm.
+//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of them,
+//! and of two writes at one version the later wins, so that replaying writes does no harm.
 //!
 //! # How it lives
 //!
 //! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list.
 //! A full memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges
-//! tables of one level into the next, each level ten times as large as the one above. The *manifest*
-//! says which tables count. A read asks the memtables, then the levels from the top, helped by a
-//! filter in each table and a cache of blocks.
+//! tables of one level into the next, each level ten times as large as the one above. The *manifest* says
+//! which files count. A read asks the memtables, then the levels from the top, helped by a filter in each
+//! table and a cache of blocks.
 //!
-//! Large values lie apart from their keys, in *value files*, and tables hold pointers to them: compaction
-//! does not write them again and again. What is dead of each file is known exactly; compaction moves what
-//! is left of one that is mostly dead, and the file goes. An iterator reads such values as it moves, ahead,
-//! or, with [`IterOptions::lazy_values`], only when asked.
-//!
-//! A deleted range is one record, wherever it is: a lookup finds it in memory, a scan goes around what it
+//! Large values lie apart from their keys, in *value files*, and tables hold pointers to them, so that
+//! compaction does not write them again and again. A deleted range is one record, wherever it is: a lookup finds it in memory, a scan goes around what it
 //! covers, and compaction drops that, whole tables unread. Single deletions, in long runs as a queue leaves
 //! them, are stepped over once; then it is known where nothing is alive.
 //!
-//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence.
-//! That is what an engine without a log promises after a crash: a prefix of the batches, up to
-//! [`Lsm::flushed_sequence`] at least.
+//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence. That is
+//! what an engine without a log keeps in a crash: a prefix, up to [`Lsm::flushed_sequence`] at least.
 //!
 //! # From outside
 //!
@@ -52,15 +46,14 @@
 //!
 //! # What it does when things go wrong
 //!
-//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends
-//! writing for good, since nobody knows what is on disk; reads go on. A full disk refuses writes
-//! until there is space. Damage is reported with the file and the block, when it is read.
+//! A crash leaves a prefix with all that was acknowledged as durable. A failed sync ends writing for good,
+//! since nobody knows what is on disk; reads go on. A full disk refuses writes until there is space. Damage
+//! is reported with file and block, when it is read.
 //!
 //! # What it does not do
 //!
-//! No expiry: its record kind is reserved. No transactions, no network,
-//! no clock. It is synchronous; files, threads and time come from [`quorate_env::Env`] alone. The bytes on
-//! disk are described in `docs/formats.md`.
+//! No expiry: its record kind is reserved. No transactions, no network, no clock. It is synchronous; files,
+//! threads and time come from [`quorate_env::Env`] alone. `docs/formats.md` has the bytes on disk.
 
 mod batch;
 mod cache;

@@ -240,13 +240,6 @@ impl Page {
                 stats.cache_bytes,
             ),
             ("snapshots", "Snapshots alive.", stats.snapshots),
-            ("value_files", "Files of large values.", stats.value_files),
-            ("value_bytes", "Their size.", stats.value_bytes),
-            (
-                "value_dead_bytes",
-                "Of that, what nothing needs any more.",
-                stats.value_dead_bytes,
-            ),
         ];
         for (name, help, value) in gauges {
             self.single(&format!("quorate_storage_{name}"), "gauge", help, value);
@@ -273,11 +266,6 @@ impl Page {
                 "Bytes written by it.",
                 stats.compaction_write_bytes,
             ),
-            (
-                "value_write_bytes",
-                "Bytes written to files of large values.",
-                stats.value_write_bytes,
-            ),
         ];
         for (name, help, value) in counters {
             self.single(
@@ -287,6 +275,34 @@ impl Page {
                 value,
             );
         }
+        self.values(status);
+    }
+
+    fn values(&mut self, status: &NodeStatus) {
+        let stats = &status.engine;
+        let gauges = [
+            ("files", "Files of large values.", stats.value_files),
+            ("bytes", "Their size.", stats.value_bytes),
+            (
+                "dead_bytes",
+                "Of that, what nothing needs any more.",
+                stats.value_dead_bytes,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            self.single(
+                &format!("quorate_storage_value_{name}"),
+                "gauge",
+                help,
+                value,
+            );
+        }
+        self.single(
+            "quorate_storage_value_write_bytes_total",
+            "counter",
+            "Bytes written to files of large values.",
+            stats.value_write_bytes,
+        );
     }
 
     fn raft(&mut self, status: &NodeStatus) {

@@ -54,8 +54,11 @@ fn meta(number: u64, records: u64, bytes: u64) -> ValueMeta {
     }
 }
 
+/// Encoded pointers, and the values that they point to.
+type Pointed = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// Value files with random values, and where each value lies.
-fn written(sim: &Sim, shelf: &Arc<Shelf>, files: u64) -> (ValueFiles, Vec<(Vec<u8>, Vec<u8>)>) {
+fn written(sim: &Sim, shelf: &Arc<Shelf>, files: u64) -> (ValueFiles, Pointed) {
     let mut all = ValueFiles::default();
     let mut values = Vec::new();
     for number in 1..=files {
