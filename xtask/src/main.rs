@@ -7,6 +7,7 @@ mod cluster;
 mod codegen;
 mod services;
 mod tidy;
+mod torture;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,8 @@ usage: cargo xtask <task>
                       three nodes of ours against three of etcd, on this machine
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall, redb and sled
+  torture storage [--minutes N] [--seed S] [--only PART]
+                      crashes, faults, damage, threads, kills: the engine's safety checks, for long
   cluster start|stop|kill N|pause N|resume N|restart N
                       a cluster of real processes, in target/cluster
 ";
@@ -43,6 +46,7 @@ fn main() -> Result<()> {
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
+        ["torture", "storage", more @ ..] => torture::storage(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

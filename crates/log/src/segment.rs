@@ -116,13 +116,13 @@ impl Folder {
         make().map_err(|e| Error::io("can't make segment", &path, &e))
     }
 
-    /// Removes the oldest segment, or makes it the spare. The name's end is durable on return, so
-    /// that of several removals no crash can undo an earlier one alone.
-    pub(crate) fn remove_oldest(&self, segment: u64) -> Result<()> {
+    /// Removes the oldest segment, or makes it the spare if there is none and `keep` says so. The name's
+    /// end is durable on return, so that of several removals no crash can undo an earlier one alone.
+    pub(crate) fn remove_oldest(&self, segment: u64, keep: bool) -> Result<()> {
         let path = self.path(segment);
         let run = || {
             let _names = self.spare.lock();
-            if self.disk.exists(&self.spare_path())? {
+            if !keep || self.disk.exists(&self.spare_path())? {
                 self.disk.remove(&path)?;
             } else {
                 self.disk.rename(&path, &self.spare_path())?;
@@ -145,6 +145,14 @@ impl Folder {
             file.sync()
         };
         run().map_err(|e| Error::io("can't clear the end of", &path, &e))
+    }
+
+    /// Writes bytes where they are already, so that the next sync takes them to disk whatever became of
+    /// the last one.
+    pub(crate) fn write_again(&self, segment: u64, bytes: &[u8], offset: u64) -> Result<()> {
+        let path = self.path(segment);
+        let run = || self.disk.open(&path)?.write_all_at(bytes, offset);
+        run().map_err(|e| Error::io("can't write again", &path, &e))
     }
 
     fn write_zeros(&self, file: &dyn File, from: u64) -> std::io::Result<()> {

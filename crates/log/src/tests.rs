@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use quorate_env::sim::{Fault, Sim};
+use quorate_env::sim::{Crash, Fault, Sim};
 use quorate_env::{Disk, Env, JobClass, Jobs};
 
 use crate::{Durability, ErrorKind, Log, LogOptions, Position, WhenFull};
@@ -353,7 +353,12 @@ fn log_that_outruns_its_preparation_loses_nothing() {
         for n in 0..600_u32 {
             let mut record = vec![0; 900];
             record[..4].copy_from_slice(&n.to_le_bytes());
-            log.append(&[&record], Durability::Buffered).unwrap();
+            // From the first sync on segments are prepared.
+            let durability = match n {
+                0 => Durability::Synced,
+                _ => Durability::Buffered,
+            };
+            log.append(&[&record], durability).unwrap();
         }
         drop(log);
         let mut found = 0;
@@ -424,6 +429,23 @@ fn log_told_to_wait_no_longer_fails_what_waits() {
     assert_eq!(found.len(), kept);
 }
 
+/// The failed sync left its records in the page cache, and on no disk.
+#[test]
+fn log_opened_after_a_failed_sync_makes_durable_what_it_replays() {
+    let sim = Sim::new(8);
+    let (log, _) = open(&sim.env()).unwrap();
+    log.append(&[&record(1)], Durability::Synced).unwrap();
+    sim.disk.inject(Fault::Sync);
+    log.append(&[&record(2)], Durability::Synced).unwrap_err();
+    drop(log);
+    let (log, found) = open(&sim.env()).unwrap();
+    assert_eq!(found, [record(1), record(2)]);
+    log.append(&[&record(3)], Durability::Synced).unwrap();
+    let disk = sim.disk.crash_with(Crash::LoseAll);
+    let (_, found) = open(&Sim { disk, ..sim }.env()).unwrap();
+    assert_eq!(found, [record(1), record(2), record(3)]);
+}
+
 #[test]
 fn log_too_large_record_and_newer_format_are_refused() {
     let sim = Sim::new(9);
@@ -441,4 +463,54 @@ fn log_too_large_record_and_newer_format_are_refused() {
         .unwrap();
     let error = open(&sim.env()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NewerFormat);
+}
+
+/// Buffered records of 64 KiB, with a segment that holds them all.
+fn write_much(sim: &Sim, count: usize) -> (Log, LogOptions) {
+    let options = LogOptions {
+        segment_bytes: 16 << 20,
+        ..small()
+    };
+    let log = Log::open(&sim.env(), &dir(), options.clone(), &mut |_, _| Ok(())).unwrap();
+    for n in 0..count {
+        let record = vec![n as u8; 64 << 10];
+        log.append(&[&record], Durability::Buffered).unwrap();
+    }
+    (log, options)
+}
+
+#[test]
+fn log_that_is_never_asked_to_sync_is_synced_in_the_background() {
+    let sim = Sim::new(4);
+    let (_log, options) = write_much(&sim, 100);
+    sim.jobs.pump_all();
+    let crashed = Sim {
+        disk: sim.disk.crash_with(Crash::LoseAll),
+        ..sim.crash()
+    };
+    let mut found = 0;
+    let count = &mut |_, _: &[u8]| {
+        found += 1;
+        Ok(())
+    };
+    Log::open(&crashed.env(), &dir(), options, count).unwrap();
+    assert!(found >= 64, "{found} of 100 survived");
+}
+
+#[test]
+fn log_whose_background_sync_failed_takes_no_more() {
+    let sim = Sim::new(5);
+    let (log, _) = write_much(&sim, 10);
+    sim.disk.inject(Fault::Sync);
+    for n in 10..100 {
+        let record = vec![n as u8; 64 << 10];
+        if log.append(&[&record], Durability::Buffered).is_err() {
+            break;
+        }
+        sim.jobs.pump_all();
+    }
+    let late = log.append(&[b"late"], Durability::Synced).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Poisoned);
+    let sync = log.sync().unwrap_err();
+    assert_eq!(sync.kind(), ErrorKind::Poisoned);
 }

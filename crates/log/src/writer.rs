@@ -4,111 +4,49 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
 use quorate_env::{File, JobClass};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HEADER_LEN, SEAL, SegmentId, encode_record};
-use crate::log::{Chunk, Durability, Inner, Position, State, Wait};
+use crate::log::{Chunk, Durability, Inner, Position};
+use crate::waits::Called;
 
 /// How often a disk that was full is asked for room again.
 const FULL_RETRY: Duration = Duration::from_millis(100);
 
+/// So much is written at most before a job begins to sync it.
+const SYNC_BEHIND_BYTES: u64 = 4 << 20;
+
 /// Why writing stopped, and the end of what is sound.
 type Cut = (Error, Position);
-
-impl State {
-    /// Whether all before `end` has got as far as `durability` says.
-    fn reached(&self, end: Position, durability: Durability) -> bool {
-        match durability {
-            Durability::Buffered => self.written >= end,
-            Durability::Synced => self.synced >= end,
-        }
-    }
-}
 
 impl Inner {
     pub(crate) fn spawn_writer(self: &Arc<Self>) {
         let inner = Arc::clone(self);
         let job = move || {
-            while inner.write_queued() {}
+            while let Some(called) = inner.write_queued() {
+                called.wake();
+            }
             inner.hand_over();
         };
         self.env.jobs.spawn(JobClass::Log, Box::new(job));
     }
 
-    /// Waits until all before `end` is as durable as asked, writing itself when nobody does.
-    pub(crate) fn wait_for(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        end: Position,
-        durability: Durability,
-    ) -> Result<()> {
-        let wait = state.begin_wait(end, durability);
-        drop(state);
-        self.finish_wait(wait)
-    }
-
-    /// The rest of a wait that began under the lock.
-    pub(crate) fn finish_wait(self: &Arc<Self>, wait: Wait) -> Result<()> {
-        let mut outcome = None;
-        while outcome.is_none() {
-            let mut my_turn = false;
-            let mut look = || {
-                let mut state = self.state.lock();
-                outcome = state.outcome(&wait);
-                if outcome.is_none() && !state.writing && !state.queue.is_empty() {
-                    state.writing = true;
-                    my_turn = true;
-                }
-                outcome.is_some() || my_turn
-            };
-            self.env.jobs.wait(&self.progress, &mut look, None);
-            if my_turn {
-                self.write_queued();
-                self.hand_over();
-            }
-        }
-        let mut state = self.state.lock();
-        state.waiting -= 1;
-        if state.waiting == 0 {
-            state.cuts.clear();
-            if !state.writing && !state.queue.is_empty() {
-                state.writing = true;
-                drop(state);
-                self.spawn_writer();
-            }
-        }
-        outcome.unwrap_or(Ok(()))
-    }
-
-    /// The writer stops: gives its place to a thread that waits, or to a job, or leaves it free.
-    fn hand_over(self: &Arc<Self>) {
-        let mut state = self.state.lock();
-        if !state.queue.is_empty() && state.waiting == 0 {
-            drop(state);
-            self.spawn_writer();
-            return;
-        }
-        state.writing = false;
-        drop(state);
-        self.progress.notify();
-    }
-
-    /// Writes all that is queued now; false when nothing was. Only the writer calls this.
-    fn write_queued(self: &Arc<Self>) -> bool {
+    /// Writes all that is queued now, and returns those who are to hear of it; `None` when nothing was
+    /// queued. Only the writer calls this.
+    pub(crate) fn write_queued(self: &Arc<Self>) -> Option<Called> {
         let chunks: Vec<Arc<Chunk>> = {
             let mut state = self.state.lock();
             state.in_flight = state.queue.drain(..).map(Arc::new).collect();
             state.in_flight.clone()
         };
         if chunks.is_empty() {
-            return false;
+            return None;
         }
         let result = self.write_chunks(&chunks);
         let full = matches!(&result, Err((error, _)) if error.kind() == ErrorKind::DiskFull);
         let mut dropped = Vec::new();
-        {
+        let called = {
             let mut state = self.state.lock();
             state.in_flight.clear();
             if let Err((error, at)) = &result {
@@ -120,7 +58,8 @@ impl Inner {
                     state.poison = Some(poisoned(error));
                 }
             }
-        }
+            state.call_those_who_are_done()
+        };
         let (outcome, done_before) = match result {
             Ok(()) => (Ok(()), None),
             Err((error, at)) if full => (Err(error), Some(at)),
@@ -133,8 +72,7 @@ impl Inner {
         dropped
             .iter()
             .for_each(|chunk| complete(chunk, outcome.clone()));
-        self.progress.notify();
-        true
+        Some(called)
     }
 
     /// Writes chunks, and syncs once if any wants it. An error comes with the end of what is sound.
@@ -161,9 +99,58 @@ impl Inner {
             let path = || self.folder.path(end.segment);
             file.sync()
                 .map_err(|e| (Error::io("can't sync", &path(), &e).not_full(), end))?;
-            self.state.lock().synced = end;
+            let mut state = self.state.lock();
+            state.synced = end;
+            let first = !std::mem::replace(&mut state.syncs, true);
+            let poison = state.poison.clone();
+            drop(state);
+            if first {
+                self.prepare_next();
+            }
+            // A sync after one that failed says nothing.
+            return poison.map_or(Ok(()), |error| Err((error, end)));
         }
+        self.sync_behind(end);
         Ok(())
+    }
+
+    /// Lets a job sync what was written, if that has become much: so that the end of a segment, or a
+    /// sync that somebody asks for, need not wait for all of it.
+    fn sync_behind(self: &Arc<Self>, end: Position) {
+        let mut state = self.state.lock();
+        let behind = match state.synced.segment == end.segment {
+            true => end.offset - state.synced.offset,
+            false => 0,
+        };
+        if behind < SYNC_BEHIND_BYTES || std::mem::replace(&mut state.syncing_behind, true) {
+            return;
+        }
+        drop(state);
+        let inner = Arc::clone(self);
+        let job = move || {
+            let synced = inner.file(end.segment).and_then(|file| {
+                let path = inner.folder.path(end.segment);
+                let failed = |e| Error::io("can't sync", &path, &e).not_full();
+                file.sync().map_err(failed)
+            });
+            let mut state = inner.state.lock();
+            state.syncing_behind = false;
+            let called = match synced {
+                Ok(()) => {
+                    state.synced = state.synced.max(end);
+                    return;
+                }
+                // The segment was synced at its end, and released since.
+                Err(error) if error.kind() == ErrorKind::NotFound => return,
+                Err(error) => {
+                    state.poison.get_or_insert(poisoned(&error));
+                    state.call_those_who_are_done()
+                }
+            };
+            drop(state);
+            called.wake();
+        };
+        self.env.jobs.spawn(JobClass::Log, Box::new(job));
     }
 
     fn file(&self, segment: u64) -> Result<Arc<dyn File>> {
@@ -187,7 +174,7 @@ impl Inner {
             }
             let mut given_up = || !self.waits.load(Ordering::Acquire);
             let again = Some(FULL_RETRY);
-            self.env.jobs.wait(&self.progress, &mut given_up, again);
+            self.env.jobs.wait(&self.given_up, &mut given_up, again);
         }
     }
 
@@ -231,9 +218,11 @@ impl Inner {
         if !self.options.prepare_segments || self.folder.has_spare() {
             return;
         }
-        if std::mem::replace(&mut self.state.lock().preparing, true) {
+        let mut state = self.state.lock();
+        if !state.syncs || std::mem::replace(&mut state.preparing, true) {
             return;
         }
+        drop(state);
         let inner = Arc::clone(self);
         let job = move || {
             // If it can't be made now, the writer will try, and report why.
@@ -241,32 +230,6 @@ impl Inner {
             inner.state.lock().preparing = false;
         };
         self.env.jobs.spawn(JobClass::Compaction, Box::new(job));
-    }
-}
-
-impl State {
-    /// Counts one more thread as waiting; [`Inner::finish_wait`] counts it off.
-    pub(crate) fn begin_wait(&mut self, end: Position, durability: Durability) -> Wait {
-        self.waiting += 1;
-        Wait {
-            end,
-            durability,
-            cuts_before: self.cuts.len(),
-        }
-    }
-
-    fn outcome(&self, wait: &Wait) -> Option<Result<()>> {
-        let mut cuts = self.cuts.iter().skip(wait.cuts_before);
-        if cuts.any(|cut| *cut < wait.end) {
-            return Some(Err(Error::new(
-                ErrorKind::DiskFull,
-                "the disk of the log is full",
-            )));
-        }
-        if self.reached(wait.end, wait.durability) {
-            return Some(Ok(()));
-        }
-        self.poison.clone().map(Err)
     }
 }
 

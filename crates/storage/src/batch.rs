@@ -6,6 +6,7 @@
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::condition::{Condition, Requirement};
 use crate::engine::{KeyRange, Sequence};
+use crate::expiry;
 use crate::key::{self, Kind};
 use crate::options::KeyspaceId;
 
@@ -142,7 +143,7 @@ impl Batch {
 
     fn push(&mut self, kind: Kind, id: KeyspaceId, version: Option<u64>, key: &[u8], value: &[u8]) {
         self.push_head(kind as u8, id, version, key);
-        if kind == Kind::Put {
+        if matches!(kind, Kind::Put | Kind::Expiring) {
             put_bytes(&mut self.operations, value);
         }
         self.payload_bytes += value.len();
@@ -177,7 +178,7 @@ impl Batch {
 
     fn push_operation(&mut self, op: &Operation<'_>) {
         match op.kind {
-            Kind::Put | Kind::Delete => {
+            Kind::Put | Kind::Delete | Kind::Expiring => {
                 self.push(op.kind, op.keyspace, op.version, op.key, op.value);
             }
             Kind::Pointer => debug_assert!(false, "no batch holds pointers"),
@@ -187,6 +188,25 @@ impl Batch {
                 self.push_range(op.keyspace, op.version, KeyRange { lower, upper });
             }
         }
+    }
+
+    /// The same batch, in which the values of some keyspaces bear a time.
+    pub(crate) fn stamped(&self, expires: impl Fn(KeyspaceId) -> bool, now_ms: u64) -> Batch {
+        let mut stamped = Batch {
+            requirements: self.requirements.clone(),
+            ..Batch::default()
+        };
+        let mut value = Vec::new();
+        for op in self.iter() {
+            if op.kind == Kind::Put && expires(op.keyspace) {
+                expiry::stamp(&mut value, now_ms, op.value);
+                let kind = Kind::Expiring;
+                stamped.push(kind, op.keyspace, op.version, op.key, &value);
+            } else {
+                stamped.push_operation(&op);
+            }
+        }
+        stamped
     }
 
     /// What a log record starts with.
@@ -271,7 +291,7 @@ fn next_operation<'a>(reader: &mut Reader<'a>) -> Option<Operation<'a>> {
     };
     let key = reader.bytes()?;
     let value = match kind {
-        Kind::Put => reader.bytes()?,
+        Kind::Put | Kind::Expiring => reader.bytes()?,
         Kind::RangeDelete if !to_the_end => reader.bytes()?,
         Kind::Delete | Kind::RangeDelete => &[],
         // Only in tables.

@@ -48,7 +48,8 @@ pub(crate) fn decompress(
     let most = match how {
         // LZ4 makes at most 255 bytes of one.
         Compression::Lz4 => compressed.len().saturating_mul(255).saturating_add(64),
-        _ => MOST_BYTES,
+        // A frame of ours says how much it makes: what does not is not believed.
+        _ => zstd_length(compressed).map_or(0, |length| length.min(MOST_BYTES)),
     };
     if length > most {
         return Err("a compressed block claims an impossible length");
@@ -106,6 +107,11 @@ mod with_zstd {
         })
     }
 
+    pub(super) fn zstd_length(compressed: &[u8]) -> Option<usize> {
+        let length = zstd::zstd_safe::get_frame_content_size(compressed);
+        usize::try_from(length.ok()??).ok()
+    }
+
     pub(super) fn zstd_decompress(compressed: &[u8], plain: &mut [u8]) -> Option<usize> {
         DECOMPRESSOR.with_borrow_mut(|slot| {
             let decompressor = match slot {
@@ -124,10 +130,15 @@ mod with_zstd {
         None
     }
 
-    /// Not reached: files with zstd are refused before their blocks are read.
+    /// Files with zstd are refused before their blocks are read; a block that claims it is damaged.
+    pub(super) fn zstd_length(_: &[u8]) -> Option<usize> {
+        None
+    }
+
+    /// Not reached: see above.
     pub(super) fn zstd_decompress(_: &[u8], _: &mut [u8]) -> Option<usize> {
         None
     }
 }
 
-use with_zstd::{zstd_compress, zstd_decompress};
+use with_zstd::{zstd_compress, zstd_decompress, zstd_length};

@@ -12,11 +12,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::cursor::Cursor;
 use crate::engine::{Iter, IterOptions, Sequence};
 use crate::error::{Error, Result};
+use crate::expiry::{self, Expiry};
 use crate::key::{self, Key, Kind};
 use crate::options::KeyspaceId;
 use crate::planted::{self, Bug};
@@ -55,6 +56,7 @@ pub(crate) struct UserIter {
     keyspace: KeyspaceId,
     version: u64,
     sequence: Sequence,
+    expiry: Expiry,
     all_versions: bool,
     /// What it passes over without finding anything.
     passage: Passage,
@@ -75,6 +77,7 @@ impl UserIter {
     pub(crate) fn new(sources: Sources, options: &IterOptions, passage: Passage) -> Self {
         let (keyspace, sequence) = (sources.keyspace, sources.sequence);
         let values = ValueReader::new(Arc::clone(&sources.values));
+        let expiry = sources.expiry;
         let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
         UserIter {
             entries: sources.merge(),
@@ -83,6 +86,7 @@ impl UserIter {
             keyspace,
             version: options.at.version,
             sequence,
+            expiry,
             all_versions: options.all_versions,
             passage,
             stand: Stand::None,
@@ -154,8 +158,12 @@ impl UserIter {
             self.saved.place.clear();
             self.saved.place.extend_from_slice(key.place);
             self.saved.version = key.version;
-            let deletion = key.kind == Kind::Delete;
-            let apart = key.kind == Kind::Pointer;
+            self.saved.kind = match key.kind {
+                Kind::Expiring => self.expiry.kind(key.kind, self.entries.cursor.value()),
+                kind => kind,
+            };
+            let deletion = self.saved.kind == Kind::Delete;
+            let apart = self.saved.kind == Kind::Pointer;
             skip = true;
             steps = 0;
             let hidden = self.entries.hides_current(self.all_versions)?;
@@ -189,8 +197,7 @@ impl UserIter {
         while self.gather_group()? {
             if self.saved.kind != Kind::Delete || self.all_versions {
                 self.stand = Stand::Before;
-                let behind = [&self.saved.place[..], &[0]].concat();
-                self.passage.end_before(&behind);
+                self.passage.end_behind(&self.saved.place);
                 let plain = planted::is_on(Bug::PointersAreGivenOut);
                 return match self.saved.kind == Kind::Pointer && !plain {
                     true => self.stand_apart(),
@@ -260,12 +267,22 @@ impl UserIter {
                 self.saved.place.clear();
                 self.saved.place.extend_from_slice(key.place);
                 self.saved.version = key.version;
-                self.saved.kind = key.kind;
-                self.saved.value = self.entries.cursor.value_bytes();
+                let mut value = self.entries.cursor.value_bytes();
+                self.saved.kind = self.expiry.kind(key.kind, &value);
+                value.advance(self.value_at(value.len()));
+                self.saved.value = value;
                 self.entries.cursor.prev()?;
             }
         }
         Ok(found)
+    }
+
+    /// Where in the stored bytes of the saved entry the value begins; an expired one has none.
+    fn value_at(&self, length: usize) -> usize {
+        match self.saved.kind {
+            Kind::Delete => length,
+            kind => expiry::value_at(kind).min(length),
+        }
     }
 
     /// Goes back from an entry that a range deletion hides.
@@ -294,6 +311,7 @@ impl UserIter {
         match self.stand {
             Stand::None => return Ok(()),
             Stand::Before => {}
+            Stand::On if planted::is_on(Bug::PrevOffByOne) => {}
             Stand::On => {
                 let first = Key::seek(&self.saved.place, self.group_version());
                 self.entries.cursor.seek_before(&first)?;
@@ -415,7 +433,10 @@ impl Iter for UserIter {
             return self.fetched();
         }
         match self.stand {
-            Stand::On => self.entries.cursor.value(),
+            Stand::On => {
+                let stored = self.entries.cursor.value();
+                &stored[self.value_at(stored.len())..]
+            }
             _ => &self.saved.value,
         }
     }
@@ -425,7 +446,11 @@ impl Iter for UserIter {
             return self.fetched().clone();
         }
         match self.stand {
-            Stand::On => self.entries.cursor.value_bytes(),
+            Stand::On => {
+                let mut value = self.entries.cursor.value_bytes();
+                value.advance(self.value_at(value.len()));
+                value
+            }
             _ => self.saved.value.clone(),
         }
     }
@@ -438,9 +463,6 @@ impl Iter for UserIter {
     }
 
     fn is_deletion(&self) -> bool {
-        match self.stand {
-            Stand::On => self.entries.cursor.key().kind == Kind::Delete,
-            _ => self.saved.kind == Kind::Delete,
-        }
+        self.saved.kind == Kind::Delete
     }
 }

@@ -29,7 +29,8 @@ pub(crate) enum Kind {
     RangeDelete = 3,
     /// Only in tables: a put whose value lies in a value file. The entry's value is the pointer.
     Pointer = 4,
-    // 5 is a value that expires.
+    /// A value that expires: before it stands when it was written. It never lies apart. See `expiry.rs`.
+    Expiring = 5,
 }
 
 impl Kind {
@@ -39,8 +40,16 @@ impl Kind {
             2 => Some(Kind::Delete),
             3 => Some(Kind::RangeDelete),
             4 => Some(Kind::Pointer),
+            5 => Some(Kind::Expiring),
             _ => None,
         }
+    }
+}
+
+impl Kind {
+    /// Whether it brings a value: from `place` on something may be alive.
+    pub(crate) fn is_value(self) -> bool {
+        matches!(self, Kind::Put | Kind::Pointer | Kind::Expiring)
     }
 }
 

@@ -1,18 +1,24 @@
 //! The keyspaces of an open engine: which there are, of which kind, and how far down their
 //! history goes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::borrow::Cow;
+use std::sync::Arc;
 
 use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, Result};
+use crate::expiry::{Expiry, Time};
 use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// All keyspaces, found by number.
 #[derive(Debug)]
 pub(crate) struct Keyspaces {
     /// Sorted by id.
     all: Vec<Keyspace>,
+    /// Whether entries of any expire.
+    expire: bool,
+    time: Arc<Time>,
 }
 
 /// One keyspace.
@@ -21,9 +27,34 @@ pub(crate) struct Keyspace {
     pub(crate) id: KeyspaceId,
     pub(crate) versioned: bool,
     watermark: AtomicU64,
+    /// The highest number if nothing expires.
+    ttl_ms: u64,
+    time: Arc<Time>,
 }
 
 impl Keyspace {
+    /// What a read thinks of expiry that is made now.
+    pub(crate) fn expiry(&self) -> Expiry {
+        let now_ms = match self.ttl_ms {
+            u64::MAX => 0,
+            _ => self.time.now_ms(),
+        };
+        self.expiry_at(now_ms)
+    }
+
+    /// Whether its values expire.
+    pub(crate) fn expires(&self) -> bool {
+        self.ttl_ms < u64::MAX
+    }
+
+    /// What has expired at a time.
+    pub(crate) fn expiry_at(&self, now_ms: u64) -> Expiry {
+        Expiry {
+            ttl_ms: self.ttl_ms,
+            now_ms,
+        }
+    }
+
     /// Reads below this version may find too little.
     pub(crate) fn watermark(&self) -> u64 {
         self.watermark.load(Ordering::Acquire)
@@ -36,15 +67,38 @@ impl Keyspace {
 }
 
 impl Keyspaces {
-    pub(crate) fn new(options: &[KeyspaceOptions]) -> Self {
+    pub(crate) fn new(options: &[KeyspaceOptions], time: Time) -> Self {
+        let time = Arc::new(time);
         let keyspace = |o: &KeyspaceOptions| Keyspace {
             id: o.id,
             versioned: o.versioned,
             watermark: AtomicU64::new(0),
+            ttl_ms: o.ttl_ms().unwrap_or(u64::MAX),
+            time: Arc::clone(&time),
         };
         let mut all: Vec<Keyspace> = options.iter().map(keyspace).collect();
         all.sort_by_key(|k| k.id);
-        Keyspaces { all }
+        let expire = all.iter().any(|k| k.ttl_ms < u64::MAX);
+        Keyspaces { all, expire, time }
+    }
+
+    /// The time by which entries expire.
+    pub(crate) fn time(&self) -> &Time {
+        &self.time
+    }
+
+    /// Whether entries of any keyspace expire.
+    pub(crate) fn expire(&self) -> bool {
+        self.expire
+    }
+
+    /// The batch as it is stored: values that will expire bear the time of now.
+    pub(crate) fn stamped<'a>(&self, batch: &'a Batch) -> Cow<'a, Batch> {
+        let expires = |id| self.find(id).is_some_and(Keyspace::expires);
+        if !self.expire || !batch.iter().any(|op| expires(op.keyspace)) {
+            return Cow::Borrowed(batch);
+        }
+        Cow::Owned(batch.stamped(expires, self.time.now_ms()))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Keyspace> {

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
 
 /// A place in the union of cursors. There are few of them, so the smallest is found by looking at
 /// all; and as long as it stays below the second, as it does for runs of keys, by one comparison.
@@ -65,9 +66,9 @@ impl MergeCursor {
     /// The current cursor moved in the direction of travel.
     fn settle(&mut self, moved: usize) {
         let still = self.sources[moved].valid()
-            && self
-                .second
-                .is_none_or(|second| self.comes_first(moved, second));
+            && self.second.is_none_or(|second| {
+                self.comes_first(moved, second) || planted::is_on(Bug::MergeDoesNotSwitch)
+            });
         if !still {
             self.pick();
         }
@@ -122,7 +123,7 @@ impl MergeCursor {
             kind: Kind::Put,
         };
         for (n, source) in self.sources.iter_mut().enumerate() {
-            if n == current {
+            if n == current || planted::is_on(Bug::MergeDoesNotTurn) {
                 continue;
             }
             match forward {

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
+use quorate_env::Clock;
 
 use crate::batch::Batch;
 use crate::engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 use crate::error::Result;
+use crate::expiry::{Time, value_at};
 use crate::key::Kind;
 use crate::keyspaces::Keyspaces;
 use crate::options::{KeyspaceId, KeyspaceOptions, WriteOptions};
@@ -26,7 +28,7 @@ pub struct Model {
 
 #[derive(Debug, Default)]
 struct State {
-    entries: BTreeMap<ModelKey, Option<Bytes>>,
+    entries: BTreeMap<ModelKey, (Kind, Bytes)>,
     range_deletes: Vec<RangeDelete>,
     sequence: Sequence,
 }
@@ -67,7 +69,8 @@ impl RangeDelete {
 }
 
 impl State {
-    fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Option<Entry> {
+    /// The entry with its value as it is stored.
+    fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Option<(u64, Kind, Bytes)> {
         let sequence = at.sequence().unwrap_or(self.sequence);
         let from = (
             keyspace,
@@ -78,12 +81,11 @@ impl State {
         let to = (keyspace, key.to_vec(), Reverse(0), Reverse(0));
         let mut found = self.entries.range(from..=to);
         let found = found.find(|((.., written), _)| written.0 <= sequence);
-        found.and_then(|((_, _, version, written), value)| {
-            let value = value.clone()?;
+        found.and_then(|((_, _, version, written), (kind, value))| {
             let version = version.0;
             let (entry, read) = ((version, written.0), (at.version, sequence));
             let deleted = self.is_deleted((keyspace, key), entry, read, false);
-            (!deleted).then_some(Entry { version, value })
+            (!deleted).then(|| (version, *kind, value.clone()))
         })
     }
 
@@ -108,9 +110,30 @@ impl Model {
     /// An empty engine with these keyspaces.
     pub fn new(keyspaces: &[KeyspaceOptions]) -> Self {
         Model {
-            keyspaces: Keyspaces::new(keyspaces),
+            keyspaces: Keyspaces::new(keyspaces, Time::stopped()),
             state: RwLock::default(),
         }
+    }
+
+    /// The same, with values that expire by a clock.
+    pub fn with_clock(keyspaces: &[KeyspaceOptions], clock: Arc<dyn Clock>) -> Self {
+        Model {
+            keyspaces: Keyspaces::new(keyspaces, Time::running(clock)),
+            state: RwLock::default(),
+        }
+    }
+
+    /// A stored value as a read sees it now: without its time, and nothing if it has expired.
+    fn opened(&self, keyspace: KeyspaceId, kind: Kind, stored: &Bytes) -> Option<Bytes> {
+        let expiry = self.keyspaces.find(keyspace)?.expiry();
+        let kind = expiry.kind(kind, stored);
+        kind.is_value().then(|| stored.slice(value_at(kind)..))
+    }
+
+    fn find(&self, state: &State, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Option<Entry> {
+        let (version, kind, stored) = state.get(keyspace, key, at)?;
+        let value = self.opened(keyspace, kind, &stored)?;
+        Some(Entry { version, value })
     }
 
     /// Forgets a range with all its history; see `Lsm::remove_range`.
@@ -144,7 +167,7 @@ impl Model {
             Reverse(u64::MAX),
         );
         let mut seen: Vec<(Vec<u8>, u64, Option<Bytes>)> = Vec::new();
-        for ((id, key, version, written), value) in state.entries.range(from..) {
+        for ((id, key, version, written), (kind, value)) in state.entries.range(from..) {
             if *id != keyspace || options.upper.as_ref().is_some_and(|upper| key >= upper) {
                 break;
             }
@@ -162,7 +185,7 @@ impl Model {
             {
                 continue;
             }
-            seen.push((key.clone(), version.0, value.clone()));
+            seen.push((key.clone(), version.0, self.opened(*id, *kind, value)));
         }
         seen
     }
@@ -171,9 +194,15 @@ impl Model {
 impl Engine for Model {
     fn write(&self, batch: &Batch, _options: WriteOptions) -> Result<Sequence> {
         self.keyspaces.check(batch)?;
+        let batch = &*self.keyspaces.stamped(batch);
         let mut state = self.state.write();
         for requirement in batch.requirements() {
-            let found = state.get(requirement.keyspace, &requirement.key, &ReadAt::NEWEST);
+            let found = self.find(
+                &state,
+                requirement.keyspace,
+                &requirement.key,
+                &ReadAt::NEWEST,
+            );
             requirement.check(found.as_ref())?;
         }
         for op in batch.iter() {
@@ -196,15 +225,15 @@ impl Engine for Model {
                 version,
                 Reverse(state.sequence),
             );
-            let value = (op.kind == Kind::Put).then(|| Bytes::copy_from_slice(op.value));
-            state.entries.insert(key, value);
+            let value = Bytes::copy_from_slice(op.value);
+            state.entries.insert(key, (op.kind, value));
         }
         Ok(state.sequence)
     }
 
     fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         self.keyspaces.get(keyspace)?;
-        Ok(self.state.read().get(keyspace, key, at))
+        Ok(self.find(&self.state.read(), keyspace, key, at))
     }
 
     fn multi_get(
@@ -217,7 +246,7 @@ impl Engine for Model {
         let state = self.state.read();
         Ok(keys
             .iter()
-            .map(|key| state.get(keyspace, key, at))
+            .map(|key| self.find(&state, keyspace, key, at))
             .collect())
     }
 

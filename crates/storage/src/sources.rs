@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::cursor::Cursor;
 use crate::engine::{ReadAt, Sequence};
 use crate::error::Result;
+use crate::expiry::Expiry;
 use crate::key::{self, Key};
 use crate::keyspaces::Keyspace;
 use crate::levels::{LevelCursor, TableFile};
@@ -21,6 +22,7 @@ pub(crate) struct Sources {
     pub(crate) sequence: Sequence,
     /// Those of the levels.
     pub(crate) values: Arc<ValueFiles>,
+    pub(crate) expiry: Expiry,
     versioned: bool,
     cursors: Vec<Box<dyn Cursor>>,
     /// The highest version of the keyspace in each.
@@ -35,6 +37,7 @@ impl Sources {
             keyspace: keyspace.id,
             sequence,
             values: Arc::default(),
+            expiry: keyspace.expiry(),
             versioned: keyspace.versioned,
             cursors: Vec::new(),
             max_versions: Vec::new(),

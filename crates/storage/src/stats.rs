@@ -46,8 +46,17 @@ pub struct Stats {
     pub memtable_bytes: u64,
     /// What indexes and filters of open tables take.
     pub table_memory_bytes: u64,
+    /// How many tables are open.
+    pub open_tables: u64,
     /// What the block cache holds.
     pub cache_bytes: u64,
+    /// The most that it may hold now: with `Options::memory_bytes` this follows what the others take.
+    pub cache_bytes_max: u64,
+    /// What iterators and values hold of blocks that the cache has let go of. Counted only with
+    /// `Options::memory_bytes`.
+    pub pinned_bytes: u64,
+    /// The memory that is counted: the room of memtables, open tables, the cache and what is pinned.
+    pub memory_bytes: u64,
     /// Blocks found in the cache.
     pub cache_hits: u64,
     /// Blocks read from disk.
@@ -58,6 +67,8 @@ pub struct Stats {
     pub filter_passed: u64,
     /// Of those, the ones that found nothing.
     pub filter_in_vain: u64,
+    /// Tables that scans within a prefix went around.
+    pub prefix_stopped: u64,
     /// Writes that were slowed down or stopped.
     pub stalls: u64,
     /// How long, all together.
@@ -82,6 +93,9 @@ pub struct Stats {
     pub compaction_write_bytes: u64,
     /// Tables moved down a level without being read.
     pub moves: u64,
+    /// Tables that went as a whole, unread: all they held had expired or was covered by range
+    /// deletions, or was the oldest of a `Compaction::Fifo`.
+    pub dropped_tables: u64,
     /// Tables taken in that were made outside.
     pub ingested_tables: u64,
     /// Their size.

@@ -11,6 +11,7 @@ use quorate_env::{Disk, Env};
 
 use crate::batch::MAX_KEY_BYTES;
 use crate::error::{Error, Result};
+use crate::expiry::{self, Time};
 use crate::key::{Key, Kind, place};
 use crate::keyspaces::Keyspaces;
 use crate::options::{KeyspaceId, Options};
@@ -28,20 +29,18 @@ pub struct TableWriter {
 }
 
 impl TableWriter {
-    /// Begins a table with the keyspaces, block size, filter and compression of these options. Fails
-    /// if the file is there already.
+    /// Begins a table with the keyspaces, block size, filter and compression of these options. Values
+    /// of a keyspace with a `ttl` live from when they are added, by the calendar. Fails if the file is
+    /// there already.
     pub fn create(env: &Env, path: &Path, options: &Options) -> Result<TableWriter> {
         options.check()?;
-        let table = TableOptions {
-            block_bytes: options.block_bytes,
-            filter_bits_per_key: options.filter_bits_per_key,
-            compression: options.compression,
-        };
+        let time = Time::running(Arc::clone(&env.clock));
+        let table = TableOptions::new(options, options.compression, time.now_ms());
         Ok(TableWriter {
             builder: TableBuilder::create(env.disk.as_ref(), path, table)?,
             disk: Arc::clone(&env.disk),
             path: path.to_owned(),
-            keyspaces: Keyspaces::new(&options.keyspaces),
+            keyspaces: Keyspaces::new(&options.keyspaces, time),
             last: None,
         })
     }
@@ -109,14 +108,20 @@ impl TableWriter {
             let text = format!("a key of {length} bytes: the most is {MAX_KEY_BYTES}");
             return Err(Error::invalid(text));
         }
+        let expires = kind == Kind::Put && self.keyspaces.get(id)?.expires();
+        let mut stamped = Vec::new();
+        if expires {
+            expiry::stamp(&mut stamped, self.keyspaces.time().now_ms(), value);
+        }
         let key = Key {
             place: &place(id, key),
             version: version.unwrap_or(0),
             sequence: 0,
-            kind,
+            kind: if expires { Kind::Expiring } else { kind },
         };
         self.check_order(&key)?;
-        self.builder.add(&key, value)?;
+        self.builder
+            .add(&key, if expires { &stamped } else { value })?;
         let (last, last_version) = self.last.get_or_insert_default();
         last.clear();
         last.extend_from_slice(key.place);

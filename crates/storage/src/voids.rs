@@ -10,7 +10,8 @@
 //!
 //! # Why no write is missed
 //!
-//! A scan stands at a sequence `S`, and writes after `S` may be under way, or done, when it ends; those that
+//! A scan sees all up to a sequence `S` (what was visible before it took its state: of what became visible
+//! later the state may lack something), and writes after `S` may be under way, or done, when it ends; those that
 //! looked for voids before this one was noted did not cut it. A writer first makes known its
 //! sequence and then looks whether there are voids; the scan first shows that there are and then
 //! looks which sequence `L` is the last that was given out. All four are sequentially consistent, so a
@@ -21,14 +22,13 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use parking_lot::Mutex;
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
-use crate::key::{Kind, PlaceBuf};
+use crate::key::PlaceBuf;
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// More than this are not worth their keep.
 const MOST: usize = 1024;
@@ -65,7 +65,7 @@ impl Voids {
             return;
         }
         let mut all = self.all.lock();
-        for op in batch.iter().filter(|op| op.kind == Kind::Put) {
+        for op in batch.iter().filter(|op| op.kind.is_value()) {
             let place = PlaceBuf::new(op.keyspace, op.key);
             cut_at(&mut all, place.as_slice());
         }
@@ -147,7 +147,7 @@ const LOOK_EVERY: usize = if cfg!(test) { 3 } else { 32 };
 const NOTE_AFTER: usize = if cfg!(test) { 3 } else { 64 };
 
 impl Passage {
-    /// For a read at a sequence.
+    /// For a read that sees all that was written up to this sequence.
     pub(crate) fn new(voids: Option<Arc<Voids>>, sequence: Sequence) -> Self {
         Passage {
             voids,
@@ -195,6 +195,14 @@ impl Passage {
         if let Some(voids) = self.worth_a_note() {
             let end = [&self.from[..], &[0]].concat();
             voids.note(place, &end, self.sequence);
+        }
+        self.begin();
+    }
+
+    /// Going back, it came to something alive at a place, and found nothing alive behind.
+    pub(crate) fn end_behind(&mut self, place: &[u8]) {
+        if self.worth_a_note().is_some() {
+            self.end_before(&[place, &[0]].concat());
         }
         self.begin();
     }

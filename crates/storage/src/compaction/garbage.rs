@@ -30,6 +30,9 @@ pub(crate) struct Keep {
 impl Keep {
     /// Whether a snapshot sees `older` and not `newer`.
     fn between(&self, older: u64, newer: u64) -> bool {
+        if planted::is_on(Bug::SnapshotsAreIgnored) {
+            return false;
+        }
         let at = self.snapshots.partition_point(|s| *s < older);
         self.snapshots.get(at).is_some_and(|s| *s < newer)
     }
@@ -37,6 +40,7 @@ impl Keep {
     /// Whether every snapshot sees it.
     fn all_see(&self, sequence: u64) -> bool {
         self.snapshots.first().is_none_or(|s| sequence <= *s)
+            || planted::is_on(Bug::SequenceIsLostUnderSnapshot)
     }
 
     /// Whether everything at this version and sequence, hidden by the mark, is hidden from every
@@ -140,10 +144,24 @@ impl Garbage {
         if self.marks.iter().any(shadows) {
             return Verdict::Drop;
         }
-        if key.kind == Kind::Delete && self.at_bottom && key.version <= self.watermark {
-            return Verdict::Hold;
+        match key.kind {
+            Kind::Delete => self.judge_deletion(key),
+            _ => Verdict::Write,
         }
-        Verdict::Write
+    }
+
+    /// Judges a deletion that something may still see.
+    pub(crate) fn judge_deletion(&self, key: &Key<'_>) -> Verdict {
+        let at_bottom = self.at_bottom || planted::is_on(Bug::DeletionsAreLostAboveTheBottom);
+        match at_bottom && key.version <= self.watermark {
+            true => Verdict::Hold,
+            false => Verdict::Write,
+        }
+    }
+
+    /// The watermark of the place.
+    pub(crate) fn watermark(&self) -> u64 {
+        self.watermark
     }
 
     /// The sequence to write for an entry of the place.

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::garbage::{Garbage, Keep, Verdict};
 use super::policy::Choice;
+use super::revise::{Revise, Revised};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CompactionFilter;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
 use crate::planted::{self, Bug};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::Tombstones;
 use crate::values::{Collect, Pointer, ValueMeta, ValueOptions, ValueWriter};
@@ -39,6 +41,8 @@ pub(crate) struct Input<'a> {
     pub(crate) tombstones: Tombstones,
     /// What lies below the tables: these levels, from this one down. `None` if it is not known.
     pub(crate) below: Option<(&'a Levels, usize)>,
+    /// Asked about what is written.
+    pub(crate) filter: Option<&'a dyn CompactionFilter>,
 }
 
 impl Input<'_> {
@@ -151,8 +155,7 @@ impl Writer<'_> {
         // From half its size on, a table ends where one of the level below ends.
         let aligned = size >= self.outputs.table_bytes / 2
             && self.outputs.below.is_some_and(|(levels, level)| {
-                let holding = |p| levels.holding(level, p).map(|t| t.meta.number);
-                holding(builder.last_place()) != holding(place)
+                is_boundary(levels, level, builder.last_place(), place)
             });
         if full || aligned {
             self.end_table(Some(place))?;
@@ -221,12 +224,20 @@ fn begun<'b>(
         none => {
             let number = outputs.next_file.fetch_add(1, Ordering::Relaxed);
             let shelf = outputs.shelf;
+            let number = reused_number(shelf).unwrap_or(number);
             let path = table_path(&shelf.dir, number);
-            let begun = TableBuilder::create(shelf.disk.as_ref(), &path, outputs.options)?;
+            let options = outputs.options.clone();
+            let begun = TableBuilder::create(shelf.disk.as_ref(), &path, options)?;
             started.push(path);
             Ok(&mut none.insert((number, begun)).1)
         }
     }
+}
+
+/// Whether two places that follow each other have different tables of a level under them.
+pub(super) fn is_boundary(levels: &Levels, level: usize, last: &[u8], next: &[u8]) -> bool {
+    let holding = |place| levels.holding(level, place).map(|t| t.meta.number);
+    holding(last) != holding(next)
 }
 
 /// Merges entries into tables. The files are durable on return, their names too. `stop` tells whether
@@ -255,7 +266,7 @@ pub(crate) fn write_table(
     let written = merge(input, keyspaces, keep, &mut writer, stop);
     let written = written.and_then(|()| {
         let (values, moved_bytes) = writer.values.finish().map_err(Failure::Output)?;
-        if !writer.done.is_empty() {
+        if !writer.done.is_empty() && !planted::is_on(Bug::NamesUnsynced) {
             let dir = &outputs.shelf.dir;
             let synced = outputs.shelf.disk.sync_dir(dir);
             synced.map_err(|e| Failure::Output(Error::disk(dir, "can't sync", &e).not_full()))?;
@@ -274,6 +285,18 @@ pub(crate) fn write_table(
             Err(failure)
         }
     }
+}
+
+/// The number of a file that is gone, if that bug is planted.
+fn reused_number(shelf: &Shelf) -> Option<u64> {
+    if !planted::is_on(Bug::FileNumbersAreReused) {
+        return None;
+    }
+    let is_free = |n: &u64| {
+        let path = table_path(&shelf.dir, *n);
+        !shelf.disk.exists(&path).unwrap_or(true)
+    };
+    (1..).find(is_free)
 }
 
 /// The watermark of the keyspace of a place.
@@ -309,6 +332,70 @@ fn sift(
     hiding
 }
 
+/// What stays of the entries of a place, one after the other.
+struct Sieve<'a> {
+    garbage: Garbage,
+    revise: Revise<'a>,
+    /// A deletion that waits for what follows: its place, version and sequence.
+    held: Option<(Vec<u8>, u64, u64)>,
+}
+
+impl Sieve<'_> {
+    /// Writes an entry, or what becomes of it.
+    fn pass(
+        &mut self,
+        key: &Key<'_>,
+        value: &[u8],
+        writer: &mut Writer<'_>,
+    ) -> std::result::Result<(), Failure> {
+        let kind = self.revise.kind(key, value);
+        let mut key = Key { kind, ..*key };
+        let mut verdict = self.garbage.judge(&key);
+        let mut revised = Revised::Same;
+        if verdict == Verdict::Write {
+            let watermark = self.garbage.watermark();
+            let values = &mut writer.values;
+            let decided = self.revise.filter(&key, value, watermark, values);
+            revised = decided.map_err(Failure::Input)?;
+            match revised {
+                Revised::Same => {}
+                Revised::Deletion => {
+                    key.kind = Kind::Delete;
+                    verdict = self.garbage.judge_deletion(&key);
+                }
+                // It lies apart again if it is large.
+                Revised::Value(_) if key.kind == Kind::Pointer => key.kind = Kind::Put,
+                Revised::Value(_) => {}
+            }
+        }
+        if verdict != Verdict::Drop
+            && let Some((place, version, sequence)) = self.held.take()
+        {
+            let deletion = Key {
+                place: &place,
+                version,
+                sequence: self.garbage.sequence(sequence),
+                kind: Kind::Delete,
+            };
+            writer.add(&deletion, &[])?;
+        }
+        match verdict {
+            Verdict::Drop => {}
+            Verdict::Hold => self.held = Some((key.place.to_vec(), key.version, key.sequence)),
+            Verdict::Write => {
+                key.sequence = self.garbage.sequence(key.sequence);
+                let value = match &revised {
+                    _ if key.kind == Kind::Delete => &[],
+                    Revised::Value(value) => value.as_slice(),
+                    _ => value,
+                };
+                writer.add(&key, value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn merge(
     mut input: Input<'_>,
     keyspaces: &Keyspaces,
@@ -317,9 +404,11 @@ fn merge(
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<(), Failure> {
     let hiding = sift(&mut input, keyspaces, &keep, writer);
-    let mut garbage = Garbage::new(keep);
-    // A deletion that waits for what follows: its version and sequence.
-    let mut held: Option<(Vec<u8>, u64, u64)> = None;
+    let mut sieve = Sieve {
+        revise: Revise::new(keyspaces, input.filter, &keep.snapshots),
+        garbage: Garbage::new(keep),
+        held: None,
+    };
     input.cursor.seek_to_first().map_err(Failure::Input)?;
     while input.cursor.valid() {
         let key = input.cursor.key();
@@ -336,40 +425,22 @@ fn merge(
             }
             continue;
         }
-        if garbage.is_new_place(&key) {
+        if planted::is_on(Bug::TablesEndInsideKeys) {
+            writer.at_new_place(key.place).map_err(Failure::Output)?;
+        }
+        if sieve.garbage.is_new_place(&key) {
             if stop() {
                 let closed = Error::new(ErrorKind::Closed, "the engine is closing");
                 return Err(Failure::Input(closed));
             }
-            held = None;
             writer.at_new_place(key.place).map_err(Failure::Output)?;
             let watermark = watermark(keyspaces, key.place);
             let marks = hiding.around(key.place).marks;
-            garbage.begin(key.place, input.at_bottom(key.place), watermark, marks);
+            let at_bottom = input.at_bottom(key.place);
+            sieve.held = None;
+            sieve.garbage.begin(key.place, at_bottom, watermark, marks);
         }
-        let verdict = garbage.judge(&key);
-        if verdict != Verdict::Drop
-            && let Some((place, version, sequence)) = held.take()
-        {
-            let deletion = Key {
-                place: &place,
-                version,
-                sequence: garbage.sequence(sequence),
-                kind: Kind::Delete,
-            };
-            writer.add(&deletion, &[])?;
-        }
-        match verdict {
-            Verdict::Drop => {}
-            Verdict::Hold => held = Some((key.place.to_vec(), key.version, key.sequence)),
-            Verdict::Write => {
-                let key = Key {
-                    sequence: garbage.sequence(key.sequence),
-                    ..key
-                };
-                writer.add(&key, input.cursor.value())?;
-            }
-        }
+        sieve.pass(&key, input.cursor.value(), writer)?;
         input.cursor.next().map_err(Failure::Input)?;
     }
     writer.end_table(None).map_err(Failure::Output)
@@ -380,42 +451,42 @@ pub(crate) fn compact(
     choice: &Choice,
     levels: &Levels,
     keyspaces: &Keyspaces,
+    filter: Option<&dyn CompactionFilter>,
     keep: Keep,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<Written, Failure> {
     let mut tombstones = Tombstones::default();
-    let all = || choice.upper.iter().chain(&choice.lower);
-    for table in all().filter(|t| t.meta.properties.range_deletions > 0) {
+    let with_ranges = |t: &TableFile| t.meta.properties.range_deletions > 0;
+    for (_, table) in choice.tables().filter(|(_, t)| with_ranges(t)) {
         tombstones.add(table.table().map_err(Failure::Input)?.tombstones());
     }
-    // What is hidden as a whole is not even read.
-    let wanted = |tables: &[Arc<TableFile>]| -> Vec<Arc<TableFile>> {
-        let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
-        tables.iter().filter(|t| !hidden(t)).cloned().collect()
-    };
-    let (upper, lower) = (wanted(&choice.upper), wanted(&choice.lower));
     let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
-    if choice.level == 0 {
-        for table in &upper {
-            let cursor = table.cursor(false).map_err(Failure::Input)?;
-            sources.push(Box::new(cursor));
+    for (level, tables) in &choice.inputs {
+        // What is hidden as a whole is not even read.
+        let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
+        let wanted: Vec<_> = tables.iter().filter(|t| !hidden(t)).cloned().collect();
+        if *level == 0 {
+            for table in &wanted {
+                let cursor = table.cursor(false).map_err(Failure::Input)?;
+                sources.push(Box::new(cursor));
+            }
+        } else {
+            sources.push(Box::new(LevelCursor::new(wanted, false)));
         }
-    } else {
-        sources.push(Box::new(LevelCursor::new(upper, false)));
     }
-    sources.push(Box::new(LevelCursor::new(lower, false)));
     let input = Input {
         cursor: &mut MergeCursor::new(sources),
         tombstones,
         // Tables of the output level that overlap take part themselves.
         below: Some((levels, choice.output + 1)),
+        filter,
     };
     write_table(input, keyspaces, keep, outputs, stop)
 }
 
 /// Whether range deletions hide all entries of a table from every read, so that it may go unread.
-fn is_hidden(
+pub(super) fn is_hidden(
     table: &TableMeta,
     tombstones: &Tombstones,
     keyspaces: &Keyspaces,

@@ -18,7 +18,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use quorate_env::Env;
 
@@ -26,6 +25,7 @@ use super::salvage::{Values, name_of};
 use super::verify::check_table;
 use super::{PlacedKey, TableContent, file_name, find, shelf};
 use crate::error::{Error, Result};
+use crate::expiry::Time;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{
     Edit, LEVELS, Levels, Manifest, Shelf, TableFile, TableMeta, manifest_path, table_path,
@@ -33,6 +33,7 @@ use crate::levels::{
 use crate::lsm::checkpoint::refuse_incomplete;
 use crate::lsm::open::{Recovered, first_free, list, number_of, take_lock};
 use crate::options::Options;
+use crate::sync::atomic::AtomicU64;
 use crate::table::describe;
 use crate::values::{Pointer, ValueFiles};
 
@@ -401,7 +402,7 @@ impl Work<'_> {
         table_bytes: u64,
     ) -> Result<Vec<Arc<TableMeta>>> {
         // Without watermarks all history stays.
-        let keyspaces = Keyspaces::new(&self.base.recovered.keyspaces_or_guess());
+        let keyspaces = Keyspaces::new(&self.base.recovered.keyspaces_or_guess(), Time::stopped());
         let (values, shelf) = (&mut self.values, &self.shelf);
         let written = values.merge(tables, shelf, &keyspaces, next_file, table_bytes)?;
         Ok(written.tables)

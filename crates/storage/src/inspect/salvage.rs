@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use quorate_env::Env;
 
@@ -17,6 +16,7 @@ use crate::levels::{Shelf, TableFile};
 use crate::lsm::open::number_of;
 use crate::merge::MergeCursor;
 use crate::options::Options;
+use crate::sync::atomic::AtomicU64;
 use crate::table::{Problem, TableOptions};
 use crate::tombstones::Tombstones;
 use crate::values::{
@@ -112,6 +112,8 @@ impl Values {
             tombstones.add(table.table()?.tombstones());
             sources.push(Box::new(table.cursor(false)?));
         }
+        let written = tables.iter().map(|t| t.meta.properties.written_ms);
+        let written_ms = written.max().unwrap_or(0);
         let needed = tables.iter().flat_map(|t| &t.meta.properties.shares);
         let needed = needed.map(|(file, _)| *file).filter(|f| self.is_bad(*f));
         let collect = Collect {
@@ -122,11 +124,8 @@ impl Values {
         let outputs = Outputs {
             shelf,
             next_file,
-            options: TableOptions {
-                block_bytes: options.block_bytes,
-                filter_bits_per_key: options.filter_bits_per_key,
-                compression: options.compression,
-            },
+            // By the newest of what goes in.
+            options: TableOptions::new(&options, options.compression, written_ms),
             table_bytes,
             below: None,
             without: &[],
@@ -141,6 +140,7 @@ impl Values {
             cursor: &mut MergeCursor::new(sources),
             tombstones,
             below: None,
+            filter: None,
         };
         let written = write_table(input, keyspaces, keep, &outputs, &|| false);
         let mut written = written.map_err(|failure| failure.error().clone())?;

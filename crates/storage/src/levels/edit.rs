@@ -1,10 +1,12 @@
 //! Edits: what changes in the levels at once, as the manifest records it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::engine::Sequence;
 use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::prefix::Prefix;
 use crate::table::Properties;
 use crate::values::ValueMeta;
 
@@ -42,6 +44,8 @@ pub(crate) struct Edit {
     pub(crate) next_file: Option<u64>,
     /// Below these versions entries may have been dropped.
     pub(crate) watermarks: Vec<(KeyspaceId, u64)>,
+    /// How late it was, by the engine's time: what expired by then may have been dropped.
+    pub(crate) time_ms: Option<u64>,
 }
 
 const KEYSPACE: u64 = 1;
@@ -51,7 +55,9 @@ const FLUSHED: u64 = 4;
 const NEXT_FILE: u64 = 5;
 const WATERMARK: u64 = 6;
 const INGESTED: u64 = 7;
-const VALUES: u64 = 8;
+const TTL: u64 = 8;
+const TIME: u64 = 9;
+const VALUES: u64 = 10;
 
 impl Edit {
     /// Fields, each a number and a length before its content.
@@ -69,6 +75,12 @@ impl Edit {
                 put_varint(out, u64::from(k.versioned));
                 put_bytes(out, k.name.as_bytes());
             });
+            if let Some(ttl_ms) = k.ttl_ms() {
+                field(TTL, &|out| {
+                    put_varint(out, u64::from(k.id.0));
+                    put_varint(out, ttl_ms);
+                });
+            }
         }
         for (level, table) in &self.added {
             let tag = if table.ingested.is_some() {
@@ -107,6 +119,9 @@ impl Edit {
                 put_varint(out, *version);
             });
         }
+        if let Some(ms) = self.time_ms {
+            field(TIME, &|out| put_varint(out, ms));
+        }
         out
     }
 
@@ -130,7 +145,16 @@ impl Edit {
                 id: keyspace_id(content)?,
                 versioned: content.varint()? != 0,
                 name: String::from_utf8(content.bytes()?.to_vec()).ok()?,
+                ttl: None,
+                // Tables say which they were made with.
+                prefix: Prefix::None,
             }),
+            TTL => {
+                let id = keyspace_id(content)?;
+                let keyspace = self.keyspaces.iter_mut().find(|k| k.id == id)?;
+                keyspace.ttl = Some(Duration::from_millis(content.varint()?));
+            }
+            TIME => self.time_ms = Some(content.varint()?),
             ADDED | INGESTED => {
                 let level = content.length()?;
                 let table = TableMeta {

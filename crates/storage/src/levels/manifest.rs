@@ -17,6 +17,7 @@ use super::edit::Edit;
 use crate::codec::Reader;
 use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES, Magic};
+use crate::planted::{self, Bug};
 
 const MAGIC: Magic = *b"QUORMAN\0";
 const CURRENT_MAGIC: Magic = *b"QUORCUR\0";
@@ -97,7 +98,10 @@ impl Manifest {
         let path = manifest_path(dir, number);
         let mut edits = Vec::new();
         let bytes = disk.read(&path);
-        let bytes = bytes.map_err(|e| Error::disk(&path, "can't read", &e));
+        let bytes = bytes.map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::corrupt(&path, "the file is missing"),
+            _ => Error::disk(&path, "can't read", &e),
+        });
         let bytes = bytes.and_then(|bytes| {
             header::check(&path, &MAGIC, &bytes)?;
             Ok(bytes)
@@ -139,7 +143,9 @@ impl Manifest {
             let file = disk.create(&path)?;
             file.write_all_at(&bytes, 0)?;
             file.sync()?;
-            disk.sync_dir(dir)?;
+            if !planted::is_on(Bug::CurrentBeforeManifest) {
+                disk.sync_dir(dir)?;
+            }
             Ok(file)
         };
         let file = make().map_err(|e| Error::disk(&path, "can't write", &e))?;
@@ -172,8 +178,10 @@ impl Manifest {
         self.broken = true;
         let wrote = self.file.write_all_at(&bytes, self.end);
         wrote.map_err(|e| Error::disk(&path, "can't write", &e))?;
-        let synced = self.file.sync();
-        synced.map_err(|e| Error::disk(&path, "can't sync", &e).not_full())?;
+        if !planted::is_on(Bug::ManifestUnsynced) {
+            let synced = self.file.sync();
+            synced.map_err(|e| Error::disk(&path, "can't sync", &e).not_full())?;
+        }
         self.broken = false;
         self.end += bytes.len() as u64;
         Ok(())

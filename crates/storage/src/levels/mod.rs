@@ -13,11 +13,9 @@ mod edit;
 mod manifest;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use quorate_env::Disk;
 
 use crate::cache::BlockCache;
@@ -25,6 +23,8 @@ use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::key::Key;
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Table, TableCursor};
 use crate::values::{ValueFile, ValueFiles};
 
@@ -41,6 +41,8 @@ pub(crate) struct Shelf {
     pub(crate) cache: Arc<BlockCache>,
     /// Files that nothing refers to any more.
     garbage: Mutex<Vec<PathBuf>>,
+    /// Called when too many tables are open.
+    crowded: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 pub(crate) fn table_path(dir: &Path, number: u64) -> PathBuf {
@@ -54,7 +56,13 @@ impl Shelf {
             dir: dir.to_owned(),
             cache,
             garbage: Mutex::default(),
+            crowded: OnceLock::new(),
         }
+    }
+
+    /// Has this called, on whatever thread opened a table, when too many are open. Once.
+    pub(crate) fn on_crowded(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.crowded.set(Box::new(call));
     }
 
     /// Nothing refers to a file any more.
@@ -77,6 +85,8 @@ pub(crate) struct TableFile {
     pub(crate) meta: Arc<TableMeta>,
     shelf: Arc<Shelf>,
     open: OnceLock<Arc<Table>>,
+    /// Whether it was read since somebody looked.
+    used: AtomicBool,
     obsolete: AtomicBool,
 }
 
@@ -86,6 +96,7 @@ impl TableFile {
             meta,
             shelf: Arc::clone(shelf),
             open: OnceLock::new(),
+            used: AtomicBool::new(false),
             obsolete: AtomicBool::new(false),
         })
     }
@@ -97,17 +108,35 @@ impl TableFile {
 
     /// The table, opened.
     pub(crate) fn table(&self) -> Result<&Arc<Table>> {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
         if let Some(table) = self.open.get() {
             return Ok(table);
         }
+        self.open_table()
+    }
+
+    #[cold]
+    fn open_table(&self) -> Result<&Arc<Table>> {
         let shelf = &self.shelf;
-        let table = Table::open(
+        let opened = Table::open(
             shelf.disk.as_ref(),
             &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
-        )?;
-        Ok(self.open.get_or_init(|| Arc::new(table)))
+        );
+        let table = match opened {
+            Ok(table) => self.open.get_or_init(|| Arc::new(table)),
+            // Another reader opened it meanwhile, and then this handle was replaced and the file removed.
+            Err(error) => self.open.get().ok_or(error)?,
+        };
+        if let Some(call) = shelf.crowded.get()
+            && shelf.cache.memory().tables_to_close().is_some()
+        {
+            call();
+        }
+        Ok(table)
     }
 
     /// Where its file is.
@@ -269,6 +298,7 @@ impl Levels {
                 None => TableFile::new(Arc::clone(meta), shelf),
             };
             let at = match level {
+                0 if planted::is_on(Bug::LevelZeroReversed) => tables.len(),
                 0 => tables.partition_point(|t| t.meta.number > meta.number),
                 _ => tables
                     .partition_point(|t| t.meta.properties.smallest < meta.properties.smallest),
@@ -328,6 +358,32 @@ impl Levels {
             }
         }
         Ok(())
+    }
+
+    /// The same levels, in which some of the open tables, those not read lately before others, have
+    /// handles that are not open: at least so many, and as many as take so many bytes. The files are closed
+    /// when the last reader of the handles before lets go.
+    ///
+    /// Only handles that are open are replaced, and one that was stays readable when its file is removed.
+    /// So whoever has an older state reads on, whatever happens to the newer handle.
+    pub(crate) fn with_closed(&self, tables: u64, bytes: u64, shelf: &Arc<Shelf>) -> Levels {
+        let mut next = self.clone();
+        let (mut closed, mut freed) = (0, 0);
+        for look in 0..2 {
+            for file in next.levels.iter_mut().flatten() {
+                if closed >= tables && freed >= bytes {
+                    return next;
+                }
+                let used = look == 0 && file.used.swap(false, Ordering::Relaxed);
+                let Some(table) = file.open.get().filter(|_| !used) else {
+                    continue;
+                };
+                closed += 1;
+                freed += table.memory_bytes() as u64;
+                *file = TableFile::new(Arc::clone(&file.meta), shelf);
+            }
+        }
+        next
     }
 
     /// The edit that makes these levels from nothing.

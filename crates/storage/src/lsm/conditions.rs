@@ -7,7 +7,6 @@
 //! judgement, it is judged again, when the write in question is visible. Somebody else got ahead then, so
 //! the engine as a whole always does.
 
-use parking_lot::MutexGuard;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::Inner;
@@ -18,6 +17,7 @@ use crate::error::Result;
 use crate::key::Kind;
 use crate::options::KeyspaceId;
 use crate::planted::{self, Bug};
+use crate::sync::MutexGuard;
 
 /// More slots make it rarer that keys share one and a batch is judged again in vain.
 const SLOTS: usize = 8192;
@@ -44,8 +44,8 @@ impl LastWrites {
         for op in batch.iter() {
             match op.kind {
                 Kind::RangeDelete => self.all = last,
-                Kind::Put | Kind::Delete | Kind::Pointer => {
-                    self.slots[slot(op.keyspace, op.key)] = last
+                Kind::Put | Kind::Delete | Kind::Pointer | Kind::Expiring => {
+                    self.slots[slot(op.keyspace, op.key)] = last;
                 }
             }
         }

@@ -1,7 +1,6 @@
 //! Counting, without a lock where it is hot.
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use quorate_log::Log;
 
@@ -9,6 +8,7 @@ use super::Inner;
 use crate::compaction::Written;
 use crate::levels::{LEVELS, TableFile};
 use crate::stats::{LevelStats, STALL_BOUNDS_MICROS, Stats};
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::values::Held;
 
 /// Counters since opening.
@@ -26,6 +26,7 @@ pub(super) struct Counters {
     pub(super) compaction_read_bytes: AtomicU64,
     pub(super) compaction_write_bytes: AtomicU64,
     pub(super) moves: AtomicU64,
+    pub(super) dropped_tables: AtomicU64,
     pub(super) ingested_tables: AtomicU64,
     pub(super) ingested_bytes: AtomicU64,
     value_write_bytes: AtomicU64,
@@ -80,6 +81,8 @@ pub(super) struct Filtered {
     pub(super) stopped: u64,
     pub(super) passed: u64,
     pub(super) in_vain: u64,
+    /// Tables that a scan went around by their prefixes.
+    pub(super) prefix_stopped: u64,
 }
 
 /// The counters of some threads, on a line of the cache of their own.
@@ -89,6 +92,7 @@ struct Lane {
     stopped: AtomicU64,
     passed: AtomicU64,
     in_vain: AtomicU64,
+    prefix_stopped: AtomicU64,
 }
 
 const LANES: usize = 16;
@@ -123,6 +127,7 @@ impl FilterCounters {
             (&lane.stopped, filtered.stopped),
             (&lane.passed, filtered.passed),
             (&lane.in_vain, filtered.in_vain),
+            (&lane.prefix_stopped, filtered.prefix_stopped),
         ];
         for (counter, more) in counters {
             if more > 0 {
@@ -157,7 +162,15 @@ impl Inner {
         let tables = || state.levels.iter().flatten();
         let values = || state.levels.values().iter();
         let filters = &state.filters;
+        let cache = &self.shelf.cache;
         Stats {
+            memory_bytes: cache.memory().memtable_bytes()
+                + cache.memory().table_bytes()
+                + cache.size_bytes()
+                + cache.pinned_bytes(),
+            cache_bytes_max: cache.capacity(),
+            pinned_bytes: cache.pinned_bytes(),
+            open_tables: cache.memory().tables(),
             levels: state.levels.iter().zip(&c.levels).map(level).collect(),
             memtables: 1 + state.sealed.len() as u64,
             memtable_bytes: state.memtable_bytes(),
@@ -168,6 +181,7 @@ impl Inner {
             filter_stopped: filters.sum(|lane| &lane.stopped),
             filter_passed: filters.sum(|lane| &lane.passed),
             filter_in_vain: filters.sum(|lane| &lane.in_vain),
+            prefix_stopped: filters.sum(|lane| &lane.prefix_stopped),
             stalls: get(&c.stalls),
             stall_micros: get(&c.stall_micros),
             stall_counts: std::array::from_fn(|n| c.stall_counts.get(n).map_or(0, get)),
@@ -180,6 +194,7 @@ impl Inner {
             compaction_read_bytes: get(&c.compaction_read_bytes),
             compaction_write_bytes: get(&c.compaction_write_bytes),
             moves: get(&c.moves),
+            dropped_tables: get(&c.dropped_tables),
             ingested_tables: get(&c.ingested_tables),
             ingested_bytes: get(&c.ingested_bytes),
             value_files: values().count() as u64,

@@ -11,6 +11,7 @@ use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::levels::{Edit, Gone, Levels, table_path};
+use crate::planted::{self, Bug};
 use crate::table::TableOptions;
 use crate::values::{Collect, ValueOptions, value_path};
 
@@ -89,6 +90,7 @@ impl Inner {
     }
 
     fn announce_flush(self: &Arc<Self>) {
+        self.drop_dead();
         self.judge_speed();
         self.progress.notify();
         self.flushed_event.notify();
@@ -97,9 +99,15 @@ impl Inner {
 
     /// Writes the oldest sealed memtable out; false if there is none.
     pub(super) fn flush_oldest(self: &Arc<Self>) -> Result<bool> {
-        let Some(sealed) = self.state().sealed.last().cloned() else {
+        let state = self.state();
+        let oldest = match planted::is_on(Bug::FlushNewestFirst) {
+            true => state.sealed.first(),
+            false => state.sealed.last(),
+        };
+        let Some(sealed) = oldest.cloned() else {
             return Ok(false);
         };
+        drop(state);
         // Reads that are under way see it as a whole, and so do snapshots from here on.
         self.publisher.wait_for(&self.env, sealed.last);
         match self.write_out(&sealed) {
@@ -122,6 +130,7 @@ impl Inner {
     }
 
     fn write_out(self: &Arc<Self>, sealed: &Arc<Sealed>) -> Result<()> {
+        let began = self.env.clock.now();
         let levels = Arc::clone(&self.state().levels);
         let keep = Keep {
             snapshots: self.snapshots.list(),
@@ -141,17 +150,23 @@ impl Inner {
             tombstones: sealed.memtable.with_tombstones(Clone::clone),
             // Memtables above are newer; older ones are flushed.
             below: Some((&levels, 0)),
+            filter: None,
         };
         let written = write_table(input, &self.keyspaces, keep, &outputs, &|| false);
         let written = written.map_err(|failure: Failure| failure.error().clone())?;
         let bytes = written.table_bytes();
         self.counters.wrote_values(&written);
         let mut edit = Edit {
-            flushed_sequence: Some(sealed.last),
+            flushed_sequence: Some(match planted::is_on(Bug::FlushedTooHigh) {
+                true => self.publisher.visible(),
+                false => sealed.last,
+            }),
             ..Edit::default()
         };
         written.add_to(&mut edit, 0);
         self.install(&edit, Some(sealed))?;
+        let took = self.env.clock.now().saturating_sub(began);
+        self.note_flush(bytes, took);
         add(&self.counters.flushes, 1);
         add(&self.counters.flush_bytes, bytes);
         self.counters.written_to(0, bytes);
@@ -161,11 +176,8 @@ impl Inner {
 
     /// How tables of a level are written; `bottom` is where nothing lies below.
     pub(super) fn table_options(&self, level: usize, bottom: bool) -> TableOptions {
-        TableOptions {
-            block_bytes: self.options.block_bytes,
-            filter_bits_per_key: self.options.filter_bits_per_key,
-            compression: self.options.compression_of(level, bottom),
-        }
+        let compression = self.options.compression_of(level, bottom);
+        TableOptions::new(&self.options, compression, self.keyspaces.time().now_ms())
     }
 
     pub(super) fn value_options(&self) -> ValueOptions {
@@ -194,7 +206,21 @@ impl Inner {
         let mut manifest = self.manifest.lock();
         edit.next_file = Some(self.next_file.load(Ordering::Relaxed) + 1);
         edit.watermarks = self.watermarks();
+        edit.time_ms = Some(self.keyspaces.time().now_ms());
         let (levels, gone) = self.applied(&edit, manifest.number())?;
+        if planted::is_on(Bug::InputsRemovedTooEarly) {
+            for (_, number) in &edit.removed {
+                let _ = self.env.disk.remove(&table_path(&self.dir, *number));
+            }
+        }
+        if planted::is_on(Bug::InstalledBeforeDurable)
+            && let Some(sealed) = flushed
+        {
+            let mut state = self.state.write();
+            let mut next = State::clone(&state);
+            next.sealed.retain(|s| s.last != sealed.last);
+            *state = Arc::new(next);
+        }
         let result = if manifest.wants_roll() {
             let mut everything = self.everything(&levels);
             everything.flushed_sequence = edit.flushed_sequence.or(everything.flushed_sequence);
@@ -218,6 +244,7 @@ impl Inner {
                 }
                 self.flushed.store(sequence, Ordering::Release);
             }
+            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         drop(manifest);
@@ -234,6 +261,9 @@ impl Inner {
 
     /// The watermarks that this edit's dropping of entries may have relied on.
     fn watermarks(&self) -> Vec<(crate::options::KeyspaceId, u64)> {
+        if planted::is_on(Bug::WatermarkIsForgotten) {
+            return Vec::new();
+        }
         let raised = self.keyspaces.iter().filter(|k| k.watermark() > 0);
         raised.map(|k| (k.id, k.watermark())).collect()
     }
@@ -245,6 +275,7 @@ impl Inner {
             flushed_sequence: Some(self.flushed.load(Ordering::Acquire)),
             next_file: Some(self.next_file.load(Ordering::Relaxed) + 1),
             watermarks: self.watermarks(),
+            time_ms: Some(self.keyspaces.time().now_ms()),
             ..levels.as_edit()
         }
     }

@@ -356,6 +356,7 @@ impl Inner {
             cursor: &mut memtable.cursor(),
             tombstones: memtable.with_tombstones(Clone::clone),
             below: None,
+            filter: None,
         };
         let made = write_table(input, &self.keyspaces, keep, &outputs, &|| false)?;
         self.counters.written_to(0, made.table_bytes());

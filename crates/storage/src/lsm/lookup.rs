@@ -1,10 +1,11 @@
 //! Looking a key up in one source after the other.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::counters::Filtered;
 use crate::engine::{Entry, Sequence};
 use crate::error::Result;
+use crate::expiry;
 use crate::key::Kind;
 use crate::keyspaces::Keyspace;
 use crate::levels::TableFile;
@@ -76,9 +77,25 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    fn offer(&mut self, version: u64, content: impl FnOnce() -> Content) {
+    /// What an entry of this kind says, if this is stored with it.
+    fn content(&self, kind: Kind, mut stored: Bytes) -> Content {
+        let kind = match kind {
+            Kind::Expiring => self.keyspace.expiry().kind(kind, &stored),
+            kind => kind,
+        };
+        match kind {
+            Kind::Put | Kind::Expiring => {
+                stored.advance(expiry::value_at(kind).min(stored.len()));
+                Content::Value(stored)
+            }
+            Kind::Pointer => Content::Apart(stored),
+            Kind::Delete | Kind::RangeDelete => Content::Deleted,
+        }
+    }
+
+    fn offer(&mut self, version: u64, content: impl FnOnce(&Self) -> Content) {
         if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
-            self.best = Some((version, content()));
+            self.best = Some((version, content(self)));
         }
     }
 
@@ -87,17 +104,19 @@ impl<'a> Lookup<'a> {
             return;
         }
         let mark = memtable.mark(self.place, self.version, self.sequence);
-        let found = memtable.get(self.place, self.version, self.sequence);
+        let found = match memtable.may_hold(self.hash) {
+            true => memtable.get(self.place, self.version, self.sequence),
+            false => None,
+        };
         match (found, mark) {
             (Some((key, value)), mark)
                 if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
             {
-                self.offer(key.version, || match key.kind {
-                    Kind::Put => Content::Value(Bytes::copy_from_slice(value)),
-                    _ => Content::Deleted,
+                self.offer(key.version, |lookup| {
+                    lookup.content(key.kind, Bytes::copy_from_slice(value))
                 });
             }
-            (_, Some(mark)) => self.offer(mark.version, || Content::Deleted),
+            (_, Some(mark)) => self.offer(mark.version, |_| Content::Deleted),
             (_, None) => {}
         }
     }
@@ -124,13 +143,11 @@ impl<'a> Lookup<'a> {
         };
         match (found, mark) {
             (Some(found), _) if !hidden(&found) => {
-                self.offer(found.version, || match found.kind {
-                    Kind::Put => Content::Value(found.value),
-                    Kind::Pointer => Content::Apart(found.value),
-                    _ => Content::Deleted,
+                self.offer(found.version, |lookup| {
+                    lookup.content(found.kind, found.value)
                 });
             }
-            (_, Some(mark)) => self.offer(mark.version, || Content::Deleted),
+            (_, Some(mark)) => self.offer(mark.version, |_| Content::Deleted),
             (_, None) => {}
         }
         Ok(())

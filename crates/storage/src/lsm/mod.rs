@@ -17,9 +17,11 @@ mod flush;
 mod ingest;
 mod lookup;
 pub(crate) mod open;
+mod pace;
 mod read;
 pub(crate) mod read_only;
 mod remove;
+mod room;
 mod size;
 mod snapshots;
 mod throttle;
@@ -29,24 +31,26 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::Log;
 
 use crate::batch::Batch;
-use crate::compaction::Leveled;
+use crate::compaction::CompactionPolicy;
 use crate::engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CompactionFilter;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
 use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::stats::{Debt, Stats};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::voids::Voids;
 use compact::Manual;
 use counters::{Counters, FilterCounters};
+use pace::Bucket;
 pub use read_only::ReadOnly;
 use snapshots::Snapshots;
 use write::{Commit, Publisher};
@@ -105,7 +109,8 @@ struct Inner {
     /// All keyspaces as the manifest has them.
     keyspace_list: Vec<KeyspaceOptions>,
     shelf: Arc<Shelf>,
-    policy: Leveled,
+    policy: Box<dyn CompactionPolicy>,
+    filter: Option<Arc<dyn CompactionFilter>>,
     wal: OnceLock<Log>,
     commit: Mutex<Commit>,
     publisher: Publisher,
@@ -118,8 +123,10 @@ struct Inner {
     trouble: AtomicBool,
     /// Set when background work is so far behind that throttled writes must look.
     slow: AtomicBool,
-    /// Nanoseconds that throttled writes have yet to wait.
-    owed_nanos: AtomicU64,
+    /// What throttled writes have yet to wait.
+    bucket: Bucket,
+    /// What flushes write in a second.
+    flush_rate: AtomicU64,
     /// Rung whenever background work got anywhere.
     progress: Event,
     flushed_event: Arc<Event>,
@@ -136,7 +143,19 @@ impl Lsm {
     /// are not those that it has, or a newer engine wrote it; `Corruption` if what must be read
     /// now is damaged.
     pub fn open(env: &Env, dir: &Path, options: Options) -> Result<Lsm> {
-        let inner = Inner::open(env, dir, options)?;
+        let inner = Inner::open(env, dir, options, None)?;
+        Ok(Lsm { inner })
+    }
+
+    /// The same, with a filter that compaction asks about entries. Nothing of it is stored: opened
+    /// without it, the engine keeps what is there.
+    pub fn open_with_filter(
+        env: &Env,
+        dir: &Path,
+        options: Options,
+        filter: Arc<dyn CompactionFilter>,
+    ) -> Result<Lsm> {
+        let inner = Inner::open(env, dir, options, Some(filter))?;
         Ok(Lsm { inner })
     }
 

@@ -4,25 +4,31 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::{Log, LogOptions, Position};
 
 use super::checkpoint::refuse_incomplete;
 use super::conditions::LastWrites;
+use super::pace::Bucket;
 use super::snapshots::Snapshots;
 use super::write::{Commit, Publisher, log_error};
 use super::{Counters, Inner, State, Work};
 use crate::batch::Batch;
 use crate::cache::BlockCache;
-use crate::compaction::Leveled;
+use crate::compaction::policy;
 use crate::error::{Error, ErrorKind, Result};
+use crate::expiry::{self, Time};
+use crate::filter::CompactionFilter;
+use crate::key::Kind;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options};
+use crate::planted::{self, Bug};
+use crate::prefix::Prefix;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
 use crate::values::value_path;
 use crate::voids::Voids;
 
@@ -34,6 +40,8 @@ pub(crate) struct Recovered {
     pub(crate) flushed: u64,
     pub(crate) next_file: u64,
     pub(crate) watermarks: Vec<(KeyspaceId, u64)>,
+    /// See [`Edit::time_ms`].
+    pub(crate) time_ms: u64,
 }
 
 impl Recovered {
@@ -47,6 +55,7 @@ impl Recovered {
         self.keyspaces.extend(edit.keyspaces);
         self.flushed = edit.flushed_sequence.unwrap_or(self.flushed);
         self.next_file = edit.next_file.unwrap_or(self.next_file);
+        self.time_ms = self.time_ms.max(edit.time_ms.unwrap_or(0));
         self.watermarks.extend(edit.watermarks);
         // Only the highest of each counts.
         self.watermarks.sort();
@@ -62,6 +71,7 @@ impl Recovered {
             flushed_sequence: Some(self.flushed),
             next_file: Some(self.next_file),
             watermarks: self.watermarks.clone(),
+            time_ms: Some(self.time_ms),
             ..self.levels.as_edit()
         }
     }
@@ -80,19 +90,26 @@ impl Recovered {
             id,
             name: id.0.to_string(),
             versioned,
+            ttl: None,
+            prefix: Prefix::None,
         };
         found.into_iter().map(keyspace).collect()
     }
 }
 
 impl Inner {
-    pub(super) fn open(env: &Env, dir: &Path, options: Options) -> Result<Arc<Inner>> {
+    pub(super) fn open(
+        env: &Env,
+        dir: &Path,
+        options: Options,
+        filter: Option<Arc<dyn CompactionFilter>>,
+    ) -> Result<Arc<Inner>> {
         options.check()?;
         let made = env.disk.create_dir_all(dir);
         made.map_err(|e| Error::disk(dir, "can't make", &e))?;
         let lock = take_lock(env, dir)?;
         refuse_incomplete(env.disk.as_ref(), dir)?;
-        let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
+        let cache = Arc::new(BlockCache::of(&options));
         let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, cache));
         let current = Manifest::current(env.disk.as_ref(), dir)?;
         let mut recovered = match current {
@@ -113,9 +130,13 @@ impl Inner {
         let manifest = Manifest::begin(&env.disk, dir, number, &recovered.as_edit())?;
         remove_orphans(env, dir, &recovered.levels, number)?;
 
-        let inner = Arc::new(Inner::with(env, dir, options, recovered, shelf, manifest));
+        let inner = Inner::with(env, dir, options, recovered, shelf, manifest);
+        let inner = Arc::new(Inner { filter, ..inner });
+        inner.close_tables_when_crowded();
+        inner.count_memtables(&inner.state());
         *inner.lock.lock() = Some(lock);
         inner.open_log()?;
+        inner.drop_dead();
         inner.judge_speed();
         inner.spawn_flush();
         inner.spawn_compactions();
@@ -130,13 +151,15 @@ impl Inner {
         shelf: Arc<Shelf>,
         manifest: Manifest,
     ) -> Inner {
-        let keyspaces = Keyspaces::new(&recovered.keyspaces);
+        let time = Time::running(Arc::clone(&env.clock));
+        time.not_before(recovered.time_ms);
+        let keyspaces = Keyspaces::new(&recovered.keyspaces, time);
         for (id, version) in &recovered.watermarks {
             if let Some(keyspace) = keyspaces.find(*id) {
                 keyspace.raise_watermark(*version);
             }
         }
-        let memtable = Arc::new(Memtable::new(options.memtable_bytes));
+        let memtable = Arc::new(Memtable::new(options.memtable_size()));
         let state = State {
             active: Arc::clone(&memtable),
             sealed: Vec::new(),
@@ -150,10 +173,14 @@ impl Inner {
             keyspaces,
             keyspace_list: recovered.keyspaces,
             shelf,
-            policy: Leveled::new(&options),
+            policy: policy(&options),
+            filter: None,
             wal: OnceLock::new(),
             commit: Mutex::new(Commit {
-                last: recovered.flushed,
+                last: match planted::is_on(Bug::SequencesAreReused) {
+                    true => recovered.flushed / 2,
+                    false => recovered.flushed,
+                },
                 memtable,
                 reserved: 0,
                 last_writes: LastWrites::default(),
@@ -166,7 +193,9 @@ impl Inner {
             work: Mutex::new(Work::default()),
             trouble: AtomicBool::new(false),
             slow: AtomicBool::new(false),
-            owed_nanos: AtomicU64::new(0),
+            bucket: Bucket::default(),
+            // Until one was seen.
+            flush_rate: AtomicU64::new(64_000_000),
             progress: Event::new(),
             flushed_event: Arc::new(Event::new()),
             flushed: AtomicU64::new(recovered.flushed),
@@ -243,6 +272,12 @@ impl Inner {
         }
         commit.memtable.note_segment(segment);
         commit.memtable.apply(&batch, first);
+        if self.keyspaces.expire() {
+            // It was that late already when the batch was written.
+            let stamped = batch.iter().filter(|op| op.kind == Kind::Expiring);
+            let newest = stamped.map(|op| expiry::written_ms(op.value)).max();
+            self.keyspaces.time().not_before(newest.unwrap_or(0));
+        }
         commit.reserved += need;
         commit.last = last;
         self.publisher.start_at(last);
@@ -326,7 +361,7 @@ fn match_keyspaces(
     for has in stored {
         match wanted.iter().find(|k| k.id == has.id || k.name == has.name) {
             None => return mismatch(format!("keyspace {} is not in the options", kind(has))),
-            Some(other) if other != has => {
+            Some(other) if !other.is_same(has) => {
                 let what = format!("keyspace {} is {} in the options", kind(has), kind(other));
                 return mismatch(what);
             }

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::counters::Filtered;
 use super::lookup::Lookup;
 use super::{Inner, State};
 use crate::engine::{Entry, Iter, IterOptions, ReadAt, Sequence};
@@ -16,6 +17,8 @@ use crate::key::PlaceBuf;
 use crate::keyspaces::Keyspace;
 use crate::levels::{LEVELS, TableFile};
 use crate::options::KeyspaceId;
+use crate::planted::{self, Bug};
+use crate::prefix::{Prefix, hash_prefix};
 use crate::sources::Sources;
 use crate::table::Near;
 use crate::voids::{Passage, Voids};
@@ -28,6 +31,10 @@ impl Inner {
 
     /// A state, and where a read of many keys stands in it: there is no ingest between the two.
     fn state_and_sequence(&self) -> (Arc<State>, Sequence) {
+        if planted::is_on(Bug::SequenceBeforeState) {
+            let sequence = self.publisher.visible();
+            return (self.state(), sequence);
+        }
         loop {
             let state = self.state();
             let sequence = self.visible_in(&state);
@@ -57,11 +64,14 @@ impl Inner {
     }
 
     pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
+        // The state holds all up to this; of what is visible at `sequence` it may lack what is newer than it.
+        let held = self.publisher.visible();
         let (state, sequence) = self.state_and_sequence();
         let keyspace = self.keyspaces.check_version(id, options.at.version)?;
+        let held = options.at.sequence().unwrap_or(held);
         let sequence = options.at.sequence().unwrap_or(sequence);
         let newest = options.at.version == u64::MAX && !options.all_versions;
-        let voids = newest.then(|| Arc::clone(&self.voids));
+        let voids = newest.then(|| (Arc::clone(&self.voids), held));
         state.iterate(keyspace, options, sequence, voids)
     }
 }
@@ -145,13 +155,14 @@ impl State {
         Ok(answers)
     }
 
-    /// An iterator over what a read at this sequence sees. `voids` are for one that reads the newest.
+    /// An iterator over what a read at this sequence sees. `voids` are for one that reads the newest, with
+    /// the sequence up to which this state holds everything.
     pub(super) fn iterate(
         &self,
         keyspace: &Keyspace,
         options: &IterOptions,
         sequence: Sequence,
-        voids: Option<Arc<Voids>>,
+        voids: Option<(Arc<Voids>, Sequence)>,
     ) -> Result<Box<dyn Iter>> {
         let (lower, upper) = bounds(keyspace.id, &options.lower, options.upper.as_deref());
         let mut sources = Sources::new(keyspace, &options.at, sequence);
@@ -159,15 +170,52 @@ impl State {
         for memtable in self.memtables() {
             sources.add_memtable(memtable);
         }
-        let concerns = |t: &&Arc<TableFile>| t.meta.properties.overlaps(&lower, upper.as_deref());
+        let upper = upper.as_deref();
+        let concerns = |t: &&Arc<TableFile>| t.meta.properties.overlaps(&lower, upper);
+        let mut filtered = Filtered::default();
         for table in self.levels.level(0).iter().filter(concerns) {
-            sources.add_table(table)?;
+            if may_hold_range(keyspace.id, table, &lower, upper, &mut filtered)? {
+                sources.add_table(table)?;
+            }
         }
         for level in 1..LEVELS {
-            let tables = self.levels.level(level).iter();
-            sources.add_level(tables.filter(concerns).cloned().collect());
+            let mut tables = Vec::new();
+            for table in self.levels.level(level).iter().filter(concerns) {
+                if may_hold_range(keyspace.id, table, &lower, upper, &mut filtered)? {
+                    tables.push(Arc::clone(table));
+                }
+            }
+            sources.add_level(tables);
         }
-        let passage = Passage::new(voids, sequence);
+        self.filters.count(&filtered);
+        let held = voids.as_ref().map_or(sequence, |(_, held)| *held);
+        let passage = Passage::new(voids.map(|(voids, _)| voids), held);
         Ok(Box::new(UserIter::new(sources, options, passage)))
     }
+}
+
+/// Whether a table that reaches into a range may hold something there, as far as its filter knows: it can only
+/// deny what has one prefix, by the extractor that the table was made with.
+fn may_hold_range(
+    id: KeyspaceId,
+    file: &TableFile,
+    lower: &[u8],
+    upper: Option<&[u8]>,
+    filtered: &mut Filtered,
+) -> Result<bool> {
+    let properties = &file.meta.properties;
+    let extractor = match planted::is_on(Bug::PrefixOfTheWrongExtractor) {
+        true => Prefix::Fixed(2),
+        false => properties.prefix(id),
+    };
+    // The filter knows nothing of range deletions, and these hide what other tables hold.
+    if extractor == Prefix::None || properties.range_deletions > 0 {
+        return Ok(true);
+    }
+    let Some(prefix) = extractor.of_range(lower, upper) else {
+        return Ok(true);
+    };
+    let may = file.table()?.may_hold(hash_prefix(prefix));
+    filtered.prefix_stopped += u64::from(!may);
+    Ok(may)
 }

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{Disk, Env};
 use quorate_log::Position;
 
@@ -22,10 +21,12 @@ use crate::batch::Batch;
 use crate::cache::BlockCache;
 use crate::engine::{Engine, Entry, Iter, IterOptions, ReadAt, Sequence, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
+use crate::expiry::Time;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf, TableFile};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::sync::{Mutex, RwLock};
 use crate::values::ValueFile;
 
 /// How often it is tried to read what changes meanwhile.
@@ -171,7 +172,7 @@ impl View {
         for _ in 0..TRIES {
             let recovered = again_if_it_may_pass(TRIES, || current(&shelf))?;
             match open_files.hold(&recovered.levels)? {
-                None => return View::new(recovered, batches),
+                None => return View::new(env, recovered, batches),
                 // The writer removes a table only when the manifest no longer has it.
                 Some(missing) if before == Some(recovered.as_edit()) => return Err(missing),
                 Some(_) => before = Some(recovered.as_edit()),
@@ -186,9 +187,11 @@ impl View {
         ))
     }
 
-    fn new(recovered: Recovered, batches: Vec<(Sequence, Batch)>) -> Result<View> {
+    fn new(env: &Env, recovered: Recovered, batches: Vec<(Sequence, Batch)>) -> Result<View> {
+        let time = Time::running(Arc::clone(&env.clock));
+        time.not_before(recovered.time_ms);
         let list = recovered.keyspaces_or_guess();
-        let keyspaces = Keyspaces::new(&list);
+        let keyspaces = Keyspaces::new(&list, time);
         for (id, version) in &recovered.watermarks {
             if let Some(keyspace) = keyspaces.find(*id) {
                 keyspace.raise_watermark(*version);

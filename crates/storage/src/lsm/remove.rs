@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use quorate_env::JobClass;
 
 use super::Inner;
@@ -14,6 +13,8 @@ use super::compact::Manual;
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
+use crate::sync::Mutex;
+use crate::table::TableOptions;
 use crate::values::{Collect, value_path};
 
 impl Inner {
@@ -112,7 +113,10 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(level, false),
+            options: TableOptions {
+                written_ms: table.meta.properties.written_ms,
+                ..self.table_options(level, false)
+            },
             table_bytes: self.options.table_bytes,
             below: None,
             without,
@@ -127,6 +131,7 @@ impl Inner {
             tombstones: table.table().map_err(Failure::Input)?.tombstones().clone(),
             // What lies below may be removed by the same edit, but need not be known here.
             below: None,
+            filter: None,
         };
         let stop = || self.is_closing();
         let made = write_table(input, &self.keyspaces, keep, &outputs, &stop)?;

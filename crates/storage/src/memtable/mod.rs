@@ -4,20 +4,22 @@
 //! at one sequence. A memtable is sealed when it is full, and then only read.
 
 mod arena;
+mod filter;
 mod skiplist;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-
-use parking_lot::RwLock;
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::key::{Key, Kind, PlaceBuf};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::table::hash_place;
 use crate::tombstones::{Mark, Tombstones, highest_seen};
 
+use filter::PlaceFilter;
 pub(crate) use skiplist::{ListCursor, SkipList, bytes_needed};
 
 /// So many pieces of range deletions, each time one of them covers one, are enough for one memtable:
@@ -27,6 +29,7 @@ const MANY_RANGES: usize = 16 << 10;
 /// A memtable.
 pub(crate) struct Memtable {
     list: Arc<SkipList>,
+    filter: PlaceFilter,
     tombstones: RwLock<Tombstones>,
     /// How many pieces all range deletions were put into, one after the other. While it is 0, nobody
     /// looks further.
@@ -43,6 +46,7 @@ impl Memtable {
     pub(crate) fn new(capacity: usize) -> Self {
         Memtable {
             list: Arc::new(SkipList::new(capacity)),
+            filter: PlaceFilter::new(capacity),
             tombstones: RwLock::default(),
             ranges: AtomicUsize::new(0),
             capacity,
@@ -58,7 +62,7 @@ impl Memtable {
 
     /// The bytes it uses.
     pub(crate) fn size_bytes(&self) -> usize {
-        self.list.used()
+        self.list.used() + self.filter.size_bytes()
     }
 
     /// Inserts a batch whose first operation has the sequence `first`. Others may insert meanwhile.
@@ -77,6 +81,7 @@ impl Memtable {
             if op.kind == Kind::RangeDelete {
                 self.delete_range(&key, &op.end_place());
             } else {
+                self.filter.add(hash_place(key.place));
                 self.list.insert(&key, op.value);
             }
         }
@@ -136,6 +141,12 @@ impl Memtable {
         self.max_version.load(Ordering::Acquire)
     }
 
+    /// Whether it may hold an entry whose place has this hash.
+    pub(crate) fn may_hold(&self, hash: u64) -> bool {
+        self.filter.may_hold(hash)
+    }
+
+    /// The newest entry of a place at `version` or below that `sequence` sees.
     pub(crate) fn get(
         &self,
         place: &[u8],

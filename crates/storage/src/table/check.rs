@@ -12,8 +12,10 @@ use super::format::{FOOTER_BYTES, Footer, Handle, MAGIC, Properties};
 use super::reader::{Table, read_block};
 use crate::codec::Reader;
 use crate::error::{Error, Result};
+use crate::expiry::STAMP_BYTES;
 use crate::header::{self, HEADER_BYTES};
-use crate::key::{Key, Kind};
+use crate::key::{Key, Kind, keyspace_of};
+use crate::prefix::hash_prefix;
 use crate::values::Pointer;
 
 /// What is wrong with a table, and where in the file; `None` if it is no matter of one block.
@@ -47,6 +49,7 @@ pub(crate) fn describe(disk: &dyn Disk, path: &Path) -> Result<(Arc<dyn File>, u
 /// What a walk over all entries keeps in mind.
 struct Walk<'a> {
     table: &'a Table,
+    properties: &'a Properties,
     counted: Properties,
     /// Place, version and sequence of the entry before.
     last: Option<(Vec<u8>, u64, u64)>,
@@ -69,6 +72,7 @@ pub(crate) fn check_blocks(
 ) -> Vec<Problem> {
     let mut walk = Walk {
         table,
+        properties,
         counted: Properties {
             compression: properties.compression,
             ..Properties::default()
@@ -89,6 +93,11 @@ pub(crate) fn check_blocks(
         walk.counted.ended_with(&place);
     }
     walk.counted.count_tombstones(table.tombstones());
+    // What no entry says.
+    walk.counted.written_ms = properties.written_ms;
+    for of in &mut walk.counted.keyspaces {
+        of.prefix = properties.prefix(of.id);
+    }
     if walk.problems.is_empty() && walk.counted != *properties {
         let what = format!(
             "its properties say {} entries, it holds {}, or other bounds or versions",
@@ -149,6 +158,16 @@ impl Walk<'_> {
         }
         if !self.table.may_hold(hash_place(key.place)) {
             return Err("the filter denies an entry".to_owned());
+        }
+        let prefix = self
+            .properties
+            .prefix(keyspace_of(key.place))
+            .of_place(key.place);
+        if prefix.is_some_and(|prefix| !self.table.may_hold(hash_prefix(prefix))) {
+            return Err("the filter denies a prefix".to_owned());
+        }
+        if key.kind == Kind::Expiring && value.len() < STAMP_BYTES {
+            return Err("a value that expires has no time".to_owned());
         }
         if key.kind == Kind::Pointer {
             let pointer = Pointer::decode(value).ok_or("a pointer to a value is nonsense")?;

@@ -7,17 +7,19 @@
 //! A table is written once, front to back, synced, and never changed. Its index has for each data
 //! block a key at or after the block's last entry and before the next block's first.
 
-mod block;
+pub(crate) mod block;
 mod builder;
 mod check;
-mod filter;
-mod format;
-mod index;
+pub(crate) mod filter;
+pub(crate) mod format;
+pub(crate) mod index;
 mod reader;
 
 pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
 pub(crate) use check::{PointerCheck, Problem, check_blocks, describe};
 pub(crate) use filter::hash_place;
-pub(crate) use format::{Properties, checked_block, payload_of, reseal_block, seal_block};
+pub(crate) use format::{
+    KeyspaceProperties, Properties, checked_block, payload_of, reseal_block, seal_block,
+};
 pub(crate) use reader::{Found, Near, Table, TableCursor};

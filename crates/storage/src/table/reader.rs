@@ -18,6 +18,8 @@ use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
 use crate::levels::TableMeta;
+use crate::memory::HeldTable;
+use crate::planted::{self, Bug};
 use crate::tombstones::Tombstones;
 
 /// A table that is open.
@@ -31,6 +33,7 @@ pub(crate) struct Table {
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
+    _held: HeldTable,
 }
 
 /// An entry found by a point lookup.
@@ -105,7 +108,9 @@ impl Table {
         let tombstones = tombstones
             .filter(|all| counted(all) == properties.range_deletions)
             .ok_or_else(|| damaged("its range deletions are nonsense"))?;
+        let memory = index.size_bytes() + filter.size_bytes() + tombstones.size_bytes();
         Ok(Table {
+            _held: cache.memory().hold_table(memory),
             number,
             path: path.to_owned(),
             file,
@@ -145,6 +150,7 @@ impl Table {
             return Ok(block);
         }
         let bytes = read_block(self.file.as_ref(), &self.path, handle)?;
+        let bytes = self.cache.memory().hold_block(bytes);
         let block = Block::new(bytes).map_err(|what| self.damaged(handle.offset, what))?;
         if fill_cache {
             self.cache.insert(self.number, handle.offset, block.clone());
@@ -196,6 +202,7 @@ impl Table {
                         value: block.into_value(found.value),
                     }));
                 }
+                Lookup::Behind if planted::is_on(Bug::LookupEndsWithBlock) => return Ok(None),
                 Lookup::Behind => at += 1,
             }
         }

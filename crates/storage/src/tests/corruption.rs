@@ -2,14 +2,15 @@
 //! never a panic. And the formats stay what they are: golden files.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use quorate_env::Disk;
 use quorate_env::sim::{Crash, Sim, SimDisk};
 
 use super::crash::{dump, try_dump};
-use super::workload::{DATA, META, Workload, dir, keyspaces, tiny, tiny_apart};
+use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, tiny, tiny_apart};
 use crate::{
-    Batch, Compression, Engine, ErrorKind, KeyRange, Lsm, Model, Options, ReadAt, Result,
+    Batch, Compression, Engine, ErrorKind, KeyRange, Lsm, Model, Options, Prefix, ReadAt, Result,
     WriteOptions,
 };
 
@@ -204,14 +205,17 @@ fn lsm_newer_format_is_refused() {
 }
 
 fn golden_options(compression: Compression) -> Options {
-    Options {
+    let mut options = Options {
         keyspaces: keyspaces(),
         wal: false,
         auto_compact: false,
         large_value_bytes: 64,
         compression,
         ..Options::default()
-    }
+    };
+    options.keyspaces[0].prefix = Prefix::Delimiter(b'/');
+    options.keyspaces[1].ttl = Some(Duration::from_secs(1 << 30));
+    options
 }
 
 /// The files of a small store, without log, of which every byte is settled.
@@ -227,8 +231,8 @@ fn golden_store(options: &Options) -> Sim {
         batch.delete_at(DATA, b"key/00007", 5000 + round);
         batch.put(META, b"round", &[round as u8]);
         batch.put(META, b"gone", b"soon");
-        batch.put(META, b"large", &[round as u8; 200]);
-        batch.put(META, b"larger", &large_value());
+        batch.put_at(FAR, b"large", 1 + round, &[round as u8; 200]);
+        batch.put_at(FAR, b"larger", 1 + round, &large_value());
         batch.delete_range(META, KeyRange::new(b"a", b"h"));
         let tail = KeyRange {
             lower: b"key/00090",
@@ -366,9 +370,10 @@ fn check_golden(compression: Compression, name: &str) {
     assert_eq!(lsm.get(DATA, b"key/00007", &ReadAt::NEWEST).unwrap(), None);
     let newest = |key: &[u8]| lsm.get(META, key, &ReadAt::NEWEST).unwrap();
     assert_eq!(newest(b"round").unwrap().value.as_ref(), [1]);
-    assert_eq!(newest(b"large").unwrap().value, [1; 200].as_slice());
-    assert_eq!(newest(b"larger").unwrap().value, large_value());
     assert_eq!(newest(b"gone"), None);
+    let far = |key: &[u8]| lsm.get(FAR, key, &ReadAt::NEWEST).unwrap();
+    assert_eq!(far(b"large").unwrap().value, [1; 200].as_slice());
+    assert_eq!(far(b"larger").unwrap().value, large_value());
     let at = |version| lsm.get(DATA, b"key/00095", &ReadAt::version(version));
     assert_eq!(at(5999).unwrap().unwrap().version, 1095);
     assert_eq!(at(6000).unwrap(), None);

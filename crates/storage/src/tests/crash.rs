@@ -9,12 +9,15 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quorate_env::sim::{Crash, Sim};
 use quorate_env::{Disk, DiskLock, Env, File, Random, Space};
 
 use super::conformance::try_list;
-use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, seeds, tiny, tiny_apart};
+use super::workload::{
+    DATA, FAR, META, Workload, dir, keyspaces, option_sets, seeds, tiny, tiny_apart,
+};
 use crate::{
     Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options, WriteOptions,
 };
@@ -46,7 +49,6 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// With an odd seed values lie apart from their keys.
     pub(super) fn new(seed: u64, wal: bool, count: usize) -> Self {
         let mut work = Workload::new(seed);
         work.keys = 20;
@@ -59,13 +61,24 @@ impl Script {
             states.push(dump(&model));
             batches.push(batch);
         }
-        let base = if seed % 2 == 1 { tiny_apart() } else { tiny() };
-        let options = Options {
+        let sets = option_sets();
+        let base = match seed % 4 {
+            // Each in its turn: leveled, tiered with prefixes and one open table, FIFO with a budget, and
+            // leveled with values apart.
+            0 => tiny(),
+            3 => tiny_apart(),
+            n => sets[sets.len() - n as usize].clone(),
+        };
+        let mut options = Options {
             wal,
             wal_segment_bytes: 8 << 10,
             memtable_bytes: 2 << 10,
             ..base
         };
+        // Longer than any run, so that values bear times and stay.
+        options.keyspaces[1].ttl = seed
+            .is_multiple_of(2)
+            .then_some(Duration::from_secs(1 << 30));
         Script {
             seed,
             options,
@@ -93,6 +106,7 @@ impl Script {
                     (true, false) => Durability::Buffered,
                 },
                 throttle: random.one_in(2),
+                ..WriteOptions::default()
             };
             let Ok(sequence) = lsm.write(batch, options) else {
                 return (promised, n + 1);

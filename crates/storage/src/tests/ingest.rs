@@ -13,6 +13,7 @@ use quorate_env::{Disk, Env};
 
 use super::crash::{Script, dump, up};
 use super::workload::{AtEnd, DATA, FAR, META, Workload, dir, keyspaces, tiny};
+use crate::error::Error;
 use crate::planted::{self, Bug};
 use crate::{
     Batch, Engine, ErrorKind, IngestOptions, IterOptions, KeyRange, KeyspaceId, Lsm, Model,
@@ -65,11 +66,22 @@ impl Tables {
 
     /// Writes them to up to two files.
     pub(super) fn write(&self, env: &Env, options: &Options, name: u64) -> Vec<PathBuf> {
-        env.disk.create_dir_all(Path::new("/outside")).unwrap();
+        self.try_write(env, options, name).unwrap()
+    }
+
+    pub(super) fn try_write(
+        &self,
+        env: &Env,
+        options: &Options,
+        name: u64,
+    ) -> crate::Result<Vec<PathBuf>> {
+        let outside = Path::new("/outside");
+        let made = env.disk.create_dir_all(outside);
+        made.map_err(|e| Error::disk(outside, "can't make", &e))?;
         let mut files = Vec::new();
         for part in [false, true] {
-            let path = PathBuf::from(format!("/outside/{name}-{part}"));
-            let mut writer = TableWriter::create(env, &path, options).unwrap();
+            let path = outside.join(format!("{name}-{part}"));
+            let mut writer = TableWriter::create(env, &path, options)?;
             for ((id, key, version), value) in &self.entries {
                 if ((*id, key) >= (self.split.0, &self.split.1)) != part {
                     continue;
@@ -80,14 +92,14 @@ impl Tables {
                     (false, Some(value)) => writer.put_at(*id, key, version.0, value),
                     (false, None) => writer.delete_at(*id, key, version.0),
                 };
-                added.unwrap();
+                added?;
             }
             if !writer.is_empty() {
-                writer.finish().unwrap();
+                writer.finish()?;
                 files.push(path);
             }
         }
-        files
+        Ok(files)
     }
 }
 

@@ -1,11 +1,14 @@
 //! What may change from one opening to the next, and what the statistics say.
 
+use std::time::Duration;
+
 use quorate_env::sim::Sim;
 
 use super::crash::{Script, dump};
 use super::workload::{META, dir, option_sets, tiny, tiny_apart, write_options};
 use crate::{
-    Batch, Compression, Engine, Lsm, Options, ReadAt, STALL_BOUNDS_MICROS, Stats, WriteOptions,
+    Batch, Compaction, Compression, Engine, FifoOptions, KeyspaceOptions, Lsm, Options, Prefix,
+    ReadAt, STALL_BOUNDS_MICROS, Stats, TieredOptions, WriteOptions,
 };
 
 /// Each setting that may change, with another value.
@@ -133,6 +136,45 @@ fn changes() -> Vec<(&'static str, Options)> {
             },
         ),
         (
+            "compaction",
+            Options {
+                compaction: Compaction::Tiered(TieredOptions::default()),
+                ..base()
+            },
+        ),
+        (
+            "no compaction",
+            Options {
+                compaction: Compaction::Fifo(FifoOptions {
+                    size_bytes_max: u64::MAX,
+                    age_max: None,
+                }),
+                ..base()
+            },
+        ),
+        (
+            "dead_percent",
+            Options {
+                dead_percent: 1,
+                ..base()
+            },
+        ),
+        (
+            "memory_bytes and open_tables",
+            Options {
+                memory_bytes: 64 << 10,
+                open_tables: 1,
+                ..base()
+            },
+        ),
+        (
+            "ttl and prefix",
+            Options {
+                keyspaces: changed_keyspaces(),
+                ..base()
+            },
+        ),
+        (
             "auto_compact",
             Options {
                 auto_compact: false,
@@ -147,6 +189,15 @@ fn changes() -> Vec<(&'static str, Options)> {
             },
         ),
     ]
+}
+
+/// The same keyspaces with what may change changed: nothing expires that soon.
+fn changed_keyspaces() -> Vec<KeyspaceOptions> {
+    let changed = |k: KeyspaceOptions| {
+        k.with_ttl(Duration::from_secs(1 << 30))
+            .with_prefix(Prefix::Fixed(1))
+    };
+    tiny().keyspaces.into_iter().map(changed).collect()
 }
 
 #[test]

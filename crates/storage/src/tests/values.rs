@@ -346,7 +346,7 @@ fn compression_is_chosen_by_level() {
     assert_eq!(options.compression_of(1, false), Compression::None);
     assert_eq!(options.compression_of(5, false), Compression::None);
     assert_eq!(options.compression_of(5, true), Compression::Lz4);
-    assert_eq!(tiny().compression_of(0, false), Compression::None);
+    assert_eq!(tiny().compression_of(0, false), Compression::Lz4);
     assert_eq!(tiny().compression_of(1, true), Compression::Lz4);
     let lsm = open(&sim, &options);
     put(&lsm, 0..40, 0);

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use quorate_env::Random;
 
 use crate::{
-    Batch, Compression, Durability, KeyRange, KeyspaceId, KeyspaceOptions, Options, WriteOptions,
+    Batch, Compaction, Compression, Durability, FifoOptions, KeyRange, KeyspaceId, KeyspaceOptions,
+    Options, Prefix, TieredOptions, WriteOptions,
 };
 
 pub(super) const DATA: KeyspaceId = KeyspaceId(0);
@@ -104,7 +105,99 @@ pub(super) fn option_sets() -> Vec<Options> {
             compactions: 2,
             ..tiny_apart()
         },
+        Options {
+            keyspaces: with_prefixes(),
+            compaction: Compaction::Tiered(TieredOptions {
+                runs_max: 2,
+                space_percent_max: 100,
+            }),
+            dead_percent: 5,
+            open_tables: 1,
+            ..tiny()
+        },
+        Options {
+            wal: true,
+            // Nothing is lost to a bound that is never reached.
+            compaction: Compaction::Fifo(FifoOptions {
+                size_bytes_max: u64::MAX,
+                age_max: None,
+            }),
+            memory_bytes: 64 << 10,
+            ..tiny()
+        },
     ]
+}
+
+fn with_prefixes() -> Vec<KeyspaceOptions> {
+    let extractors = [Prefix::Delimiter(b'/'), Prefix::Fixed(1), Prefix::Fixed(2)];
+    let with = keyspaces().into_iter().zip(extractors);
+    with.map(|(keyspace, prefix)| keyspace.with_prefix(prefix))
+        .collect()
+}
+
+fn random_compression(random: &Random) -> Compression {
+    match random.below(3) {
+        0 => Compression::None,
+        #[cfg(feature = "zstd")]
+        1 => Compression::Zstd,
+        _ => Compression::Lz4,
+    }
+}
+
+/// Settings at random, all of them: whoever adds a setting finds it missing here.
+pub(super) fn random_options(random: &Random) -> Options {
+    let pick = |of: &[u64]| of[random.below(of.len() as u64) as usize];
+    let l0_compact = 1 + random.below(4) as usize;
+    let l0_slow = l0_compact + random.below(4) as usize;
+    // Nothing may be lost to a bound.
+    let fifo = FifoOptions {
+        size_bytes_max: u64::MAX,
+        age_max: None,
+    };
+    let tiered = TieredOptions {
+        runs_max: 2 + random.below(5) as usize,
+        space_percent_max: pick(&[10, 100, 400]) as u32,
+    };
+    Options {
+        keyspaces: match random.one_in(2) {
+            true => keyspaces(),
+            false => with_prefixes(),
+        },
+        compaction: match random.below(4) {
+            0 => Compaction::Tiered(tiered),
+            1 => Compaction::Fifo(fifo),
+            _ => Compaction::Leveled,
+        },
+        dead_percent: pick(&[0, 5, 50, 100]) as u32,
+        memory_bytes: pick(&[0, 0, 64 << 10, 1 << 20]),
+        open_tables: pick(&[0, 0, 1, 8]) as usize,
+        wal: random.one_in(2),
+        wal_segment_bytes: pick(&[8 << 10, 8 << 10, 16 << 10, 256 << 10]),
+        memtable_bytes: pick(&[100, 1 << 10, 2 << 10, 4 << 10, 64 << 10]) as usize,
+        memtables_waiting: 1 + random.below(3) as usize,
+        cache_bytes: pick(&[0, 2000, 32 << 10, 1 << 20]),
+        block_bytes: pick(&[1, 64, 256, 4096]) as usize,
+        table_bytes: pick(&[1, 2 << 10, 16 << 10, 1 << 20]),
+        level_base_bytes: pick(&[1 << 10, 6 << 10, 1 << 20]),
+        level_factor: 2 + random.below(9),
+        l0_compact,
+        l0_slow,
+        l0_stop: l0_slow + random.below(8) as usize,
+        filter_bits_per_key: pick(&[0, 1, 10, 20]) as u32,
+        compression: random_compression(random),
+        level_compression: match random.one_in(2) {
+            true => Vec::new(),
+            false => (0..1 + random.below(4))
+                .map(|_| random_compression(random))
+                .collect(),
+        },
+        bottom_compression: random.one_in(3).then(|| random_compression(random)),
+        large_value_bytes: pick(&[0, 1, 16, 16, 100, 4096]) as usize,
+        value_file_bytes: pick(&[1, 2 << 10, 2 << 10, 1 << 20]),
+        value_garbage_percent: pick(&[1, 30, 50, 100]),
+        compactions: 1 + random.below(3) as usize,
+        auto_compact: !random.one_in(5),
+    }
 }
 
 /// How a batch may be written with these settings.
@@ -117,6 +210,7 @@ pub(super) fn write_options(options: &Options, random: &Random) -> WriteOptions 
     WriteOptions {
         durability,
         throttle: random.one_in(2),
+        ..WriteOptions::default()
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::live::{Held, ValueFiles};
-use crate::compaction::{Choice, View, choose};
+use crate::compaction::{Choice, How, View, choose};
 use crate::levels::{LEVELS, Levels, TableFile};
 
 /// Value files of which a compaction moves what is alive.
@@ -66,7 +66,7 @@ pub(crate) fn choose_collection(view: &View<'_>, collect: &Collect) -> Option<Ch
         let choice = choose(view, level, output, upper)?;
         // Moving a table collects nothing.
         Some(Choice {
-            moves: false,
+            how: How::Merge,
             ..choice
         })
     };

@@ -1,7 +1,6 @@
 //! A value file that levels refer to.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -13,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::levels::Shelf;
 use crate::options::Compression;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{checked_block, payload_of};
 
 /// A value file; opened when it is first read.

@@ -52,7 +52,7 @@ impl Pointer {
 
 /// What a block's checksum knows of its place: the file and the offset, so that a record of another
 /// file does not match either.
-pub(super) fn seal_of(file: u64, offset: u64) -> u64 {
+pub(crate) fn seal_of(file: u64, offset: u64) -> u64 {
     match planted::is_on(Bug::ValuesForgetTheirFile) {
         true => offset,
         false => file.rotate_left(40) ^ offset,
@@ -90,12 +90,14 @@ pub(crate) struct ValueMeta {
 impl ValueMeta {
     /// The file's size.
     pub(crate) fn size_bytes(&self) -> u64 {
-        (HEADER_BYTES + FOOTER_BYTES) as u64 + self.all.bytes
+        self.all
+            .bytes
+            .saturating_add((HEADER_BYTES + FOOTER_BYTES) as u64)
     }
 
     /// Where the records end.
     pub(super) fn records_end(&self) -> u64 {
-        HEADER_BYTES as u64 + self.all.bytes
+        self.all.bytes.saturating_add(HEADER_BYTES as u64)
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {

@@ -81,8 +81,8 @@ impl ValueFiles {
     pub(crate) fn need(&mut self, table: &TableMeta) -> std::result::Result<(), String> {
         for (number, share) in &table.properties.shares {
             let live = self.share(*number, table.number)?;
-            live.records += share.records;
-            live.bytes += share.bytes;
+            live.records = live.records.saturating_add(share.records);
+            live.bytes = live.bytes.saturating_add(share.bytes);
         }
         Ok(())
     }

@@ -39,6 +39,8 @@ mod writer;
 pub(crate) use check::{Records, check_values, describe_values};
 pub(crate) use collect::{Collect, choose_collection};
 pub(crate) use file::ValueFile;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use format::seal_of;
 pub(crate) use format::{Pointer, Share, ValueMeta, value_path};
 pub(crate) use live::{Held, ValueFiles};
 pub(crate) use reader::ValueReader;

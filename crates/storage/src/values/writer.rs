@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
@@ -17,6 +16,7 @@ use crate::key::Kind;
 use crate::levels::Shelf;
 use crate::options::{Compression, Options};
 use crate::planted::{self, Bug};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::payload_of;
 
 /// How values are kept apart.
@@ -97,6 +97,13 @@ impl<'a> ValueWriter<'a> {
             }
             _ => Ok((kind, value)),
         }
+    }
+
+    /// The value that an encoded pointer of what is compacted points to.
+    pub(crate) fn read(&mut self, pointer: &[u8]) -> crate::Result<Bytes> {
+        let before = std::mem::take(&mut self.value);
+        self.value = self.reader.get(pointer, before)?;
+        Ok(self.value.clone())
     }
 
     fn is_large(&self, length: usize) -> bool {

@@ -9,7 +9,7 @@ use quorate_storage::{
     WriteOptions,
 };
 
-use super::{Found, Setup, Store};
+use super::{Found, Setup, Store, look};
 
 pub struct Quorate {
     lsm: Lsm,
@@ -44,6 +44,7 @@ impl Quorate {
         let options = WriteOptions {
             durability,
             throttle: true,
+            ..WriteOptions::default()
         };
         self.lsm.write(batch, options)?;
         Ok(())
@@ -78,7 +79,7 @@ impl Store for Quorate {
         }
         let (mut count, mut bytes) = (0, 0);
         while iter.valid() && count < limit {
-            bytes += iter.key().len() + iter.value().len();
+            bytes += iter.key().len() + look(iter.value());
             count += 1;
             if reverse {
                 iter.prev()?;
