@@ -63,11 +63,11 @@ impl Script {
         }
         let sets = option_sets();
         let base = match seed % 4 {
-            // Each in its turn: leveled, tiered with prefixes and one open table, FIFO with a budget, and
-            // leveled with values apart.
+            // Each in its turn: leveled, the same with values apart, FIFO with a budget, tiered with
+            // prefixes and one open table.
             0 => tiny(),
-            3 => tiny_apart(),
-            n => sets[sets.len() - n as usize].clone(),
+            1 => tiny_apart(),
+            n => sets[sets.len() + 1 - n as usize].clone(),
         };
         let mut options = Options {
             wal,

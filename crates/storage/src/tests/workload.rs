@@ -192,9 +192,9 @@ pub(super) fn random_options(random: &Random) -> Options {
                 .collect(),
         },
         bottom_compression: random.one_in(3).then(|| random_compression(random)),
-        large_value_bytes: pick(&[0, 1, 16, 16, 100, 4096]) as usize,
-        value_file_bytes: pick(&[1, 2 << 10, 2 << 10, 1 << 20]),
-        value_garbage_percent: pick(&[1, 30, 50, 100]),
+        large_value_bytes: pick(&[0, 0, 1, 16, 16, 100]) as usize,
+        value_file_bytes: pick(&[200, 2 << 10, 16 << 10, 1 << 20]),
+        value_garbage_percent: pick(&[10, 30, 50, 100]),
         compactions: 1 + random.below(3) as usize,
         auto_compact: !random.one_in(5),
     }
