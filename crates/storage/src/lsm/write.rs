@@ -260,6 +260,8 @@ impl Inner {
         let last = first + batch.len() as u64 - 1;
         if planted::is_on(Bug::PublishedBeforeApplied) {
             self.publisher.leave(first, last);
+            // Somebody has to look meanwhile, however busy the machine is.
+            std::thread::sleep(std::time::Duration::from_micros(200));
         }
         memtable.apply(batch, first);
         self.publisher.leave(first, last);
