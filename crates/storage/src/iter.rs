@@ -163,17 +163,13 @@ impl UserIter {
                 kind => kind,
             };
             let deletion = self.saved.kind == Kind::Delete;
-            let apart = self.saved.kind == Kind::Pointer;
             skip = true;
             steps = 0;
             let hidden = self.entries.hides_current(self.all_versions)?;
             if !hidden && (!deletion || self.all_versions) {
                 self.stand = Stand::On;
                 self.passage.end_at(&self.saved.place);
-                return match apart {
-                    true => self.stand_apart(),
-                    false => Ok(()),
-                };
+                return self.fetch_if_apart();
             }
             if let Some((_, end)) = self.passage.over(&self.saved.place) {
                 self.entries.cursor.seek(&Key::first_of(&end))?;
@@ -198,10 +194,9 @@ impl UserIter {
             if self.saved.kind != Kind::Delete || self.all_versions {
                 self.stand = Stand::Before;
                 self.passage.end_behind(&self.saved.place);
-                let plain = planted::is_on(Bug::PointersAreGivenOut);
-                return match self.saved.kind == Kind::Pointer && !plain {
-                    true => self.stand_apart(),
-                    false => Ok(()),
+                return match planted::is_on(Bug::PointersAreGivenOut) {
+                    true => Ok(()),
+                    false => self.fetch_if_apart(),
                 };
             }
             if let Some((start, _)) = self.passage.over(&self.saved.place) {
@@ -210,6 +205,14 @@ impl UserIter {
         }
         self.passage.end_before(&self.lower);
         Ok(())
+    }
+
+    /// Reads the value of the entry if it lies apart.
+    fn fetch_if_apart(&mut self) -> Result<()> {
+        match self.saved.kind {
+            Kind::Pointer => self.stand_apart(),
+            _ => Ok(()),
+        }
     }
 
     /// The value of the entry lies apart: reads it, unless that is to wait.
