@@ -55,8 +55,8 @@ pub enum WhenFull {
 pub struct LogOptions {
     /// The size of a segment's file, in bytes; a record takes at most one. From 4 KiB to 2 GiB.
     pub segment_bytes: u64,
-    /// Whether a job writes the next segment's file beforehand, once a record was to be synced: a sync into
-    /// blocks that were written before is faster.
+    /// Whether a job writes the next segment's file beforehand, when this one is half full and records are
+    /// synced: a sync into blocks that were written before is faster.
     pub prepare_segments: bool,
     /// What becomes of records that find the disk full.
     pub when_full: WhenFull,
@@ -111,6 +111,8 @@ pub(crate) struct Inner {
     pub options: LogOptions,
     pub log_id: u64,
     pub state: Mutex<State>,
+    /// Held over a sync of a segment, and before `state`.
+    pub syncing: Mutex<()>,
     /// Rung when the writer need not wait for room any more.
     pub given_up: Event,
     /// Whether records that find the disk full wait for room.
@@ -144,8 +146,10 @@ pub(crate) struct State {
     pub preparing: bool,
     /// Whether a job syncs what was written.
     pub syncing_behind: bool,
-    /// Whether a record was to be synced: from then on segments are prepared.
+    /// Whether a record was to be synced: from then on a segment that is released is kept for the next.
     pub syncs: bool,
+    /// The last segment in which the file of the next one was asked for.
+    pub prepared_in: u64,
 }
 
 /// Records that lie one after the other in one segment and are written at once.
@@ -206,6 +210,7 @@ impl Log {
             preparing: false,
             syncing_behind: false,
             syncs: false,
+            prepared_in: 0,
         };
         let inner = Inner {
             env: env.clone(),
@@ -215,6 +220,7 @@ impl Log {
             options,
             log_id: found.log_id,
             state: Mutex::new(state),
+            syncing: Mutex::new(()),
             given_up: Event::new(),
         };
         Ok(Log {

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use quorate_env::sim::{Crash, Fault, Sim};
+use parking_lot::{Condvar, Mutex};
+use quorate_env::sim::{Crash, Fault, HookedDisk, Hooks, Sim};
 use quorate_env::{Disk, Env, JobClass, Jobs};
 
 use crate::{Durability, ErrorKind, Log, LogOptions, Position, WhenFull};
@@ -353,8 +354,8 @@ fn log_that_outruns_its_preparation_loses_nothing() {
         for n in 0..600_u32 {
             let mut record = vec![0; 900];
             record[..4].copy_from_slice(&n.to_le_bytes());
-            // From the first sync on segments are prepared.
-            let durability = match n {
+            // Segments are prepared where records are synced.
+            let durability = match n % 3 {
                 0 => Durability::Synced,
                 _ => Durability::Buffered,
             };
@@ -467,11 +468,15 @@ fn log_too_large_record_and_newer_format_are_refused() {
 
 /// Buffered records of 64 KiB, with a segment that holds them all.
 fn write_much(sim: &Sim, count: usize) -> (Log, LogOptions) {
+    write_much_to(&sim.env(), &dir(), count)
+}
+
+fn write_much_to(env: &Env, dir: &Path, count: usize) -> (Log, LogOptions) {
     let options = LogOptions {
         segment_bytes: 16 << 20,
         ..small()
     };
-    let log = Log::open(&sim.env(), &dir(), options.clone(), &mut |_, _| Ok(())).unwrap();
+    let log = Log::open(env, dir, options.clone(), &mut |_, _| Ok(())).unwrap();
     for n in 0..count {
         let record = vec![n as u8; 64 << 10];
         log.append(&[&record], Durability::Buffered).unwrap();
@@ -513,4 +518,53 @@ fn log_whose_background_sync_failed_takes_no_more() {
     assert_eq!(late.kind(), ErrorKind::Poisoned);
     let sync = log.sync().unwrap_err();
     assert_eq!(sync.kind(), ErrorKind::Poisoned);
+}
+
+/// Of syncs of a segment after the first, which made it, one fails late: when another came meanwhile, or
+/// none did for a while. The others are told nothing, as by a real system.
+#[derive(Default)]
+struct OneIsTold {
+    syncs: Mutex<usize>,
+    another: Condvar,
+}
+
+impl Hooks for OneIsTold {
+    fn sync(&self, path: &Path, sync: &dyn Fn() -> std::io::Result<()>) -> std::io::Result<()> {
+        // Under this name it was made.
+        if !path.ends_with("spare") {
+            return sync();
+        }
+        let mut syncs = self.syncs.lock();
+        *syncs += 1;
+        self.another.notify_all();
+        if *syncs != 2 {
+            return Ok(());
+        }
+        let wait = Duration::from_millis(300);
+        self.another
+            .wait_while_for(&mut syncs, |syncs| *syncs < 3, wait);
+        Err(std::io::Error::other("the disk is broken"))
+    }
+}
+
+#[test]
+fn log_sync_beside_one_that_fails_acknowledges_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = Env::real(1);
+    let told = Arc::new(OneIsTold::default());
+    let disk = HookedDisk::new(Arc::clone(&env.disk), Arc::clone(&told));
+    let env = Env {
+        disk: Arc::new(disk),
+        ..env
+    };
+    let (log, _) = write_much_to(&env, folder.path(), 70);
+    // The background sync has begun.
+    let mut syncs = told.syncs.lock();
+    let begun =
+        told.another
+            .wait_while_for(&mut syncs, |syncs| *syncs < 2, Duration::from_secs(20));
+    assert!(!begun.timed_out());
+    drop(syncs);
+    let error = log.append(&[b"late"], Durability::Synced).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned);
 }

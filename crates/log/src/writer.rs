@@ -55,7 +55,7 @@ impl Inner {
                     state.tail = *at;
                     state.cuts.push(*at);
                 } else {
-                    state.poison = Some(poisoned(error));
+                    state.poison.get_or_insert_with(|| poisoned(error));
                 }
             }
             state.call_those_who_are_done()
@@ -95,22 +95,32 @@ impl Inner {
         }
         let end = self.state.lock().written;
         if sync {
-            let file = self.file(end.segment).map_err(|e| (e, end))?;
-            let path = || self.folder.path(end.segment);
-            file.sync()
-                .map_err(|e| (Error::io("can't sync", &path(), &e).not_full(), end))?;
-            let mut state = self.state.lock();
-            state.synced = end;
-            let first = !std::mem::replace(&mut state.syncs, true);
-            let poison = state.poison.clone();
-            drop(state);
-            if first {
-                self.prepare_next();
-            }
-            // A sync after one that failed says nothing.
-            return poison.map_or(Ok(()), |error| Err((error, end)));
+            self.sync_to(end).map_err(|e| (e, end))?;
+            self.prepare_next_when_half_full(end);
+        } else {
+            self.sync_behind(end);
         }
-        self.sync_behind(end);
+        Ok(())
+    }
+
+    /// Makes durable what lies before a position of its segment. One at a time: of two syncs at once the
+    /// system may tell only one of an error, and the other must not call anything durable then.
+    fn sync_to(&self, end: Position) -> Result<()> {
+        let _alone = self.syncing.lock();
+        if let Some(error) = &self.state.lock().poison {
+            return Err(error.clone());
+        }
+        let synced = self.file(end.segment)?.sync();
+        let mut state = self.state.lock();
+        match synced {
+            Ok(()) => state.synced = state.synced.max(end),
+            Err(e) => {
+                let path = self.folder.path(end.segment);
+                let error = Error::io("can't sync", &path, &e).not_full();
+                state.poison = Some(poisoned(&error));
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -128,29 +138,27 @@ impl Inner {
         drop(state);
         let inner = Arc::clone(self);
         let job = move || {
-            let synced = inner.file(end.segment).and_then(|file| {
-                let path = inner.folder.path(end.segment);
-                let failed = |e| Error::io("can't sync", &path, &e).not_full();
-                file.sync().map_err(failed)
-            });
+            // That it failed stands in the state. A segment that is gone was synced at its end.
+            let _ = inner.sync_to(end);
             let mut state = inner.state.lock();
             state.syncing_behind = false;
-            let called = match synced {
-                Ok(()) => {
-                    state.synced = state.synced.max(end);
-                    return;
-                }
-                // The segment was synced at its end, and released since.
-                Err(error) if error.kind() == ErrorKind::NotFound => return,
-                Err(error) => {
-                    state.poison.get_or_insert(poisoned(&error));
-                    state.call_those_who_are_done()
-                }
-            };
+            let called = state.call_those_who_are_done();
             drop(state);
             called.wake();
         };
         self.env.jobs.spawn(JobClass::Log, Box::new(job));
+    }
+
+    /// Has the file of the next segment written beforehand, once for each segment.
+    fn prepare_next_when_half_full(self: &Arc<Self>, end: Position) {
+        let mut state = self.state.lock();
+        state.syncs = true;
+        let half_full = end.offset >= self.options.segment_bytes / 2;
+        if half_full && state.prepared_in < end.segment {
+            state.prepared_in = end.segment;
+            drop(state);
+            self.prepare_next();
+        }
     }
 
     fn file(&self, segment: u64) -> Result<Arc<dyn File>> {
@@ -194,11 +202,10 @@ impl Inner {
             encode_record(&mut bytes, id, SEAL, 0, &[]);
             let path = self.folder.path(end.segment);
             let failed = |e: std::io::Error| Error::io("can't seal", &path, &e).not_full();
-            file.write_all_at(&bytes, end.offset).map_err(failed)?;
-            file.sync().map_err(failed)
+            file.write_all_at(&bytes, end.offset).map_err(failed)
         };
         seal()?;
-        self.state.lock().synced = end;
+        self.sync_to(end)?;
         let file = self.folder.create(next)?;
         let start = Position {
             segment,
@@ -209,7 +216,6 @@ impl Inner {
         state.synced = start;
         state.written = start;
         drop(state);
-        self.prepare_next();
         Ok(file)
     }
 
@@ -218,11 +224,9 @@ impl Inner {
         if !self.options.prepare_segments || self.folder.has_spare() {
             return;
         }
-        let mut state = self.state.lock();
-        if !state.syncs || std::mem::replace(&mut state.preparing, true) {
+        if std::mem::replace(&mut self.state.lock().preparing, true) {
             return;
         }
-        drop(state);
         let inner = Arc::clone(self);
         let job = move || {
             // If it can't be made now, the writer will try, and report why.
@@ -250,6 +254,9 @@ fn complete(chunk: &Chunk, outcome: Result<()>) {
 }
 
 fn poisoned(error: &Error) -> Error {
+    if error.kind() == ErrorKind::Poisoned {
+        return error.clone();
+    }
     let message = format!("the log takes no more records, since it {error}; restart to recover");
     Error::new(ErrorKind::Poisoned, message)
 }

@@ -80,30 +80,50 @@ impl Shelf {
     }
 }
 
-/// A table of a level; its file is opened when it is first read.
+/// A handle of a table of a level; the file is opened when it is first read.
 pub(crate) struct TableFile {
     pub(crate) meta: Arc<TableMeta>,
-    shelf: Arc<Shelf>,
+    /// What all handles of the table share.
+    on_disk: Arc<OnDisk>,
     open: OnceLock<Arc<Table>>,
     /// Whether it was read since somebody looked.
     used: AtomicBool,
+}
+
+/// The file of a table: an obsolete one goes with its last handle.
+struct OnDisk {
+    number: u64,
+    shelf: Arc<Shelf>,
     obsolete: AtomicBool,
 }
 
 impl TableFile {
     pub(crate) fn new(meta: Arc<TableMeta>, shelf: &Arc<Shelf>) -> Arc<Self> {
+        let on_disk = Arc::new(OnDisk {
+            number: meta.number,
+            shelf: Arc::clone(shelf),
+            obsolete: AtomicBool::new(false),
+        });
+        TableFile::handle(meta, on_disk)
+    }
+
+    fn handle(meta: Arc<TableMeta>, on_disk: Arc<OnDisk>) -> Arc<Self> {
         Arc::new(TableFile {
             meta,
-            shelf: Arc::clone(shelf),
+            on_disk,
             open: OnceLock::new(),
             used: AtomicBool::new(false),
-            obsolete: AtomicBool::new(false),
         })
+    }
+
+    /// Another handle, not open, of the same file.
+    fn closed(&self) -> Arc<Self> {
+        TableFile::handle(Arc::clone(&self.meta), Arc::clone(&self.on_disk))
     }
 
     /// Its file may go when nobody reads it any more: the manifest no longer has it.
     pub(crate) fn retire(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        self.on_disk.obsolete.store(true, Ordering::Release);
     }
 
     /// The table, opened.
@@ -119,18 +139,14 @@ impl TableFile {
 
     #[cold]
     fn open_table(&self) -> Result<&Arc<Table>> {
-        let shelf = &self.shelf;
-        let opened = Table::open(
+        let shelf = &self.on_disk.shelf;
+        let table = Table::open(
             shelf.disk.as_ref(),
             &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
-        );
-        let table = match opened {
-            Ok(table) => self.open.get_or_init(|| Arc::new(table)),
-            // Another reader opened it meanwhile, and then this handle was replaced and the file removed.
-            Err(error) => self.open.get().ok_or(error)?,
-        };
+        )?;
+        let table = self.open.get_or_init(|| Arc::new(table));
         if let Some(call) = shelf.crowded.get()
             && shelf.cache.memory().tables_to_close().is_some()
         {
@@ -141,12 +157,12 @@ impl TableFile {
 
     /// Where its file is.
     pub(crate) fn path(&self) -> PathBuf {
-        table_path(&self.shelf.dir, self.meta.number)
+        table_path(&self.on_disk.shelf.dir, self.meta.number)
     }
 
     /// The disk with its file.
     pub(crate) fn disk(&self) -> &dyn Disk {
-        self.shelf.disk.as_ref()
+        self.on_disk.shelf.disk.as_ref()
     }
 
     /// Takes the open file of another handle of the same table.
@@ -174,10 +190,10 @@ impl TableMeta {
     }
 }
 
-impl Drop for TableFile {
+impl Drop for OnDisk {
     fn drop(&mut self) {
         if self.obsolete.load(Ordering::Acquire) {
-            self.shelf.discard(self.path());
+            self.shelf.discard(table_path(&self.shelf.dir, self.number));
         }
     }
 }
@@ -363,10 +379,7 @@ impl Levels {
     /// The same levels, in which some of the open tables, those not read lately before others, have
     /// handles that are not open: at least so many, and as many as take so many bytes. The files are closed
     /// when the last reader of the handles before lets go.
-    ///
-    /// Only handles that are open are replaced, and one that was stays readable when its file is removed.
-    /// So whoever has an older state reads on, whatever happens to the newer handle.
-    pub(crate) fn with_closed(&self, tables: u64, bytes: u64, shelf: &Arc<Shelf>) -> Levels {
+    pub(crate) fn with_closed(&self, tables: u64, bytes: u64) -> Levels {
         let mut next = self.clone();
         let (mut closed, mut freed) = (0, 0);
         for look in 0..2 {
@@ -380,7 +393,7 @@ impl Levels {
                 };
                 closed += 1;
                 freed += table.memory_bytes() as u64;
-                *file = TableFile::new(Arc::clone(&file.meta), shelf);
+                *file = file.closed();
             }
         }
         next

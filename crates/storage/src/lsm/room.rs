@@ -37,7 +37,7 @@ impl Inner {
         let before = {
             let mut state = self.state.write();
             let mut next = State::clone(&state);
-            next.levels = Arc::new(state.levels.with_closed(tables, bytes, &self.shelf));
+            next.levels = Arc::new(state.levels.with_closed(tables, bytes));
             std::mem::replace(&mut *state, Arc::new(next))
         };
         drop(manifest);

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use quorate_env::sim::{Crash, Sim};
-use quorate_env::{Disk, DiskLock, Env, File, Space};
+use quorate_env::sim::{Crash, HookedDisk, Hooks, Sim};
+use quorate_env::{Disk, Env};
 
 use super::crash::{Script, dump, up};
 use super::workload::{AtEnd, META, dir, keyspaces, tiny};
 use crate::planted::{self, Bug};
+use crate::sync::Mutex;
 use crate::{Batch, Engine, ErrorKind, Lsm, Options, ReadAt, WriteOptions};
 
 fn target() -> &'static Path {
@@ -81,7 +82,7 @@ fn lsm_checkpoint_wants_an_empty_directory_on_its_file_system() {
     lsm.close().unwrap();
     drop(lsm);
     let env = Env {
-        disk: Arc::new(TwoFileSystems(sim.env().disk)),
+        disk: Arc::new(HookedDisk::new(sim.env().disk, Arc::new(TwoFileSystems))),
         ..sim.env()
     };
     let lsm = Lsm::open(&env, dir(), script.options.clone()).unwrap();
@@ -91,6 +92,54 @@ fn lsm_checkpoint_wants_an_empty_directory_on_its_file_system() {
     assert!(refused.message().contains("file systems"), "{refused}");
     let left = sim.env().disk.list(elsewhere).unwrap();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// Does something else before the first hard link.
+#[derive(Default)]
+struct Meanwhile(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Hooks for Meanwhile {
+    fn hard_link(&self, _: &Path, _: &Path) -> io::Result<()> {
+        let work = self.0.lock().take();
+        work.into_iter().for_each(|work| work());
+        Ok(())
+    }
+}
+
+#[test]
+fn lsm_checkpoint_keeps_tables_that_are_closed_and_compacted_away_meanwhile() {
+    let sim = Sim::new(1);
+    let script = Script::new(21, false, 60);
+    let hooks = Arc::new(Meanwhile::default());
+    let env = Env {
+        disk: Arc::new(HookedDisk::new(sim.env().disk, Arc::clone(&hooks))),
+        ..sim.env()
+    };
+    let options = Options {
+        open_tables: 1,
+        ..script.options.clone()
+    };
+    let lsm = Arc::new(Lsm::open(&env, dir(), options).unwrap());
+    for batch in &script.batches {
+        lsm.write(batch, WriteOptions::APPLY).unwrap();
+    }
+    let there = Arc::new(AtomicU64::new(0));
+    let (same, tables, jobs) = (Arc::clone(&lsm), Arc::clone(&there), sim.jobs.clone());
+    let work = move || {
+        tables.store(
+            same.stats().levels.iter().map(|l| l.files).sum(),
+            Ordering::Relaxed,
+        );
+        // Opens all of them, of which all but one are closed again.
+        dump(&*same);
+        jobs.pump_all();
+        same.compact_all().unwrap();
+    };
+    *hooks.0.lock() = Some(Box::new(work));
+    lsm.checkpoint(target()).unwrap();
+    assert!(there.load(Ordering::Relaxed) > 1);
+    let copy = Lsm::open(&sim.env(), target(), script.options.clone()).unwrap();
+    assert_eq!(dump(&copy), *script.states.last().unwrap());
 }
 
 /// Crashes at every operation of making a checkpoint. What comes up is the whole, or does not open,
@@ -205,47 +254,14 @@ fn lsm_checkpoints_beside_writers_hold_whole_batches() {
     });
 }
 
-/// A disk whose directory `/elsewhere` is another file system.
-struct TwoFileSystems(Arc<dyn Disk>);
+/// The directory `/elsewhere` is another file system.
+struct TwoFileSystems;
 
-impl Disk for TwoFileSystems {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.create(path)
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.open(path)
-    }
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.0.open_read(path)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.remove(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
+impl Hooks for TwoFileSystems {
     fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
         match from.starts_with("/elsewhere") == to.starts_with("/elsewhere") {
-            true => self.0.hard_link(from, to),
+            true => Ok(()),
             false => Err(io::ErrorKind::CrossesDevices.into()),
         }
-    }
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.0.create_dir_all(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.0.list(dir)
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.0.exists(path)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.0.sync_dir(dir)
-    }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
-        self.0.lock(path)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.0.space(path)
     }
 }
