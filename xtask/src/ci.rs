@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{codegen, services, tidy};
 
+/// What tests want beyond the defaults.
+const FEATURES: &str = "quorate-storage/zstd";
+
 /// All that must hold before a change lands.
 pub fn ci(root: &Path) -> Result<()> {
     step("fmt", || cargo(root, &["fmt", "--all", "--check"]))?;
@@ -21,7 +24,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos",
+                "quorate-integration-tests/chaos,quorate-storage/zstd",
                 "--quiet",
                 "--",
                 "-D",
@@ -35,6 +38,13 @@ pub fn ci(root: &Path) -> Result<()> {
         command.env("RUSTDOCFLAGS", "-D warnings");
         run(command)
     })?;
+    step("without features", || {
+        let refused = "zstd_is_refused_without_the_feature";
+        cargo(
+            root,
+            &["test", "-p", "quorate-storage", "--lib", "--quiet", refused],
+        )
+    })?;
     step("test", || test(root, &[]))
 }
 
@@ -47,6 +57,8 @@ pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
         "build",
         "--workspace",
         "--all-targets",
+        "--features",
+        FEATURES,
         "--profile",
         "test",
         "--quiet",
@@ -54,6 +66,7 @@ pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
     cargo(root, &build)?;
     let mut command = cargo_command(root);
     command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
+    command.args(["--features", FEATURES]);
     if !filter.is_empty() {
         command.arg("--").args(filter);
     }

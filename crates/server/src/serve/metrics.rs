@@ -275,6 +275,34 @@ impl Page {
                 value,
             );
         }
+        self.values(status);
+    }
+
+    fn values(&mut self, status: &NodeStatus) {
+        let stats = &status.engine;
+        let gauges = [
+            ("files", "Files of large values.", stats.value_files),
+            ("bytes", "Their size.", stats.value_bytes),
+            (
+                "dead_bytes",
+                "Of that, what nothing needs any more.",
+                stats.value_dead_bytes,
+            ),
+        ];
+        for (name, help, value) in gauges {
+            self.single(
+                &format!("quorate_storage_value_{name}"),
+                "gauge",
+                help,
+                value,
+            );
+        }
+        self.single(
+            "quorate_storage_value_write_bytes_total",
+            "counter",
+            "Bytes written to files of large values.",
+            stats.value_write_bytes,
+        );
     }
 
     fn raft(&mut self, status: &NodeStatus) {

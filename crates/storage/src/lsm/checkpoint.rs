@@ -18,6 +18,7 @@ use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::levels::{Edit, Levels, Manifest, table_path};
 use crate::planted::{self, Bug};
+use crate::values::value_path;
 
 /// The mark of a checkpoint that is being made.
 const MARK: &str = "INCOMPLETE";
@@ -80,6 +81,12 @@ impl Inner {
         for table in levels.iter().flatten() {
             let number = table.meta.number;
             let (from, to) = (table_path(&self.dir, number), table_path(dir, number));
+            let linked = disk.hard_link(&from, &to);
+            linked.map_err(|e| link_error(&from, &to, &e))?;
+        }
+        let values = levels.values().iter().map(|held| held.file.meta.number);
+        for number in values.filter(|_| !planted::is_on(Bug::CheckpointWithoutValues)) {
+            let (from, to) = (value_path(&self.dir, number), value_path(dir, number));
             let linked = disk.hard_link(&from, &to);
             linked.map_err(|e| link_error(&from, &to, &e))?;
         }

@@ -22,4 +22,5 @@ mod schedules;
 mod slow_disk;
 mod teeth;
 mod torture;
+mod values;
 mod workload;

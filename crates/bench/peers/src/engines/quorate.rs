@@ -24,11 +24,13 @@ impl Quorate {
                 false => KeyspaceOptions::plain(n, &name),
             }
         });
+        let defaults = Options::default();
         let options = Options {
+            large_value_bytes: setup.separate_from.unwrap_or(defaults.large_value_bytes),
             keyspaces: keyspaces.collect(),
             cache_bytes: setup.cache_bytes,
             memtable_bytes: setup.write_buffer_bytes as usize,
-            ..Options::default()
+            ..defaults
         };
         let lsm = Lsm::open(&Env::real(1), dir, options)?;
         Ok(Quorate { lsm })
