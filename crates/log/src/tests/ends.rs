@@ -142,7 +142,7 @@ fn log_damage_before_the_last_segment_is_named_once_that_was_durable() {
 #[test]
 fn log_end_that_no_sync_reached_is_where_it_ends() {
     let sim = Sim::new(3);
-    let (log, at) = filled(&sim, 2, false);
+    let (_log, at) = filled(&sim, 2, false);
     let disk = sim.disk.crash_with(Crash::LoseAll);
     let copy = Sim {
         disk,
