@@ -186,7 +186,10 @@ pub(crate) fn proves_durable_before(header: Header, bytes: &[u8]) -> bool {
 pub(crate) fn synced_beyond(bytes: &[u8], end: usize, id: SegmentId) -> Option<u32> {
     let mut at = end + 8;
     while at < bytes.len() {
-        if let Some(record) = format::decode_record(&bytes[at..], id)
+        // Zeros, as behind most ends, are no record.
+        let blank = bytes[at..].iter().take(8).all(|byte| *byte == 0);
+        if !blank
+            && let Some(record) = format::decode_record(&bytes[at..], id)
             && record.synced as usize > end
         {
             return Some(record.synced);
