@@ -33,16 +33,16 @@
 //!
 //! # From outside
 //!
-//! [`Lsm::checkpoint`] makes an engine of its own, by hard links. [`Lsm::ingest`] takes in tables of a
-//! [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside a writer,
-//! [`inspect`] looks at a store that nobody has open, and repairs it; a [`CompactionFilter`] judges entries.
+//! [`Lsm::checkpoint`] makes an engine of its own by hard links, [`Lsm::backup`] by copying what is new.
+//! [`Lsm::ingest`] takes in tables of a [`TableWriter`], [`Lsm::bulk_load`] entries in any order.
+//! [`Lsm::open_read_only`] reads beside a writer, [`inspect`] what is closed. A [`CompactionFilter`] judges.
 //!
 //! # What it does when things go wrong
 //!
 //! A crash leaves a prefix with all that was acknowledged as durable. A failed sync ends writing for good; reads
 //! go on. A full disk refuses writes until there is space. Damage is reported with file and block, when read.
 //!
-//! No transactions, no network. It is synchronous; files, threads and time come from [`quorate_env::Env`]
+//! No transactions, no network, nothing asynchronous; files, threads and time come from [`quorate_env::Env`]
 //! alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
 
 mod batch;
@@ -89,7 +89,7 @@ pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
 pub use filter::{Candidate, CompactionFilter, Decision};
-pub use lsm::{Lsm, ReadOnly};
+pub use lsm::{Backup, BulkLoad, Lsm, ReadOnly};
 pub use model::Model;
 pub use options::{
     Compaction, Compression, Durability, FifoOptions, IngestOptions, KeyspaceId, KeyspaceOptions,

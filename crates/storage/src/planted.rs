@@ -10,6 +10,8 @@ pub(crate) enum Bug {
     CheckpointUnmarked,
     /// A checkpoint leaves out the last sync of its directory.
     CheckpointUnsynced,
+    /// A backup is answered before its files are synced.
+    BackupUnsynced,
     /// The manifest gets ingested tables whose files were not synced.
     IngestUnsynced,
     /// Excising a range leaves its first key.

@@ -1,6 +1,8 @@
 //! The engine against its model: the same operations, the same answers, whatever the settings.
 
+mod backup;
 mod budget;
+mod bulk;
 mod busy;
 mod checkpoint;
 mod conditions;
