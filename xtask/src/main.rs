@@ -25,7 +25,7 @@ usage: cargo xtask <task>
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
-                      our storage engine against RocksDB, fjall, redb and sled
+                      our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
                       crashes, faults, damage, threads, kills: the engine's safety checks, for long
   cluster start|stop|kill N|pause N|resume N|restart N

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use quorate_env::Env;
 use quorate_storage::{
-    Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, KeyspaceOptions, Lsm, Options, ReadAt,
-    WriteOptions,
+    Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, KeyspaceOptions, Lsm, Options,
+    ReadAt, WriteOptions,
 };
 
 use super::{Found, Setup, Store, look};
