@@ -418,6 +418,13 @@ impl Log {
         self.inner.full.load(Ordering::Acquire)
     }
 
+    /// Gives back the space that was prepared for records to come, and prepares no more: for an owner that
+    /// ends, while nobody else may open the log.
+    pub fn close(&self) {
+        self.inner.folder.close();
+        self.inner.folder.give_up_next();
+    }
+
     /// From now on a full disk fails records instead of making them wait, those that wait already
     /// included: an owner that stops can't wait for space.
     pub fn refuse_when_full(&self) {

@@ -114,6 +114,15 @@ impl Folder {
         self.names.lock().closed = true;
     }
 
+    /// Gives up the file of the next segment, if it was prepared; what can't be removed, the next opening
+    /// removes. REQUIRES: nobody else has opened the folder.
+    pub(crate) fn give_up_next(&self) {
+        let mut names = self.names.lock();
+        if names.next.take().is_some() {
+            let _ = self.disk.remove(&self.path(names.begun + 1));
+        }
+    }
+
     /// Begins a segment, with the file that was prepared for it, if one was.
     pub(crate) fn begin(&self, id: SegmentId) -> Result<Arc<dyn File>> {
         let mut names = self.names.lock();

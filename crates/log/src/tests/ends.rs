@@ -160,6 +160,30 @@ fn log_end_that_no_sync_reached_is_where_it_ends() {
     assert!(!names.contains(&format!("{:016x}.log", 2)), "{names:?}");
 }
 
+#[test]
+fn log_closed_gives_back_the_file_of_the_next_segment() {
+    let sim = Sim::new(3);
+    let (log, _) = open(&sim.env()).unwrap();
+    let next = dir().join(format!("{:016x}.log", 2));
+    let mut count = 0;
+    while !sim.disk.exists(&next).unwrap() {
+        log.append(&[&record(1)], Durability::Buffered).unwrap();
+        sim.jobs.pump_all();
+        count += 1;
+    }
+    assert_eq!(log.end().segment, 1);
+    log.close();
+    assert!(!sim.disk.exists(&next).unwrap());
+    // It still writes, over the end too.
+    while log.end().segment < 2 {
+        log.append(&[&record(1)], Durability::Buffered).unwrap();
+        count += 1;
+    }
+    log.sync().unwrap();
+    drop(log);
+    assert_eq!(open(&sim.env()).unwrap().1.len(), count);
+}
+
 /// The sync of an ended segment failed, so that its records are in the page cache and on no disk.
 #[test]
 fn log_opened_after_a_failed_sync_of_an_ended_segment_makes_it_durable() {

@@ -402,6 +402,9 @@ impl Inner {
             !work.flushing && work.compactions == 0
         };
         self.env.jobs.wait(&self.progress, &mut idle, None);
+        if let Some(log) = self.wal.get() {
+            log.close();
+        }
         self.lock.lock().take();
         flushed
     }
