@@ -114,6 +114,10 @@ impl Folder {
         self.names.lock().closed = true;
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.names.lock().closed
+    }
+
     /// Gives up the file of the next segment, if it was prepared; what can't be removed, the next opening
     /// removes. REQUIRES: nobody else has opened the folder.
     pub(crate) fn give_up_next(&self) {

@@ -193,6 +193,9 @@ impl Inner {
         }
         state.prepared_in = end.segment;
         drop(state);
+        if self.folder.is_closed() {
+            return;
+        }
         let inner = Arc::clone(self);
         let job = move || {
             // If it can't be made now, the writer will try, and report why.

@@ -388,7 +388,10 @@ impl Inner {
 
     fn close(self: &Arc<Self>) -> Result<()> {
         let flushed = match self.wal.get() {
-            Some(log) => log.sync().map_err(|e| write::log_error(&e)),
+            Some(log) => {
+                log.close();
+                log.sync().map_err(|e| write::log_error(&e))
+            }
             None => match self.flush_and_wait() {
                 Err(e) if e.kind() == ErrorKind::Closed => Ok(()),
                 other => other.map(|_| ()),
@@ -402,9 +405,6 @@ impl Inner {
             !work.flushing && work.compactions == 0
         };
         self.env.jobs.wait(&self.progress, &mut idle, None);
-        if let Some(log) = self.wal.get() {
-            log.close();
-        }
         self.lock.lock().take();
         flushed
     }
