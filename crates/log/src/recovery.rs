@@ -60,7 +60,7 @@ pub(crate) fn recover(
             }
         }
         let proven = match at.peek() {
-            Some(next) => read_segment(folder, *next)?.0.follows_durable,
+            Some(next) => read_header(folder, *next)?.follows_durable,
             None => false,
         };
         // After a sync that failed, what is read may be in the page cache alone, and no later sync would
@@ -113,6 +113,16 @@ fn read_segment(folder: &Folder, segment: u64) -> Result<(Header, Vec<u8>)> {
         true => Ok((header, bytes)),
         false => Err(foreign(&path)),
     }
+}
+
+/// The header of a segment, without the rest.
+fn read_header(folder: &Folder, segment: u64) -> Result<Header> {
+    let path = folder.path(segment);
+    let failed = |e: std::io::Error| Error::io("can't read", &path, &e);
+    let file = folder.disk.open_read(&path).map_err(failed)?;
+    let mut bytes = [0; HEADER_LEN];
+    let length = file.read_at(&mut bytes, 0).map_err(failed)?;
+    format::decode_header(&path, bytes.get(..length).unwrap_or_default())
 }
 
 pub(crate) fn foreign(path: &Path) -> Error {

@@ -107,13 +107,22 @@ impl Inner {
     /// the system may tell only one of an error, and the other must not call anything durable then.
     fn sync_to(&self, end: Position) -> Result<()> {
         let _alone = self.syncing.lock();
-        let from = {
+        let synced = {
             let state = self.state.lock();
             if let Some(error) = &state.poison {
                 return Err(error.clone());
             }
-            state.synced.segment
+            state.synced
         };
+        // Another did it meanwhile; the segment may even be released.
+        if synced >= end {
+            return Ok(());
+        }
+        let done = self.sync_segments(synced.segment, end);
+        done.inspect_err(|error| self.state.lock().poison = Some(poisoned(error)))
+    }
+
+    fn sync_segments(&self, from: u64, end: Position) -> Result<()> {
         for segment in from..end.segment {
             self.sync_segment(segment, start_of(segment + 1))?;
             self.note_durable_before(segment + 1)?;
@@ -127,16 +136,10 @@ impl Inner {
     /// Syncs a segment; then all is durable up to `end`.
     fn sync_segment(&self, segment: u64, end: Position) -> Result<()> {
         let synced = self.file(segment)?.sync();
+        let path = self.folder.path(segment);
+        synced.map_err(|e| Error::io("can't sync", &path, &e).not_full())?;
         let mut state = self.state.lock();
-        match synced {
-            Ok(()) => state.synced = state.synced.max(end),
-            Err(e) => {
-                let path = self.folder.path(segment);
-                let error = Error::io("can't sync", &path, &e).not_full();
-                state.poison = Some(poisoned(&error));
-                return Err(error);
-            }
-        }
+        state.synced = state.synced.max(end);
         Ok(())
     }
 
@@ -183,6 +186,10 @@ impl Inner {
     /// Lets a job make the file of the next segment, once in each: where records are synced when this one is
     /// half full, since that takes long, and else when it is nearly full.
     fn prepare_next(self: &Arc<Self>, end: Position, sync: bool) {
+        let half = self.options.segment_bytes / 2;
+        if end.offset < half && !sync {
+            return;
+        }
         let mut state = self.state.lock();
         state.syncs |= sync;
         let blocks = state.syncs;
