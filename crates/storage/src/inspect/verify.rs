@@ -63,7 +63,8 @@ impl Inspection {
         for table in self.recovered.levels.iter().flatten() {
             found.tables += 1;
             found.bytes += table.meta.size_bytes;
-            found.entries += table.meta.properties.entries;
+            let entries = table.meta.properties.entries;
+            found.entries = found.entries.saturating_add(entries);
             let file = file_name(table.meta.number, "table");
             let problems = check_table(table, &pointed, progress).into_iter();
             found.damages.extend(problems.map(|(at, what)| Damage {

@@ -30,9 +30,9 @@ impl Collect {
         let mut wasted: Vec<&Held> = files.iter().filter(wasted).collect();
         wasted.sort_by_key(|held| std::cmp::Reverse(share(held)));
         let mut numbers = BTreeSet::new();
-        let mut bytes = 0;
+        let mut bytes = 0_u64;
         for held in wasted {
-            bytes += held.live.bytes;
+            bytes = bytes.saturating_add(held.live.bytes);
             if bytes > most_bytes && !numbers.is_empty() {
                 break;
             }

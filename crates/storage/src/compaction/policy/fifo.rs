@@ -77,7 +77,8 @@ impl CompactionPolicy for Fifo {
     }
 
     fn debt_bytes(&self, levels: &Levels) -> u64 {
-        let bytes = levels.iter().flatten().map(|t| size(t)).sum::<u64>();
+        let sizes = levels.iter().flatten().map(|t| size(t));
+        let bytes = sizes.fold(0, u64::saturating_add);
         bytes.saturating_sub(self.size_bytes_max)
     }
 
