@@ -22,6 +22,8 @@ pub type Job = Box<dyn FnOnce() + Send>;
 pub enum JobClass {
     /// Writing and syncing a log.
     Log,
+    /// Making files that a log will soon need.
+    Prepare,
     /// Applying committed commands.
     Apply,
     /// Reads that may miss the cache.
@@ -35,8 +37,9 @@ pub enum JobClass {
 }
 
 impl JobClass {
-    const ALL: [JobClass; 6] = [
+    const ALL: [JobClass; 7] = [
         JobClass::Log,
+        JobClass::Prepare,
         JobClass::Apply,
         JobClass::Read,
         JobClass::Control,
@@ -186,7 +189,7 @@ impl ThreadJobs {
             let queue = Arc::new(Queue::default());
             let count = match class {
                 JobClass::Log => 2,
-                JobClass::Flush => 1,
+                JobClass::Prepare | JobClass::Flush => 1,
                 JobClass::Apply | JobClass::Read | JobClass::Control => 2,
                 JobClass::Compaction => compaction_threads.max(1),
             };

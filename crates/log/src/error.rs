@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The record is larger than a segment: split it.
+    /// The record is larger than 1 GiB, or the size of segments is out of bounds: split it, or change that.
     TooLarge,
     /// The disk is full: nothing of the record was kept; free space and try again.
     DiskFull,
@@ -20,7 +20,7 @@ pub enum ErrorKind {
     Corruption,
     /// The files are of a format that this program does not know: use a newer one.
     NewerFormat,
-    /// A write or sync failed before; what is on disk is unknown. Close, and open again.
+    /// A write or sync failed before, and what is on disk is unknown; or the log was closed. Open it again.
     Poisoned,
     /// Any other failure of the disk.
     Io,

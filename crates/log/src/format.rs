@@ -6,8 +6,12 @@
 //!           u32 (4), key id u32 (4), flags u32 (4), log id u64 (8), segment id u64 (8),
 //!           reserved (20), crc32c of the 60 bytes before (4)
 //! flags   = 1: all earlier segments were durable when this was written
-//! record  = crc u32, length u32, synced u32, kind u8, reserved (3), payload, zeros to 8 bytes
+//! record  = crc u32, length u32, synced u32, kind u8, header check (3), payload, zeros to 8 bytes
 //! ```
+//!
+//! The header check is of length, synced and kind, salted with log id and segment id. It tells whether the
+//! bytes at a place may be a record at all, so that a search for records does not have to read as far as
+//! each of them claims to reach; and nobody can write values that pass, who does not know the log id.
 //!
 //! `crc` is crc32c over log id, segment id, and the record from `length` to the payload's end, so
 //! that a record of a file's former life is no record. `synced` is the offset below which this
@@ -107,7 +111,8 @@ pub(crate) fn encode_record(
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(&(length as u32).to_le_bytes());
     out.extend_from_slice(&synced.to_le_bytes());
-    out.extend_from_slice(&[kind, 0, 0, 0]);
+    out.push(kind);
+    out.extend_from_slice(&header_check(id, length as u32, synced, kind));
     parts.iter().for_each(|part| out.extend_from_slice(part));
     let crc = checksum(id, &out[start + 4..]);
     out[start..start + 4].copy_from_slice(&crc.to_le_bytes());
@@ -124,16 +129,30 @@ pub(crate) struct Record<'a> {
 /// The record that begins at the start of `bytes`, if a whole and sound one does.
 pub(crate) fn decode_record(bytes: &[u8], id: SegmentId) -> Option<Record<'_>> {
     let header = bytes.first_chunk::<RECORD_HEADER_LEN>()?;
-    let end = RECORD_HEADER_LEN.checked_add(u32_at(header, 4) as usize)?;
+    let (length, synced, kind) = (u32_at(header, 4), u32_at(header, 8), header[12]);
+    if header[13..] != header_check(id, length, synced, kind) {
+        return None;
+    }
+    let end = RECORD_HEADER_LEN.checked_add(length as usize)?;
     let payload = bytes.get(RECORD_HEADER_LEN..end)?;
     if u32_at(header, 0) != checksum(id, bytes.get(4..end)?) {
         return None;
     }
     Some(Record {
-        kind: header[12],
-        synced: u32_at(header, 8),
+        kind,
+        synced,
         payload,
     })
+}
+
+/// 24 bits of a hash of a record's header.
+fn header_check(id: SegmentId, length: u32, synced: u32, kind: u8) -> [u8; 3] {
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let numbers = u64::from(length) << 32 | u64::from(synced);
+    let mixed = (numbers ^ id.log).wrapping_mul(ODD);
+    let mixed = mixed ^ mixed >> 29 ^ id.segment ^ u64::from(kind) << 56;
+    let [.., a, b, c] = mixed.wrapping_mul(id.log | 1).to_le_bytes();
+    [a, b, c]
 }
 
 /// The payload length that a record header claims.

@@ -10,8 +10,9 @@
 //! submit ──► queue (position known, readable) ──► write ──► sync ──► done(Ok) in order
 //! ```
 //!
-//! Segments have a fixed size and are written over in full: a file whose blocks exist already syncs
-//! about a third faster than one that grows. A released segment becomes the next one's file.
+//! Segments have a fixed size, but for those of one larger record, and are written over: a file whose blocks
+//! exist already syncs about a third faster than one that grows. Where records are synced, a released segment
+//! becomes the next one's file.
 //!
 //! What a crash leaves is a prefix. A record that fails its checksum ends the log when nothing after
 //! it was promised; when a later record proves that the log was synced beyond it, the damage is

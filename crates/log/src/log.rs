@@ -39,14 +39,14 @@ pub struct Position {
     pub offset: u64,
 }
 
-/// What becomes of records for which the disk has no room. It has none only where a segment begins:
-/// a segment's blocks are there from its first byte, and those of a record that is larger from its own.
+/// What becomes of records for which the disk has no room. It has none only where a file is made or
+/// enlarged: a segment's blocks are there from its first byte, those of a record that is larger from its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
     /// They fail with `DiskFull` and are nothing; the log goes on with those that come later. For
     /// owners that can take a record back.
     Refuse,
-    /// They wait, and all behind them, until there is room. For owners that can't.
+    /// They wait, and all behind them, until there is room; those before them do not. For owners that can't.
     Wait,
 }
 
@@ -132,6 +132,8 @@ pub(crate) struct Inner {
     pub state: Mutex<State>,
     /// Held over a sync of a segment, and before `state`.
     pub syncing: Mutex<()>,
+    /// Held while segments are released, and before `state`: each goes after those before it.
+    releasing: Mutex<()>,
     /// Rung when the writer need not wait for room any more.
     pub given_up: Event,
     /// Whether records that find the disk full wait for room.
@@ -146,7 +148,7 @@ pub(crate) struct State {
     /// Where the next record begins.
     pub tail: Position,
     /// Not yet taken by the writer, ascending.
-    pub queue: VecDeque<Chunk>,
+    pub queue: VecDeque<Arc<Chunk>>,
     /// Taken by the writer, not yet written: still readable from here.
     pub in_flight: Vec<Arc<Chunk>>,
     pub writing: bool,
@@ -162,6 +164,8 @@ pub(crate) struct State {
     pub cuts: Vec<Position>,
     pub files: BTreeMap<u64, Arc<dyn File>>,
     pub poison: Option<Error>,
+    /// Whether the owner has closed the log.
+    pub closed: bool,
     /// Whether a job syncs what was written.
     pub syncing_behind: bool,
     /// Whether a record was to be synced: from then on a segment that is released is kept for the next.
@@ -185,6 +189,10 @@ impl Chunk {
             segment: self.segment,
             offset: self.offset + self.bytes.len() as u64,
         }
+    }
+
+    pub(crate) fn is_synced(&self) -> bool {
+        self.durability == Durability::Synced
     }
 }
 
@@ -228,6 +236,7 @@ impl Log {
             cuts: Vec::new(),
             files: found.files,
             poison: None,
+            closed: false,
             syncing_behind: false,
             syncs: false,
             prepared_in: 0,
@@ -241,6 +250,7 @@ impl Log {
             log_id: found.log_id,
             state: Mutex::new(state),
             syncing: Mutex::new(()),
+            releasing: Mutex::new(()),
             given_up: Event::new(),
         });
         Ok(Log {
@@ -319,7 +329,7 @@ impl Log {
         if state.synced >= end {
             return Ok(());
         }
-        match state.queue.back_mut() {
+        match state.queue.back_mut().and_then(Arc::get_mut) {
             Some(chunk) => chunk.durability = Durability::Synced,
             None => {
                 let chunk = Chunk {
@@ -329,7 +339,7 @@ impl Log {
                     durability: Durability::Synced,
                     done: Mutex::default(),
                 };
-                state.queue.push_back(chunk);
+                state.queue.push_back(Arc::new(chunk));
             }
         }
         self.inner.wait_for(state, end, Durability::Synced)
@@ -343,7 +353,7 @@ impl Log {
                 log: self.inner.log_id,
                 segment: at.segment,
             };
-            let pending = state.in_flight.iter().map(Arc::as_ref).chain(&state.queue);
+            let pending = state.in_flight.iter().chain(&state.queue);
             for chunk in pending {
                 if chunk.segment == at.segment
                     && (chunk.offset..chunk.end().offset).contains(&at.offset)
@@ -424,23 +434,22 @@ impl Log {
         self.inner.full.load(Ordering::Acquire)
     }
 
-    /// Makes all durable and gives back the space that was prepared for records to come: for an owner that
-    /// ends, while nobody else may open the log. Records that are submitted nevertheless are kept.
+    /// Ends the log: takes no more records, makes all durable, and gives back the space that was prepared for
+    /// more. Again it does nothing. REQUIRES: nobody else may open the log before it returns.
     pub fn close(&self) -> Result<()> {
+        if std::mem::replace(&mut self.inner.state.lock().closed, true) {
+            return Ok(());
+        }
         self.inner.folder.close();
-        self.inner.folder.give_up_next();
+        self.inner.folder.give_up_prepared();
         self.sync()?;
         let state = self.inner.state.lock();
-        let idle = !state.writing && state.queue.is_empty() && state.written == state.tail;
-        match state.files.get(&state.tail.segment) {
-            // Nobody writes while the lock is held.
-            Some(file) if idle => {
-                let path = self.inner.folder.path(state.tail.segment);
-                let cut = file.set_size(state.tail.offset);
-                cut.map_err(|e| Error::io("can't cut", &path, &e))
-            }
-            _ => Ok(()),
-        }
+        let Some(file) = state.files.get(&state.tail.segment) else {
+            return Ok(());
+        };
+        let path = self.inner.folder.path(state.tail.segment);
+        let cut = file.set_size(state.tail.offset);
+        cut.map_err(|e| Error::io("can't cut", &path, &e))
     }
 
     /// From now on a full disk fails records instead of making them wait, those that wait already
@@ -450,11 +459,13 @@ impl Log {
         self.inner.given_up.notify();
     }
 
-    /// Forgets all whole segments below `segment`; never the one that is written to.
+    /// Forgets all whole segments below `segment`, the oldest first; never the one that is written to. One that
+    /// can't be removed stays, with all behind it, and is tried again the next time.
     pub fn release(&self, segment: u64) -> Result<()> {
+        let _alone = self.inner.releasing.lock();
         loop {
             let (oldest, keep) = {
-                let mut state = self.inner.state.lock();
+                let state = self.inner.state.lock();
                 let Some(oldest) = state.files.keys().next().copied() else {
                     return Ok(());
                 };
@@ -462,11 +473,32 @@ impl Log {
                 if oldest >= segment || oldest >= state.synced.segment {
                     return Ok(());
                 }
-                state.files.remove(&oldest);
-                (oldest, state.syncs)
+                (oldest, state.syncs && !state.closed)
             };
             self.inner.folder.remove_oldest(oldest, keep)?;
+            self.inner.state.lock().files.remove(&oldest);
         }
+    }
+}
+
+impl State {
+    /// The queued chunk that takes a record of this size, at the end of the queue.
+    fn chunk_for(&mut self, at: Position, length: usize) -> &mut Chunk {
+        let fits = |chunk: &mut Arc<Chunk>| {
+            let small = chunk.bytes.len() + length <= CHUNK_BYTES;
+            chunk.segment == at.segment && small && Arc::get_mut(chunk).is_some()
+        };
+        if !self.queue.back_mut().is_some_and(fits) {
+            self.queue.push_back(Arc::new(Chunk {
+                segment: at.segment,
+                offset: at.offset,
+                bytes: Vec::new(),
+                durability: Durability::Buffered,
+                done: Mutex::default(),
+            }));
+        }
+        let last = self.queue.back_mut().and_then(Arc::get_mut);
+        last.expect("the last chunk was just made, or looked at")
     }
 }
 
@@ -481,6 +513,10 @@ impl Inner {
     ) -> Result<Position> {
         if let Some(error) = &state.poison {
             return Err(error.clone());
+        }
+        if state.closed {
+            let message = "the log takes no more records, since it was closed; open it again";
+            return Err(Error::new(ErrorKind::Poisoned, message));
         }
         let length = format::record_len(parts.iter().map(|part| part.len()).sum());
         if length > RECORD_MAX {
@@ -498,27 +534,14 @@ impl Inner {
         } else {
             0
         };
-        let fits = state.queue.back().is_some_and(|chunk| {
-            chunk.segment == at.segment && chunk.bytes.len() + length <= CHUNK_BYTES
-        });
-        if !fits {
-            state.queue.push_back(Chunk {
-                segment: at.segment,
-                offset: at.offset,
-                bytes: Vec::new(),
-                durability,
-                done: Mutex::default(),
-            });
-        }
-        if let Some(chunk) = state.queue.back_mut() {
-            let id = SegmentId {
-                log: self.log_id,
-                segment: at.segment,
-            };
-            format::encode_record(&mut chunk.bytes, id, format::DATA, synced as u32, parts);
-            chunk.durability = chunk.durability.max(durability);
-            chunk.done.get_mut().extend(done);
-        }
+        let id = SegmentId {
+            log: self.log_id,
+            segment: at.segment,
+        };
+        let chunk = state.chunk_for(at, length);
+        format::encode_record(&mut chunk.bytes, id, format::DATA, synced as u32, parts);
+        chunk.durability = chunk.durability.max(durability);
+        chunk.done.get_mut().extend(done);
         state.tail.offset += length as u64;
         Ok(at)
     }

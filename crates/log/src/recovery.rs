@@ -72,11 +72,10 @@ pub(crate) fn recover(
         if let Some(doubtful) = doubtful.filter(|_| !proven) {
             folder.write_again(segment, doubtful, durable as u64)?;
         }
-        let end = end as usize;
-        let clean = bytes.len() as u64 >= folder.segment_bytes
-            && bytes[end..].iter().all(|byte| *byte == 0);
+        let clean = bytes.len() as u64 >= folder.bytes_with_end_at(end)
+            && bytes[end as usize..].iter().all(|byte| *byte == 0);
         if !sealed && !clean {
-            folder.clear_from(segment, end as u64)?;
+            folder.clear_from(segment, end)?;
         }
         let file = folder.open(segment)?;
         file.sync()

@@ -8,6 +8,7 @@ use quorate_env::{Disk, Env, File};
 
 use crate::error::{Error, Result};
 use crate::format::{HEADER_LEN, Header, SegmentId, encode_header};
+use crate::log::SEAL_LEN;
 
 const SPARE: &str = "spare";
 /// A file is written over in pieces of a page. Larger ones leave it in large folios of the page cache, in
@@ -114,17 +115,22 @@ impl Folder {
         self.names.lock().closed = true;
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.names.lock().closed
-    }
-
-    /// Gives up the file of the next segment, if it was prepared; what can't be removed, the next opening
-    /// removes. REQUIRES: nobody else has opened the folder.
-    pub(crate) fn give_up_next(&self) {
+    /// Gives up the file of the next segment, if it was prepared, and the spare; what can't be removed now,
+    /// a later opening removes or uses. REQUIRES: nobody else has opened the folder.
+    pub(crate) fn give_up_prepared(&self) {
         let mut names = self.names.lock();
         if names.next.take().is_some() {
             let _ = self.disk.remove(&self.path(names.begun + 1));
         }
+        if self.has_spare() {
+            let _ = self.disk.remove(&self.spare_path());
+        }
+    }
+
+    /// Whether the file of a segment is still to be prepared.
+    pub(crate) fn wants(&self, segment: u64) -> bool {
+        let names = self.names.lock();
+        names.begun + 1 == segment && names.next.is_none() && !names.closed
     }
 
     /// Begins a segment, with the file that was prepared for it, if one was.
@@ -182,9 +188,15 @@ impl Folder {
         let path = self.path(segment);
         let run = || {
             let _names = self.names.lock();
-            if !keep || self.disk.exists(&self.spare_path())? {
+            if !self.disk.exists(&path)? {
+                // Gone already, but its name's end was not durable then.
+            } else if !keep || self.disk.exists(&self.spare_path())? {
                 self.disk.remove(&path)?;
             } else {
+                let file = self.disk.open(&path)?;
+                if file.size()? > self.segment_bytes {
+                    file.set_size(self.segment_bytes)?;
+                }
                 self.disk.rename(&path, &self.spare_path())?;
             }
             self.disk.sync_dir(&self.dir)
@@ -209,20 +221,25 @@ impl Folder {
         }
     }
 
-    /// Zeros a segment from `offset` to its end, and gives it the usual size if it was cut. Writing them, and
-    /// not cutting the file, keeps its blocks in place: later syncs need not write where they are.
+    /// Zeros what a segment's file holds from `offset` on, by writing, which leaves its blocks in place: later
+    /// syncs need not write where they are. And gives it room for the usual size, and a seal at least.
     pub(crate) fn clear_from(&self, segment: u64, offset: u64) -> Result<()> {
         let path = self.path(segment);
         let run = || {
             let file = self.disk.open(&path)?;
-            let size = file.size()?;
-            if size < self.segment_bytes {
-                file.allocate(self.segment_bytes)?;
+            let (size, needs) = (file.size()?, self.bytes_with_end_at(offset));
+            if size < needs {
+                file.allocate(needs)?;
             }
             self.write_zeros(&*file, offset.max(HEADER_LEN as u64), size)?;
             file.sync()
         };
         run().map_err(|e| Error::io("can't clear the end of", &path, &e))
+    }
+
+    /// The size of a segment's file whose records end there.
+    pub(crate) fn bytes_with_end_at(&self, offset: u64) -> u64 {
+        self.segment_bytes.max(offset + SEAL_LEN)
     }
 
     /// Writes bytes where they are already, so that the next sync takes them to disk whatever became of

@@ -377,8 +377,10 @@ fn log_that_outruns_its_preparation_loses_nothing() {
 }
 
 /// A log on a disk with room for little, told to wait; twenty records are queued, and what became of
-/// each. `when_full` runs once, while they wait.
-fn wait_on_a_full_disk(when_full: impl FnOnce(&Sim, &Log) + Send + 'static) -> (Sim, Vec<bool>) {
+/// each, and of how many it was known before there was room. `when_full` runs once, while they wait.
+fn wait_on_a_full_disk(
+    when_full: impl FnOnce(&Sim, &Log) + Send + 'static,
+) -> (Sim, Vec<bool>, usize) {
     let sim = Sim::new(81);
     let options = LogOptions {
         when_full: WhenFull::Wait,
@@ -396,11 +398,16 @@ fn wait_on_a_full_disk(when_full: impl FnOnce(&Sim, &Log) + Send + 'static) -> (
             sim.jobs.pump_all();
         }
     }
-    look(&sim, log.clone(), when_full);
+    let (known, early) = (Arc::clone(&outcomes), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&early);
+    look(&sim, log.clone(), move |sim, log| {
+        count.store(known.lock().len(), Ordering::SeqCst);
+        when_full(sim, log);
+    });
     sim.jobs.pump_all();
     assert!(!log.is_full());
     let outcomes = outcomes.lock().clone();
-    (sim, outcomes)
+    (sim, outcomes, early.load(Ordering::SeqCst))
 }
 
 /// Looks, job after job, until the log is full.
@@ -415,8 +422,9 @@ fn look(sim: &Sim, log: Log, when_full: impl FnOnce(&Sim, &Log) + Send + 'static
 
 #[test]
 fn log_told_to_wait_loses_no_record_to_a_full_disk() {
-    let (sim, outcomes) = wait_on_a_full_disk(|sim, _| sim.disk.set_capacity(None));
+    let (sim, outcomes, early) = wait_on_a_full_disk(|sim, _| sim.disk.set_capacity(None));
     assert_eq!(outcomes, [true; 20]);
+    assert!(early >= 6, "{early} records fit, and need not wait");
     let (_, found) = open(&sim.crash().env()).unwrap();
     let first_bytes: Vec<u8> = found.iter().map(|record| record[0]).collect();
     assert_eq!(first_bytes, (0..20).collect::<Vec<u8>>());
@@ -424,7 +432,7 @@ fn log_told_to_wait_loses_no_record_to_a_full_disk() {
 
 #[test]
 fn log_told_to_wait_no_longer_fails_what_waits() {
-    let (sim, outcomes) = wait_on_a_full_disk(|_, log| log.refuse_when_full());
+    let (sim, outcomes, _) = wait_on_a_full_disk(|_, log| log.refuse_when_full());
     let kept = outcomes.iter().filter(|ok| **ok).count();
     assert!((3..20).contains(&kept), "{kept} records were kept");
     assert!(outcomes[..kept].iter().all(|ok| *ok));

@@ -8,7 +8,7 @@ use quorate_env::{File, JobClass};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Header, SEAL, SegmentId, encode_header, encode_record};
-use crate::log::{Chunk, Durability, Inner, Position, SEAL_LEN, State, start_of};
+use crate::log::{Chunk, Inner, Position, SEAL_LEN, State, start_of};
 use crate::waits::Called;
 
 /// How often a disk that was full is asked for room again.
@@ -19,6 +19,17 @@ const SYNC_BEHIND_BYTES: u64 = 4 << 20;
 
 /// Why writing stopped, and the end of what is sound.
 type Cut = (Error, Position);
+
+/// What jobs are to do.
+#[derive(Default)]
+struct Chores {
+    /// Much is written and not durable, or a segment has ended.
+    sync: bool,
+    /// The segment is nearly full: the next one's file is to be made.
+    prepare: bool,
+    /// With its blocks.
+    blocks: bool,
+}
 
 impl Inner {
     pub(crate) fn spawn_writer(self: &Arc<Self>) {
@@ -33,80 +44,165 @@ impl Inner {
     }
 
     /// Writes all that is queued now, and returns those who are to hear of it; `None` when nothing was
-    /// queued. Only the writer calls this.
+    /// queued. Where records wait for room, what finds none is queued again. Only the writer calls this.
     pub(crate) fn write_queued(self: &Arc<Self>) -> Option<Called> {
-        let chunks: Vec<Arc<Chunk>> = {
+        if self.full.load(Ordering::Acquire) {
+            self.wait_for_room();
+        }
+        let (chunks, written, file) = {
             let mut state = self.state.lock();
-            state.in_flight = state.queue.drain(..).map(Arc::new).collect();
-            state.in_flight.clone()
+            state.in_flight = state.queue.drain(..).collect();
+            let file = state.files.get(&state.written.segment).cloned();
+            (state.in_flight.clone(), state.written, file)
         };
         if chunks.is_empty() {
             return None;
         }
-        let result = self.write_chunks(&chunks);
-        let full = matches!(&result, Err((error, _)) if error.kind() == ErrorKind::DiskFull);
-        let mut dropped = Vec::new();
+        let result = self.write_chunks(&chunks, written, file);
+        Some(self.end_round(chunks, result))
+    }
+
+    /// Notes what became of chunks, and completes those that are done or have failed.
+    fn end_round(
+        self: &Arc<Self>,
+        mut done: Vec<Arc<Chunk>>,
+        result: std::result::Result<Position, Cut>,
+    ) -> Called {
+        let (end, error) = match result {
+            Ok(end) => (end, None),
+            Err((error, end)) => (end, Some(error)),
+        };
+        let full = error
+            .as_ref()
+            .is_some_and(|e| e.kind() == ErrorKind::DiskFull);
+        let wait = full && self.waits.load(Ordering::Acquire);
+        self.full.store(wait, Ordering::Release);
+        let mut failed = Vec::new();
+        if error.is_some() {
+            // When the disk is full, those before the end are done; else nobody knows.
+            failed = done.split_off(done.partition_point(|c| full && c.end() <= end));
+        }
+        let error = error.map(|error| if full { error } else { poisoned(&error) });
+        let mut chores = Chores::default();
         let called = {
             let mut state = self.state.lock();
             state.in_flight.clear();
-            if let Err((error, at)) = &result {
-                dropped = state.queue.drain(..).collect();
-                if full {
-                    state.tail = *at;
-                    state.cuts.push(*at);
-                } else {
-                    state.poison.get_or_insert_with(|| poisoned(error));
+            state.written = end;
+            match &error {
+                None => {
+                    let synced = done.iter().any(|chunk| chunk.is_synced());
+                    chores = self.chores(&mut state, end, synced);
+                }
+                Some(_) if wait => {
+                    failed
+                        .drain(..)
+                        .rev()
+                        .for_each(|c| state.queue.push_front(c));
+                }
+                Some(error) => {
+                    failed.extend(state.queue.drain(..));
+                    if full {
+                        state.tail = end;
+                        state.cuts.push(end);
+                    } else {
+                        state.poison.get_or_insert_with(|| error.clone());
+                    }
                 }
             }
             state.call_those_who_are_done()
         };
-        let (outcome, done_before) = match result {
-            Ok(()) => (Ok(()), None),
-            Err((error, at)) if full => (Err(error), Some(at)),
-            Err((error, _)) => (Err(poisoned(&error)), None),
-        };
-        for chunk in &chunks {
-            let early = done_before.is_some_and(|at| chunk.end() <= at);
-            complete(chunk, if early { Ok(()) } else { outcome.clone() });
+        self.begin(chores, end);
+        done.iter().for_each(|chunk| complete(chunk, Ok(())));
+        if let Some(error) = error {
+            let fail = |chunk: &Arc<Chunk>| complete(chunk, Err(error.clone()));
+            failed.iter().for_each(fail);
         }
-        dropped
-            .iter()
-            .for_each(|chunk| complete(chunk, outcome.clone()));
-        Some(called)
+        called
     }
 
-    /// Writes chunks, and syncs once if any wants it. An error comes with the end of what is sound.
-    fn write_chunks(self: &Arc<Self>, chunks: &[Arc<Chunk>]) -> std::result::Result<(), Cut> {
-        let mut sync = false;
+    /// Waits a while, unless nobody waits for room any more.
+    fn wait_for_room(&self) {
+        let mut given_up = || !self.waits.load(Ordering::Acquire);
+        let again = Some(FULL_RETRY);
+        self.env.jobs.wait(&self.given_up, &mut given_up, again);
+    }
+
+    /// Writes chunks behind what is written, where `file` is, and syncs once if one of them asks for it;
+    /// returns where they end. An error comes with the end of what is sound: if the disk is full, those
+    /// before it are as durable as they asked.
+    fn write_chunks(
+        &self,
+        chunks: &[Arc<Chunk>],
+        written: Position,
+        file: Option<Arc<dyn File>>,
+    ) -> std::result::Result<Position, Cut> {
+        let mut end = written;
+        let wrote = file
+            .ok_or_else(gone)
+            .and_then(|file| self.write_in_order(chunks, file, &mut end));
+        if let Err(error) = &wrote
+            && error.kind() != ErrorKind::DiskFull
+        {
+            return Err((error.clone(), end));
+        }
+        if chunks.iter().any(|c| c.is_synced() && c.end() <= end) {
+            self.state.lock().written = end;
+            self.sync_to(end).map_err(|e| (e, end))?;
+        }
+        wrote.map_err(|e| (e, end))?;
+        Ok(end)
+    }
+
+    /// Writes chunks one after the other; `end` is where what was written ends.
+    fn write_in_order(
+        &self,
+        chunks: &[Arc<Chunk>],
+        mut file: Arc<dyn File>,
+        end: &mut Position,
+    ) -> Result<()> {
         for chunk in chunks {
-            let before = self.state.lock().written;
-            let file = if chunk.segment == before.segment {
-                self.file(chunk.segment).map_err(|e| (e, before))?
-            } else {
-                // The sync of the old segment serves what was written to it so far.
-                self.when_there_is_room(|| self.rotate(chunk.segment, before))
-                    .map_err(|e| (e, before))?
-            };
+            if chunk.segment != end.segment {
+                file = self.rotate(chunk.segment, *end)?;
+                *end = start_of(chunk.segment);
+            }
             let needs = chunk.end().offset + SEAL_LEN;
             if needs > self.options.segment_bytes {
-                let before = self.state.lock().written;
-                self.when_there_is_room(|| self.enlarge(chunk.segment, &*file, needs))
-                    .map_err(|e| (e, before))?;
+                self.enlarge(chunk.segment, &*file, needs)?;
             }
-            let path = || self.folder.path(chunk.segment);
             let wrote = file.write_all_at(&chunk.bytes, chunk.offset);
-            wrote.map_err(|e| (Error::io("can't write", &path(), &e).not_full(), before))?;
-            self.state.lock().written = chunk.end();
-            sync |= chunk.durability == Durability::Synced;
+            let path = || self.folder.path(chunk.segment);
+            wrote.map_err(|e| Error::io("can't write", &path(), &e).not_full())?;
+            *end = chunk.end();
         }
-        let end = self.state.lock().written;
-        if sync {
-            self.sync_to(end).map_err(|e| (e, end))?;
-        } else {
+        Ok(())
+    }
+
+    /// What is to be done behind the writer's back, once more is written.
+    fn chores(&self, state: &mut State, end: Position, synced: bool) -> Chores {
+        state.syncs |= synced;
+        // Where records are synced, making a file takes long.
+        let quarters = if state.syncs { 2 } else { 3 };
+        let late = end.offset >= self.options.segment_bytes / 4 * quarters;
+        let prepare = late && state.prepared_in < end.segment && self.options.prepare_segments;
+        if prepare {
+            state.prepared_in = end.segment;
+        }
+        Chores {
+            sync: !synced
+                && state.is_far_behind(end)
+                && !std::mem::replace(&mut state.syncing_behind, true),
+            prepare,
+            blocks: state.syncs,
+        }
+    }
+
+    fn begin(self: &Arc<Self>, chores: Chores, end: Position) {
+        if chores.sync {
             self.sync_behind(end);
         }
-        self.prepare_next(end, sync);
-        Ok(())
+        if chores.prepare {
+            self.prepare_next(end, chores.blocks);
+        }
     }
 
     /// Makes durable what lies before a position, segment by segment. One at a time: of two syncs at once
@@ -160,14 +256,8 @@ impl Inner {
         written.map_err(|e| Error::io("can't write", &path, &e).not_full())
     }
 
-    /// Lets a job sync what was written, if that has become much or a segment has ended: so that a sync
-    /// that somebody asks for need not wait for all of it.
+    /// Lets a job sync what was written, so that a sync that somebody asks for need not wait for all of it.
     fn sync_behind(self: &Arc<Self>, end: Position) {
-        let mut state = self.state.lock();
-        if !state.is_far_behind(end) || std::mem::replace(&mut state.syncing_behind, true) {
-            return;
-        }
-        drop(state);
         let inner = Arc::clone(self);
         let job = move || {
             let mut end = end;
@@ -189,35 +279,21 @@ impl Inner {
         self.env.jobs.spawn(JobClass::Log, Box::new(job));
     }
 
-    /// Lets a job make the file of the next segment, once in each: where records are synced when this one is
-    /// half full, since that takes long, and else when it is nearly full.
-    fn prepare_next(self: &Arc<Self>, end: Position, sync: bool) {
-        let half = self.options.segment_bytes / 2;
-        if end.offset < half && !sync {
-            return;
-        }
-        let mut state = self.state.lock();
-        state.syncs |= sync;
-        let blocks = state.syncs;
-        let quarters = if blocks { 2 } else { 3 };
-        let late = end.offset >= self.options.segment_bytes / 4 * quarters;
-        if !late || state.prepared_in >= end.segment || !self.options.prepare_segments {
-            return;
-        }
-        state.prepared_in = end.segment;
-        drop(state);
-        if self.folder.is_closed() {
-            return;
-        }
+    /// Lets a job make the file of the next segment; with its blocks, where that makes syncs faster.
+    fn prepare_next(self: &Arc<Self>, end: Position, blocks: bool) {
         let inner = Arc::clone(self);
         let job = move || {
+            let next = end.segment + 1;
+            if !inner.folder.wants(next) {
+                return;
+            }
             // If it can't be made now, the writer will try, and report why.
             if blocks && !inner.folder.has_spare() && inner.folder.prepare_spare().is_err() {
                 return;
             }
-            let _ = inner.folder.prepare(inner.id(end.segment + 1));
+            let _ = inner.folder.prepare(inner.id(next));
         };
-        self.env.jobs.spawn(JobClass::Compaction, Box::new(job));
+        self.env.jobs.spawn(JobClass::Prepare, Box::new(job));
     }
 
     fn id(&self, segment: u64) -> SegmentId {
@@ -229,23 +305,7 @@ impl Inner {
 
     fn file(&self, segment: u64) -> Result<Arc<dyn File>> {
         let file = self.state.lock().files.get(&segment).cloned();
-        file.ok_or_else(|| Error::new(ErrorKind::NotFound, "the log's open segment is gone"))
-    }
-
-    /// What `make` gives; while the disk is full, again and again where records are to wait.
-    fn when_there_is_room<T>(&self, make: impl Fn() -> Result<T>) -> Result<T> {
-        loop {
-            let made = make();
-            let full = matches!(&made, Err(error) if error.kind() == ErrorKind::DiskFull);
-            let wait = full && self.waits.load(Ordering::Acquire);
-            self.full.store(wait, Ordering::Release);
-            if !wait {
-                return made;
-            }
-            let mut given_up = || !self.waits.load(Ordering::Acquire);
-            let again = Some(FULL_RETRY);
-            self.env.jobs.wait(&self.given_up, &mut given_up, again);
-        }
+        file.ok_or_else(gone)
     }
 
     /// Gives a segment the blocks for a record that is larger than segments are.
@@ -297,6 +357,10 @@ impl Error {
             _ => self,
         }
     }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::NotFound, "the log's open segment is gone")
 }
 
 fn complete(chunk: &Chunk, outcome: Result<()>) {

@@ -69,7 +69,7 @@ impl Error {
     /// An error of the disk while doing `what` to the file at `path`.
     pub(crate) fn disk(path: &Path, what: &str, cause: &io::Error) -> Self {
         let kind = match cause.kind() {
-            io::ErrorKind::StorageFull => ErrorKind::DiskFull,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::DiskFull,
             io::ErrorKind::UnexpectedEof => ErrorKind::Corruption,
             _ => ErrorKind::Io,
         };

@@ -28,7 +28,8 @@ pub enum Decision {
     Keep,
     /// It becomes a deletion, at its version, and hides what is older as any deletion does.
     Remove,
-    /// It gets this value. Version, and the time from which it expires, stay.
+    /// It gets this value. Version, and the time from which it expires, stay. One of more than 512 MiB, which
+    /// no batch could write, is not taken: the entry stays as it is.
     Change(Vec<u8>),
 }
 

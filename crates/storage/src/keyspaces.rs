@@ -8,6 +8,7 @@ use crate::batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, Result};
 use crate::expiry::{Expiry, Time};
+use crate::memtable::can_hold;
 use crate::options::{KeyspaceId, KeyspaceOptions};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -144,6 +145,11 @@ impl Keyspaces {
                 "a batch of {} bytes: the most is {MAX_BATCH_BYTES}",
                 batch.size_bytes()
             )));
+        }
+        if !can_hold(batch.payload_bytes(), batch.len()) {
+            let count = batch.len();
+            let text = format!("a batch of {count} operations: they take too much memory");
+            return Err(Error::invalid(text));
         }
         for requirement in batch.requirements() {
             let versioned = self.get(requirement.keyspace)?.versioned;

@@ -48,11 +48,7 @@ impl Memory {
         self.limit
     }
 
-    /// The memtables have room for so much, all together.
-    pub(crate) fn set_memtables(&self, bytes: u64) {
-        self.memtable_bytes.store(bytes, Ordering::Relaxed);
-    }
-
+    /// What memtables have room for, all together.
     pub(crate) fn memtable_bytes(&self) -> u64 {
         self.memtable_bytes.load(Ordering::Relaxed)
     }
@@ -67,6 +63,16 @@ impl Memory {
 
     pub(crate) fn block_bytes(&self) -> u64 {
         self.block_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts the room of a memtable for as long as what is returned lives.
+    pub(crate) fn hold_memtable(self: &Arc<Self>, bytes: usize) -> HeldMemtable {
+        let bytes = bytes as u64;
+        self.memtable_bytes.fetch_add(bytes, Ordering::Relaxed);
+        HeldMemtable {
+            memory: Arc::clone(self),
+            bytes,
+        }
     }
 
     /// Counts an open table for as long as what is returned lives.
@@ -89,13 +95,13 @@ impl Memory {
 
     /// Counts bytes for as long as what is returned lives; if there is a limit: else nobody asks, and
     /// every miss of the cache would pay.
-    pub(crate) fn hold_bytes(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+    pub(crate) fn hold_bytes(self: &Arc<Self>, bytes: usize) -> Option<HeldBytes> {
         if self.limit == 0 {
             return None;
         }
         let bytes = bytes as u64 + BLOCK_OVERHEAD;
         self.block_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Some(Held {
+        Some(HeldBytes {
             memory: Arc::clone(self),
             bytes,
         })
@@ -124,6 +130,20 @@ impl Memory {
     }
 }
 
+/// A memtable that somebody holds, iterators too.
+#[derive(Debug)]
+pub(crate) struct HeldMemtable {
+    memory: Arc<Memory>,
+    bytes: u64,
+}
+
+impl Drop for HeldMemtable {
+    fn drop(&mut self) {
+        let bytes = &self.memory.memtable_bytes;
+        bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// A table that is open.
 #[derive(Debug)]
 pub(crate) struct HeldTable {
@@ -141,12 +161,12 @@ impl Drop for HeldTable {
 
 /// Bytes that are counted.
 #[derive(Debug)]
-pub(crate) struct Held {
+pub(crate) struct HeldBytes {
     memory: Arc<Memory>,
     bytes: u64,
 }
 
-impl Drop for Held {
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         let bytes = &self.memory.block_bytes;
         bytes.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -154,7 +174,7 @@ impl Drop for Held {
 }
 
 struct HeldBlock {
-    _held: Held,
+    _held: HeldBytes,
     bytes: Bytes,
 }
 

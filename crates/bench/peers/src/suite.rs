@@ -103,6 +103,11 @@ pub fn run(mut args: SuiteArgs) -> Result<()> {
     };
     for round in 0..suite.args.rounds {
         for chain in &chains {
+            // Two of each give an interval.
+            if round > 1 && Instant::now() >= end {
+                eprintln!("the time is up in round {}", round + 1);
+                return suite.write(true);
+            }
             suite.round(chain, round)?;
             suite.write(false)?;
         }
@@ -143,11 +148,13 @@ impl Suite {
             return Ok(());
         }
         eprint!("{:<40} {engine:<8} ", step.workload);
+        let begun = Instant::now();
         let metrics = self.run_case(engine, dir, step);
         match metrics {
             Ok(metrics) => {
                 let rate = metrics.get("throughput_ops").copied().unwrap_or(0.0);
-                eprintln!("{rate:>12.0}/s");
+                let took = begun.elapsed().as_secs_f64();
+                eprintln!("{rate:>12.0}/s {took:>6.1} s");
                 if step.reported {
                     self.add(engine, step, metrics);
                 }

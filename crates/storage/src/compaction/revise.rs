@@ -1,7 +1,8 @@
 //! What becomes of entries that the rules of garbage let stay: expiry, and the user's filter.
 
+use crate::batch::MAX_BATCH_BYTES;
 use crate::engine::Sequence;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::expiry::{self, value_at};
 use crate::filter::{Candidate, CompactionFilter, Decision};
 use crate::key::{KEYSPACE_BYTES, Key, Kind, keyspace_of};
@@ -93,11 +94,7 @@ impl<'a> Revise<'a> {
         Ok(match decision {
             Decision::Keep => Revised::Same,
             Decision::Remove => Revised::Deletion,
-            Decision::Change(value) if value.len() > u32::MAX as usize => {
-                let length = value.len();
-                let text = format!("a compaction filter made a value of {length} bytes");
-                return Err(Error::new(ErrorKind::InvalidArgument, text));
-            }
+            Decision::Change(value) if value.len() > MAX_BATCH_BYTES => Revised::Same,
             Decision::Change(value) => Revised::Value([stamp, &value].concat()),
         })
     }

@@ -198,6 +198,7 @@ pub(super) fn footers() -> Vec<Vec<u8>> {
         filter: handle(1100, 70),
         properties: handle(1170, 50),
         tombstones: handle(0, 0),
+        file_crc: 77,
     };
     vec![footer.encode().to_vec()]
 }

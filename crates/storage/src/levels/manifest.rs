@@ -153,7 +153,8 @@ impl Manifest {
         current.extend_from_slice(&number.to_le_bytes());
         current.extend_from_slice(&crc32c::crc32c(&number.to_le_bytes()).to_le_bytes());
         let switched = disk.write_atomic(&current_path(dir), &current);
-        switched.map_err(|e| Error::disk(&current_path(dir), "can't write", &e))?;
+        // It may count already, so this is not as if it had not happened.
+        switched.map_err(|e| Error::disk(&current_path(dir), "can't write", &e).not_full())?;
         Ok(Manifest {
             disk: Arc::clone(disk),
             dir: dir.to_owned(),

@@ -29,6 +29,8 @@ const LOCK: &str = "LOCK";
 const BATCH_BYTES: u64 = 64 << 10;
 const BATCH_PART: u64 = 64;
 
+const MEMORY_MIN: u64 = 64 << 10;
+
 /// A load that is under way; see [`Lsm::bulk_load`].
 pub struct BulkLoad<'a> {
     target: &'a Arc<Inner>,
@@ -48,6 +50,10 @@ impl Lsm {
     /// size in the store's directory. Dropped, or by a crash, it leaves nothing but files that the next load
     /// removes. Fails with `AlreadyOpen` while another one is under way. REQUIRES: as [`Lsm::flush`].
     pub fn bulk_load(&self, memory_bytes: u64) -> Result<BulkLoad<'_>> {
+        if memory_bytes < MEMORY_MIN {
+            let text = format!("a load takes {MEMORY_MIN} bytes of memory at least");
+            return Err(Error::invalid(text));
+        }
         let target = &self.inner;
         let env = &target.env;
         let folder = target.dir.join(FOLDER);
@@ -166,12 +172,13 @@ impl BulkLoad<'_> {
         if self.batch.is_empty() {
             return Ok(());
         }
-        let batch = std::mem::take(&mut self.batch);
         let options = WriteOptions {
             throttle: true,
             ..WriteOptions::APPLY
         };
-        self.runs.write(&batch, options).map(drop)
+        self.runs.write(&self.batch, options)?;
+        self.batch.clear();
+        Ok(())
     }
 
     /// Writes the sorted view of all keyspaces to tables.

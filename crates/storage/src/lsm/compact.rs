@@ -146,8 +146,9 @@ impl Inner {
         drop(work);
         let done = self.carry_out(&choice, &levels, true);
         drop((choice, levels, now));
-        self.finish(&numbers, done);
+        // Before this counts as done: whoever closes the engine then may open it again at once.
         self.shelf.purge();
+        self.finish(&numbers, done);
     }
 
     /// Marks a choice as running and hands it to a job.
@@ -165,8 +166,8 @@ impl Inner {
         let job = move || {
             let done = inner.carry_out(&choice, &levels, may_move);
             drop((choice, levels));
-            let again = inner.finish(&numbers, done);
             inner.shelf.purge();
+            let again = inner.finish(&numbers, done);
             if again {
                 inner.drop_dead();
             }
@@ -245,7 +246,11 @@ impl Inner {
     }
 
     /// Notes the end of a compaction; whether to look for more.
-    pub(super) fn finish(&self, numbers: &[u64], done: std::result::Result<(), Failure>) -> bool {
+    pub(super) fn finish(
+        self: &Arc<Self>,
+        numbers: &[u64],
+        done: std::result::Result<(), Failure>,
+    ) -> bool {
         let again = done.is_ok();
         match done {
             Ok(()) => self.heal(),
@@ -300,7 +305,7 @@ impl Inner {
 
     /// Waits until no compaction runs. What the earlier ones failed of must not be taken for a failure
     /// of what is asked for now, which shows by itself whether there is space again.
-    fn forget_failures(&self) -> Result<()> {
+    fn forget_failures(self: &Arc<Self>) -> Result<()> {
         let _ = self.wait_idle();
         self.heal();
         let mut work = self.work.lock();

@@ -244,7 +244,6 @@ impl Inner {
                 }
                 self.flushed.store(sequence, Ordering::Release);
             }
-            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         drop(manifest);
@@ -289,7 +288,7 @@ impl Inner {
     }
 
     /// Background work succeeded: what it failed of before is over.
-    pub(super) fn heal(&self) {
+    pub(super) fn heal(self: &Arc<Self>) {
         if !self.trouble.load(Ordering::Acquire) {
             return;
         }
@@ -297,6 +296,9 @@ impl Inner {
         work.full = None;
         let trouble = work.poison.is_some() || work.closing;
         self.trouble.store(trouble, Ordering::Release);
+        drop(work);
+        // One that failed of it may be waited for, and nothing else would try it again.
+        self.spawn_flush();
     }
 
     pub(super) fn retry_if_full(self: &Arc<Self>) {

@@ -173,6 +173,7 @@ impl Inner {
     fn take_sequences(self: &Arc<Self>, count: u64) -> Result<(Sequence, Sequence)> {
         self.check_alive(&self.work.lock())?;
         let mut commit = self.commit.lock();
+        commit.check_open()?;
         if commit.reserved > 0 {
             self.rotate(&mut commit, 0);
         }
@@ -337,7 +338,7 @@ impl Inner {
         }
         let first = plan.first + 1;
         let need = bytes_needed(plan.batch.payload_bytes(), first, plan.batch.len());
-        let memtable = Arc::new(Memtable::new(need));
+        let memtable = Arc::new(Memtable::new(need, self.shelf.cache.memory()));
         memtable.apply(&plan.batch, first);
         let outputs = Outputs {
             shelf: &self.shelf,

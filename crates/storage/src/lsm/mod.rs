@@ -138,6 +138,8 @@ struct Inner {
     next_file: AtomicU64,
     counters: Counters,
     lock: Mutex<Option<Box<dyn DiskLock>>>,
+    /// What closing came to.
+    closed: Mutex<Option<Result<()>>>,
 }
 
 impl Lsm {
@@ -308,7 +310,7 @@ impl Lsm {
     }
 
     /// Refuses all later writes, syncs the log or flushes if there is none, waits for background work
-    /// and gives the directory free. Reads go on.
+    /// and gives the directory free. Reads go on. Again it does nothing, and says what it said first.
     pub fn close(&self) -> Result<()> {
         self.inner.close()
     }
@@ -366,7 +368,7 @@ impl Inner {
     /// Fails if nothing may be written. A full disk is not judged here.
     fn check_alive(&self, work: &Work) -> Result<()> {
         if work.closing {
-            return Err(Error::new(ErrorKind::Closed, "the engine is closed"));
+            return Err(closed());
         }
         match &work.poison {
             Some(error) => Err(error.poisoned()),
@@ -387,6 +389,13 @@ impl Inner {
     }
 
     fn close(self: &Arc<Self>) -> Result<()> {
+        let mut closed = self.closed.lock();
+        closed.get_or_insert_with(|| self.close_once()).clone()
+    }
+
+    fn close_once(self: &Arc<Self>) -> Result<()> {
+        // Who has a place in the log by now is waited for; nobody gets one any more.
+        self.commit.lock().closed = true;
         let flushed = match self.wal.get() {
             Some(log) => log.close().map_err(|e| write::log_error(&e)),
             None => match self.flush_and_wait() {
@@ -405,6 +414,10 @@ impl Inner {
         self.lock.lock().take();
         flushed
     }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed, "the engine is closed")
 }
 
 impl State {

@@ -133,7 +133,6 @@ impl Inner {
         let inner = Inner::with(env, dir, options, recovered, shelf, manifest);
         let inner = Arc::new(Inner { filter, ..inner });
         inner.close_tables_when_crowded();
-        inner.count_memtables(&inner.state());
         *inner.lock.lock() = Some(lock);
         inner.open_log()?;
         inner.drop_dead();
@@ -159,7 +158,7 @@ impl Inner {
                 keyspace.raise_watermark(*version);
             }
         }
-        let memtable = Arc::new(Memtable::new(options.memtable_size()));
+        let memtable = Arc::new(Memtable::new(options.memtable_size(), shelf.cache.memory()));
         let state = State {
             active: Arc::clone(&memtable),
             sealed: Vec::new(),
@@ -184,6 +183,7 @@ impl Inner {
                 memtable,
                 reserved: 0,
                 last_writes: LastWrites::default(),
+                closed: false,
             }),
             publisher: Publisher::new(recovered.flushed),
             state: RwLock::new(Arc::new(state)),
@@ -202,6 +202,7 @@ impl Inner {
             next_file: AtomicU64::new(recovered.next_file),
             counters: Counters::default(),
             lock: Mutex::new(None),
+            closed: Mutex::new(None),
             options,
         }
     }
@@ -429,8 +430,11 @@ fn remove_orphans(env: &Env, dir: &Path, levels: &Levels, manifest: u64) -> Resu
         };
         if !is_live(&name, number, levels, manifest) {
             let path = dir.join(&name);
-            let removed = env.disk.remove(&path);
-            removed.map_err(|e| Error::disk(&path, "can't remove", &e))?;
+            match env.disk.remove(&path) {
+                // By a reader of an engine that was closed here just now.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|e| Error::disk(&path, "can't remove", &e))?,
+            }
         }
     }
     Ok(())

@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::expiry::Time;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf, TableFile};
+use crate::memory::Memory;
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::sync::{Mutex, RwLock};
@@ -172,7 +173,7 @@ impl View {
         for _ in 0..TRIES {
             let recovered = again_if_it_may_pass(TRIES, || current(&shelf))?;
             match open_files.hold(&recovered.levels)? {
-                None => return View::new(env, recovered, batches),
+                None => return View::new(env, cache.memory(), recovered, batches),
                 // The writer removes a table only when the manifest no longer has it.
                 Some(missing) if before == Some(recovered.as_edit()) => return Err(missing),
                 Some(_) => before = Some(recovered.as_edit()),
@@ -187,7 +188,12 @@ impl View {
         ))
     }
 
-    fn new(env: &Env, recovered: Recovered, batches: Vec<(Sequence, Batch)>) -> Result<View> {
+    fn new(
+        env: &Env,
+        memory: &Arc<Memory>,
+        recovered: Recovered,
+        batches: Vec<(Sequence, Batch)>,
+    ) -> Result<View> {
         let time = Time::running(Arc::clone(&env.clock));
         time.not_before(recovered.time_ms);
         let list = recovered.keyspaces_or_guess();
@@ -198,7 +204,7 @@ impl View {
             }
         }
         let mut state = State {
-            active: Arc::new(Memtable::new(0)),
+            active: Arc::new(Memtable::new(0, memory)),
             sealed: Vec::new(),
             levels: Arc::new(recovered.levels),
             ingested: 0,
@@ -217,7 +223,7 @@ impl View {
                 fits
             };
             let (now, later) = rest.split_at(rest.iter().take_while(fits).count());
-            let memtable = Memtable::new(need);
+            let memtable = Memtable::new(need, memory);
             for (first, batch) in now {
                 keyspaces.check(batch)?;
                 memtable.apply(batch, *first);

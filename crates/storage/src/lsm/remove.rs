@@ -48,8 +48,8 @@ impl Inner {
         let job = move || {
             let done = work(&inner);
             let error = done.as_ref().err().map(|failure| failure.error().clone());
-            inner.finish(&[], done);
             inner.shelf.purge();
+            inner.finish(&[], done);
             *result.lock() = Some(error.map_or(Ok(()), Err));
             inner.progress.notify();
         };

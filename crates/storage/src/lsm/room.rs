@@ -1,4 +1,4 @@
-//! Keeping within the budget: memtables are counted, and tables closed when too many are open.
+//! Keeping within the budget: tables are closed when too many are open.
 
 use std::sync::Arc;
 
@@ -6,12 +6,6 @@ use super::{Inner, State};
 use crate::planted::{self, Bug};
 
 impl Inner {
-    /// Memtables came or went.
-    pub(super) fn count_memtables(&self, state: &State) {
-        let room = state.memtables().map(|m| m.capacity() as u64).sum();
-        self.shelf.cache.memory().set_memtables(room);
-    }
-
     /// Has tables closed from now on when too many are open.
     pub(super) fn close_tables_when_crowded(self: &Arc<Self>) {
         let inner = Arc::downgrade(self);

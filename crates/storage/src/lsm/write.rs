@@ -14,7 +14,7 @@ use quorate_log::Ticket;
 
 use super::conditions::LastWrites;
 use super::counters::add;
-use super::{Inner, Sealed, State};
+use super::{Inner, Sealed, State, closed};
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,6 +35,17 @@ pub(super) struct Commit {
     /// How much of the memtable is spoken for.
     pub(super) reserved: usize,
     pub(super) last_writes: LastWrites,
+    /// No write begins any more.
+    pub(super) closed: bool,
+}
+
+impl Commit {
+    pub(super) fn check_open(&self) -> Result<()> {
+        match self.closed {
+            true => Err(closed()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a batch has got under the commit lock.
@@ -191,6 +202,7 @@ impl Inner {
         durability: Option<quorate_log::Durability>,
     ) -> Result<Reserved> {
         let mut commit = self.lock_if_conditions_hold(batch)?;
+        commit.check_open()?;
         // Past here it is under way. Whatever was waited for, the lock too, counts.
         if options.deadline.is_some() && !planted::is_on(Bug::DeadlineIsNotLookedAtAgain) {
             self.check_deadline(options)?;
@@ -331,7 +343,10 @@ impl Inner {
 
     /// Seals the active memtable and begins one with room for at least `need`.
     pub(super) fn rotate(self: &Arc<Self>, commit: &mut Commit, need: usize) {
-        let fresh = Arc::new(Memtable::new(self.options.memtable_size().max(need)));
+        let fresh = Arc::new(Memtable::new(
+            self.options.memtable_size().max(need),
+            self.shelf.cache.memory(),
+        ));
         let full = std::mem::replace(&mut commit.memtable, Arc::clone(&fresh));
         let was_empty = std::mem::replace(&mut commit.reserved, 0) == 0;
         let sealed = Sealed {
@@ -345,7 +360,6 @@ impl Inner {
             if !was_empty {
                 next.sealed.insert(0, Arc::new(sealed));
             }
-            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         self.judge_speed();

@@ -14,13 +14,14 @@ use std::sync::Arc;
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::key::{Key, Kind, PlaceBuf};
+use crate::memory::Memory;
 use crate::sync::RwLock;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::table::hash_place;
 use crate::tombstones::{Mark, Tombstones, highest_seen};
 
 use filter::PlaceFilter;
-pub(crate) use skiplist::{ListCursor, SkipList, bytes_needed};
+pub(crate) use skiplist::{ListCursor, SkipList, bytes_needed, can_hold};
 
 /// So many pieces of range deletions, each time one of them covers one, are enough for one memtable:
 /// where ranges overlap these grow with the square of their number.
@@ -43,9 +44,11 @@ pub(crate) struct Memtable {
 }
 
 impl Memtable {
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// An empty one, whose room is counted for as long as anybody holds it.
+    pub(crate) fn new(capacity: usize, memory: &Arc<Memory>) -> Self {
+        let held = memory.hold_memtable(capacity);
         Memtable {
-            list: Arc::new(SkipList::new(capacity)),
+            list: Arc::new(SkipList::counted(capacity, Some(held))),
             filter: PlaceFilter::new(capacity),
             tombstones: RwLock::default(),
             ranges: AtomicUsize::new(0),

@@ -40,6 +40,7 @@ use super::arena::Arena;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::key::{Key, Kind};
+use crate::memory::HeldMemtable;
 use crate::planted::{self, Bug};
 
 const MAX_HEIGHT: usize = 12;
@@ -58,6 +59,7 @@ pub(crate) struct SkipList {
     height: AtomicUsize,
     /// Where each level may end: a node that was the last of it when it was linked, or the head.
     tails: [AtomicU32; MAX_HEIGHT],
+    _held: Option<HeldMemtable>,
 }
 
 // SAFETY: the arena is owned by the list, and by I1 to I3 each byte of it is either private to one
@@ -100,9 +102,24 @@ pub(crate) fn bytes_needed(payload: usize, first_sequence: u64, count: usize) ->
     payload + count * PER_NODE + towers
 }
 
+/// Whether a memtable can hold entries whose places and values have `payload` bytes together.
+pub(crate) fn can_hold(payload: usize, count: usize) -> bool {
+    let most = count.saturating_mul(PER_NODE + 4 * MAX_HEIGHT);
+    let size = payload
+        .saturating_add(most)
+        .saturating_add(HEAD_END + ALIGN);
+    size < u32::MAX as usize
+}
+
 impl SkipList {
-    /// An empty list with room for `bytes_needed` up to `capacity`, below 4 GiB.
+    #[cfg(test)]
     pub(crate) fn new(capacity: usize) -> Self {
+        SkipList::counted(capacity, None)
+    }
+
+    /// An empty list with room for `bytes_needed` up to `capacity`, below 4 GiB; counted for as long as it
+    /// lives.
+    pub(crate) fn counted(capacity: usize, held: Option<HeldMemtable>) -> Self {
         let size = (HEAD_END + capacity).next_multiple_of(ALIGN);
         assert!(size < u32::MAX as usize, "an arena is below 4 GiB");
         let arena = Arena::new(size);
@@ -114,6 +131,7 @@ impl SkipList {
             used: AtomicUsize::new(HEAD_END),
             height: AtomicUsize::new(1),
             tails: std::array::from_fn(|_| AtomicU32::new(HEAD)),
+            _held: held,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{ListCursor, SkipList, bytes_needed};
+use super::{ListCursor, SkipList, bytes_needed, can_hold};
 use crate::cursor::Cursor;
 use crate::key::{Key, Kind};
 use crate::planted::{Bug, plant};
@@ -122,4 +122,13 @@ fn skiplist_threads_insert_while_others_read() {
 #[test]
 fn skiplist_threads_append_while_others_read() {
     insert_on_threads(|sequence| sequence);
+}
+
+#[test]
+fn memtable_says_what_is_too_much_for_it() {
+    assert!(can_hold(512 << 20, 1));
+    assert!(can_hold(100 << 20, 10_000_000));
+    // A legal number of bytes, but of so many entries.
+    assert!(!can_hold(370 << 20, 93_000_000));
+    assert!(!can_hold(usize::MAX, usize::MAX));
 }

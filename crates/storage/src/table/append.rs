@@ -18,6 +18,8 @@ pub(crate) struct Appender {
     /// Not yet handed to the file.
     pending: Vec<u8>,
     written: u64,
+    /// Of all that was handed to the file.
+    crc: u32,
 }
 
 impl Appender {
@@ -29,6 +31,7 @@ impl Appender {
             path: path.to_owned(),
             pending: head.to_vec(),
             written: 0,
+            crc: 0,
         })
     }
 
@@ -51,14 +54,21 @@ impl Appender {
     fn write_pending(&mut self) -> Result<()> {
         let wrote = self.file.write_all_at(&self.pending, self.written);
         wrote.map_err(|e| Error::disk(&self.path, "can't write", &e))?;
+        self.crc = crc32c::crc32c_append(self.crc, &self.pending);
         self.written += self.pending.len() as u64;
         self.pending.clear();
         Ok(())
     }
 
-    /// Writes the rest and, if asked, syncs the file; its name is durable only after a sync of its
-    /// directory. Returns the file's size.
-    pub(crate) fn finish(mut self, sync: bool) -> Result<u64> {
+    /// Writes the rest, then what `footer` makes of the checksum of all before it, and, if asked, syncs the
+    /// file; its name is durable only after a sync of its directory. Returns the file's size.
+    pub(crate) fn finish(
+        mut self,
+        sync: bool,
+        footer: impl FnOnce(u32) -> [u8; 64],
+    ) -> Result<u64> {
+        let crc = crc32c::crc32c_append(self.crc, &self.pending);
+        self.pending.extend_from_slice(&footer(crc));
         self.write_pending()?;
         if sync {
             let synced = self.file.sync();

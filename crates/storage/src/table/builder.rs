@@ -217,14 +217,15 @@ impl TableBuilder {
         let mut properties = Vec::new();
         self.properties.encode(&mut properties);
         let properties = seal_into(file, &properties, Compression::None)?;
-        let footer = Footer {
+        let sync = !planted::is_on(Bug::TablesUnsynced);
+        let footer = |file_crc| Footer {
             index,
             filter,
             properties,
             tombstones,
+            file_crc,
         };
-        file.append(|out, _| out.extend_from_slice(&footer.encode()))?;
-        let size = self.file.finish(!planted::is_on(Bug::TablesUnsynced))?;
+        let size = self.file.finish(sync, |crc| footer(crc).encode())?;
         Ok((size, self.properties))
     }
 }

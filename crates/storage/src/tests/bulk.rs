@@ -109,6 +109,34 @@ fn bulk_load_in_any_order_is_one_write_in_bounded_memory() {
 }
 
 #[test]
+fn bulk_load_refused_by_a_full_disk_loses_nothing_of_what_it_took() {
+    let sim = Sim::new(3);
+    let lsm = Lsm::open(&sim.env(), dir(), options()).unwrap();
+    let mut load = lsm.bulk_load(64 << 10).unwrap();
+    let mut refused = 0;
+    for n in 0..6000_u64 {
+        if n == 3000 {
+            sim.disk.set_capacity(Some(1));
+        }
+        while let Err(error) = load.put(META, &n.to_be_bytes(), &[n as u8; 100]) {
+            assert_eq!(error.kind(), ErrorKind::DiskFull, "{error}");
+            refused += 1;
+            sim.disk.set_capacity(None);
+            sim.jobs.pump_all();
+        }
+        sim.jobs.pump_all();
+    }
+    assert!(refused > 0, "the disk was never full");
+    load.finish().unwrap();
+    for n in 0..6000_u64 {
+        let found = lsm.get(META, &n.to_be_bytes(), &ReadAt::NEWEST).unwrap();
+        assert!(found.is_some(), "entry {n} is gone");
+    }
+    let error = lsm.bulk_load(0).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument, "{error}");
+}
+
+#[test]
 fn bulk_load_that_is_dropped_leaves_nothing_and_two_at_once_are_refused() {
     let sim = Sim::new(2);
     let (lsm, model) = begun(&sim, &options());

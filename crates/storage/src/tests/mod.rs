@@ -5,6 +5,7 @@ mod budget;
 mod bulk;
 mod busy;
 mod checkpoint;
+mod closing;
 mod conditions;
 mod conformance;
 mod corruption;

@@ -65,10 +65,8 @@ impl ValueBuilder {
     }
 
     /// Writes the rest and syncs the file; its name is durable only after a sync of its directory.
-    pub(super) fn finish(mut self) -> Result<ValueMeta> {
-        let footer = self.meta.encode_footer();
-        self.file.append(|out, _| out.extend_from_slice(&footer))?;
-        self.file.finish(true)?;
+    pub(super) fn finish(self) -> Result<ValueMeta> {
+        self.file.finish(true, |crc| self.meta.encode_footer(crc))?;
         Ok(self.meta)
     }
 }

@@ -132,8 +132,10 @@ impl ValueMeta {
         ValueMeta::from_numbers(|| reader.varint())
     }
 
-    pub(super) fn encode_footer(&self) -> [u8; FOOTER_BYTES] {
+    /// With the checksum of all that is before the footer.
+    pub(super) fn encode_footer(&self, file_crc: u32) -> [u8; FOOTER_BYTES] {
         let mut out = [0; FOOTER_BYTES];
+        out[48..52].copy_from_slice(&file_crc.to_le_bytes());
         for (place, number) in out.chunks_exact_mut(8).zip(self.numbers()) {
             place.copy_from_slice(&number.to_le_bytes());
         }

@@ -12,7 +12,7 @@ use super::file::ValueFile;
 use super::format::Pointer;
 use super::live::{ValueFiles, decode};
 use crate::error::Result;
-use crate::memory::Held;
+use crate::memory::HeldBytes;
 use crate::planted::{self, Bug};
 
 /// The size of the first window that reaches beyond one value.
@@ -32,7 +32,7 @@ struct Window {
     /// How much to read next.
     size: usize,
     /// Counts `bytes`.
-    _held: Option<Held>,
+    _held: Option<HeldBytes>,
 }
 
 /// Reads values of some levels.

@@ -165,7 +165,7 @@ fn value_pointers_and_footers_are_read_as_written_or_refused() {
     assert_eq!(Pointer::decode(&bytes), None, "more than a pointer");
     let meta = meta(7, 3, 1000);
     let path = Path::new("/x");
-    let footer = meta.encode_footer();
+    let footer = meta.encode_footer(5);
     assert_eq!(ValueMeta::decode_footer(path, &footer).unwrap(), meta);
     for byte in 0..footer.len() {
         let mut wrong = footer;

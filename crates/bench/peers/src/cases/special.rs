@@ -6,6 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::Case;
 use super::writes::put_all;
+use crate::engines::Store;
 use crate::keys::{Rng, Values, Zipf, key};
 use crate::measure::{Metrics, Stretch, add_latencies, disk_bytes, histogram, peak_memory_bytes};
 
@@ -63,7 +64,7 @@ pub fn ycsb(case: &Case) -> Result<Metrics> {
 /// entry taken and one appended each time.
 pub fn queue(case: &Case) -> Result<Metrics> {
     const HEAD: u64 = 100_000;
-    const STEPS: u64 = 2_000;
+    const STEPS: u64 = 500;
     let store = case.open(&case.setup())?;
     let values = Values::new();
     let mut rng = Rng::new(case.seed);
@@ -151,32 +152,45 @@ pub fn keyspaces(case: &Case) -> Result<Metrics> {
     Ok(metrics)
 }
 
-/// Reads of keys with `threads` versions each (the option's other use): the newest, or one at random.
-pub fn versions(case: &Case, latest: bool) -> Result<Metrics> {
-    let versions = case.threads;
-    let mut setup = case.setup();
-    setup.versioned = true;
-    let store = case.open(&setup)?;
+/// Where the versions of a key are written, `threads` of each (the option's other use), and merged.
+pub fn versions_fill(case: &Case) -> Result<Metrics> {
+    let (store, keys) = open_versioned(case)?;
     let values = Values::new();
     let mut rng = Rng::new(case.seed);
     let mut buffer = Vec::new();
-    let keys = case.keys / versions;
-    for version in 1..=versions {
+    let stretch = Stretch::begin();
+    for version in 1..=case.threads {
         for n in 0..keys {
             // A permutation of the keys: each gets each version once, in no order.
-            let n = n.wrapping_mul(0x9E37_79B1) % keys;
-            key(&mut buffer, n, case.key_bytes);
+            key(&mut buffer, scattered(n, keys), case.key_bytes);
             let value = values.get(&mut rng, case.value_bytes);
             store.put_at(&buffer, version * 10, value)?;
         }
     }
     store.settle()?;
+    let metrics = stretch.end(keys * case.threads);
+    store.close()?;
+    Ok(metrics)
+}
+
+fn open_versioned(case: &Case) -> Result<(Box<dyn Store>, u64)> {
+    let mut setup = case.setup();
+    setup.versioned = true;
+    Ok((case.open(&setup)?, case.keys / case.threads))
+}
+
+fn scattered(n: u64, keys: u64) -> u64 {
+    n.wrapping_mul(0x9E37_79B1) % keys
+}
+
+/// Reads of keys with versions: the newest, or one at random.
+pub fn versions(case: &Case, latest: bool) -> Result<Metrics> {
+    let (store, keys) = open_versioned(case)?;
+    let versions = case.threads;
+    let mut rng = Rng::new(case.seed);
+    let mut buffer = Vec::new();
     let get = |rng: &mut Rng, buffer: &mut Vec<u8>| -> Result<bool> {
-        key(
-            buffer,
-            rng.below(keys).wrapping_mul(0x9E37_79B1) % keys,
-            case.key_bytes,
-        );
+        key(buffer, scattered(rng.below(keys), keys), case.key_bytes);
         let at = match latest {
             true => u64::MAX >> 2,
             false => 10 + rng.below(versions * 10),

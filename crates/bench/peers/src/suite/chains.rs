@@ -90,7 +90,6 @@ pub fn all(full: bool, tiny: bool) -> Vec<Chain> {
         fill(&scale),
         small(&scale),
         synced(&scale),
-        beyond_cache(&scale),
         large(&scale),
         deletes(&scale),
         keyspaces(&scale),
@@ -137,6 +136,8 @@ fn small(scale: &Scale) -> Chain {
             step("readreverse", "readreverse"),
             step("seekrandom-10", "seekrandom"),
             step("seekreverse-10", "seekreverse"),
+            beyond_cache(step("readrandom/cache=quarter", "readrandom")),
+            beyond_cache(step("seekrandom-10/cache=quarter", "seekrandom")),
             step("ycsb-c", "ycsb-c"),
             step("ycsb-b", "ycsb-b"),
             step("ycsb-a", "ycsb-a"),
@@ -161,18 +162,9 @@ fn synced(scale: &Scale) -> Chain {
     }
 }
 
-/// Four times the cache, and memory for little more than the cache, so that misses meet the disk.
-fn beyond_cache(scale: &Scale) -> Chain {
-    let cache = |step: Step| step.with("cache-mib", 64).in_memory_of(320 << 20);
-    Chain {
-        name: "beyond-cache",
-        steps: vec![
-            scale.step("fill", "fillrandom").fresh().quiet(),
-            scale.step("settle", "settle").quiet(),
-            cache(scale.step("readrandom/cache=quarter", "readrandom")),
-            cache(scale.step("seekrandom-10/cache=quarter", "seekrandom")),
-        ],
-    }
+/// A quarter of the data as cache, and memory for little more than that, so that misses meet the disk.
+fn beyond_cache(step: Step) -> Step {
+    step.with("cache-mib", 64).in_memory_of(320 << 20)
 }
 
 fn large(scale: &Scale) -> Chain {
@@ -219,18 +211,18 @@ fn keyspaces(scale: &Scale) -> Chain {
 }
 
 fn versions(scale: &Scale) -> Chain {
-    let cases = [
-        ("versions-latest", 1),
-        ("versions-latest", 20),
-        ("versions-at", 1),
-        ("versions-at", 20),
-    ];
-    let steps = cases.into_iter().map(|(case, versions)| {
-        scale
-            .step(&format!("{case}/versions={versions}"), case)
-            .with("keys", scale.keys(2_000_000))
-            .with("threads", versions)
-            .fresh()
+    let steps = [1, 20].into_iter().flat_map(|versions| {
+        let step = |case: &str| {
+            scale
+                .step(&format!("{case}/versions={versions}"), case)
+                .with("keys", scale.keys(2_000_000))
+                .with("threads", versions)
+        };
+        [
+            step("versions-fill").fresh().quiet(),
+            step("versions-latest"),
+            step("versions-at"),
+        ]
     });
     Chain {
         name: "versions",

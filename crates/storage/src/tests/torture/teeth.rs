@@ -2,6 +2,7 @@
 //! find it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use quorate_env::Random;
 use quorate_env::sim::Sim;
@@ -140,8 +141,8 @@ fn lookups_notice_wrong_places_in_blocks_and_blocks_of_other_tables() {
 /// A merge that turns around as it likes, against one list with all entries.
 fn merged(seed: u64) -> Result<(), String> {
     let random = Random::from_seed(seed);
-    let all = Memtable::new(1 << 16);
-    let parts = [(); 3].map(|()| Memtable::new(1 << 16));
+    let all = Memtable::new(1 << 16, &Arc::default());
+    let parts = [(); 3].map(|()| Memtable::new(1 << 16, &Arc::default()));
     for sequence in 1..60 {
         let mut batch = Batch::new();
         batch.put(META, &[random.below(20) as u8], &[]);
