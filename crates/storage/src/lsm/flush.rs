@@ -75,6 +75,8 @@ impl Inner {
     fn flush_job(self: &Arc<Self>) {
         loop {
             let more = self.flush_oldest();
+            // What it looked at below may have been compacted away meanwhile.
+            self.shelf.purge();
             {
                 let mut work = self.work.lock();
                 work.flushes_tried += 1;

@@ -411,6 +411,7 @@ impl Inner {
             !work.flushing && work.compactions == 0
         };
         self.env.jobs.wait(&self.progress, &mut idle, None);
+        self.shelf.purge();
         self.lock.lock().take();
         flushed
     }

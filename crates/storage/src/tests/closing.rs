@@ -1,5 +1,6 @@
 //! The end of an engine: for good, once, and without a trace in what another makes of its directory.
 
+use quorate_env::Disk;
 use quorate_env::sim::Sim;
 
 use super::workload::{META, dir, tiny};
@@ -65,4 +66,29 @@ fn memtables_count_for_as_long_as_iterators_hold_them() {
     drop(held);
     let counted = lsm.stats().memory_bytes;
     assert!(counted < empty + 2 * room, "{counted} of {empty}");
+}
+
+#[test]
+fn closed_engine_leaves_no_file_that_nothing_refers_to() {
+    for seed in 0..20 {
+        let sim = Sim::new(seed);
+        let options = Options {
+            memtable_bytes: 2 << 10,
+            ..with_log()
+        };
+        let lsm = Lsm::open(&sim.env(), dir(), options).unwrap();
+        for n in 0..400_u16 {
+            let key = (n * 37 % 100).to_be_bytes();
+            lsm.write(&batch(&key), WriteOptions::default()).unwrap();
+            if n % 3 == 0 {
+                sim.jobs.pump();
+            }
+        }
+        lsm.close().unwrap();
+        let stats = lsm.stats();
+        let tables: u64 = stats.levels.iter().map(|level| level.files).sum();
+        let names = sim.disk.list(dir()).unwrap();
+        let there = names.iter().filter(|name| name.ends_with(".table"));
+        assert_eq!(there.count() as u64, tables, "seed {seed}: {names:?}");
+    }
 }
