@@ -1,0 +1,229 @@
+//! Reading and saving: the relay's two statements.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use tokio::sync::Notify;
+
+use super::{Barrier, PgOutbox, parked, slots, trim};
+use crate::message::headers_from_text;
+use crate::points;
+use crate::store::{
+    BoxFuture, Change, Fence, Held, Lag, Parked, Progress, Read, Row, Store, Which, Wish,
+};
+use crate::{Error, ErrorKind, Result};
+
+pub(super) const COLUMNS: &str = "\
+    id, message_id, topic, key, seq, headers, payload,
+    (extract(epoch FROM created) * 1000)::bigint AS created_ms";
+const READ: &str = "\
+    SELECT {columns} FROM quorate_outbox WHERE slot IN ({slots}) AND id > $1 ORDER BY id LIMIT $2";
+/// One statement, so one state of the database: of two rows of a key the later is never seen alone.
+const READ_GAPS: &str = "\
+    SELECT * FROM (
+        (SELECT {columns} FROM quorate_outbox
+         WHERE slot IN ({slots}) AND id > $1 ORDER BY id LIMIT $2)
+        UNION ALL
+        (SELECT r.* FROM unnest($3::bigint[], $4::bigint[]) AS g (low, high)
+         CROSS JOIN LATERAL (
+            SELECT {columns} FROM quorate_outbox
+            WHERE slot IN ({slots}) AND id BETWEEN g.low AND g.high ORDER BY id LIMIT $2) r
+         LIMIT $2)
+    ) AS rows ORDER BY id LIMIT $2";
+/// The sequence is read before the update gives this transaction its id: the order of the barrier.
+/// Losing this statement in a crash of the database repeats messages, so it need not wait for the disk.
+const SAVE: &str = "\
+    WITH l AS MATERIALIZED (
+        SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last,
+               set_config('synchronous_commit', 'off', true) AS fast
+        FROM quorate_outbox_id_{part})
+    UPDATE quorate_outbox_relay r SET floor = $1, done = $2, batch = $3, plan = $4 FROM l
+    WHERE r.part = {part} AND r.epoch = $5 AND l.fast IS NOT NULL
+    RETURNING l.last, pg_current_xact_id()::text::bigint,
+              pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
+
+impl PgOutbox {
+    async fn read_rows(&self, fence: Fence, progress: &Progress, limit: usize) -> Result<Read> {
+        // What is settled is known from before this read, so the read has all of it.
+        let settled = {
+            let mut barrier = self.inner.barriers[usize::from(fence.part)].lock();
+            if barrier.epoch != fence.epoch {
+                *barrier = Barrier {
+                    epoch: fence.epoch,
+                    settled: progress.floor,
+                    pending: None,
+                };
+            }
+            barrier.settled
+        };
+        let (lows, highs) = progress.done.gaps(progress.floor);
+        let after = progress.done.last().unwrap_or(progress.floor);
+        let text = if lows.is_empty() { READ } else { READ_GAPS };
+        let text = text
+            .replace("{columns}", COLUMNS)
+            .replace("{slots}", &slots(fence.part));
+        let mut query = sqlx::query(AssertSqlSafe(text))
+            .bind(after)
+            .bind(limit as i64);
+        if !lows.is_empty() {
+            query = query.bind(lows).bind(highs);
+        }
+        let rows = query.fetch_all(&self.pool).await?;
+        let rows = rows.iter().map(row).collect::<Result<_>>()?;
+        Ok(Read { rows, settled })
+    }
+
+    async fn save_progress(
+        &self,
+        fence: Fence,
+        progress: &Progress,
+        change: &Change,
+    ) -> Result<()> {
+        if change.parks.is_empty() && change.unparks.is_empty() {
+            let mut connection = self.pool.acquire().await?;
+            return self.save_row(&mut connection, fence, progress).await;
+        }
+        let mut tx = self.pool.begin().await?;
+        self.save_row(&mut tx, fence, progress).await?;
+        points::pass("store.saved-row");
+        parked::write(&mut tx, fence.part, change).await?;
+        points::pass("store.parked");
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn save_row(
+        &self,
+        connection: &mut PgConnection,
+        fence: Fence,
+        progress: &Progress,
+    ) -> Result<()> {
+        let text = SAVE.replace("{part}", &fence.part.to_string());
+        let row = sqlx::query(AssertSqlSafe(text))
+            .bind(progress.floor)
+            .bind(progress.done.to_flat())
+            .bind(progress.batch)
+            .bind(progress.plan.to_flat())
+            .bind(fence.epoch)
+            .fetch_optional(connection)
+            .await?;
+        let Some(row) = row else {
+            let text = format!(
+                "part {} is no longer held in epoch {}: another relay has it",
+                fence.part, fence.epoch
+            );
+            return Err(Error::new(ErrorKind::Fenced, text));
+        };
+        let (last, own, oldest): (i64, i64, i64) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let mut barrier = self.inner.barriers[usize::from(fence.part)].lock();
+        if barrier.epoch == fence.epoch {
+            barrier.pass(last, own, oldest);
+        }
+        Ok(())
+    }
+}
+
+impl Barrier {
+    /// `oldest` is the oldest transaction that ran when the statement began; (last, own) make the next
+    /// barrier, once the pending one is through. It is not replaced before: under load a newer one would
+    /// never be.
+    fn pass(&mut self, last: i64, own: i64, oldest: i64) {
+        if let Some((pending, barrier)) = self.pending {
+            if oldest < barrier {
+                return;
+            }
+            self.settled = self.settled.max(pending);
+        }
+        self.pending = Some((last, own));
+    }
+}
+
+/// Reads a row of [`COLUMNS`].
+pub(super) fn row(row: &PgRow) -> Result<Row> {
+    Ok(Row {
+        id: row.try_get(0)?,
+        message_id: row.try_get(1)?,
+        topic: row.try_get(2)?,
+        key: row.try_get(3)?,
+        seq: row.try_get(4)?,
+        headers: headers_from_text(row.try_get(5)?)?,
+        payload: row.try_get::<Vec<u8>, _>(6)?.into(),
+        created_ms: row.try_get(7)?,
+    })
+}
+
+impl Store for PgOutbox {
+    fn parts(&self) -> u16 {
+        self.inner.parts
+    }
+
+    fn source(&self) -> &str {
+        &self.inner.source
+    }
+
+    fn hint(&self) -> Arc<Notify> {
+        Arc::clone(&self.inner.hint)
+    }
+
+    fn hold<'a>(
+        &'a self,
+        owner: &'a str,
+        held: &'a [Fence],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Held>> {
+        Box::pin(self.hold_leases(owner, held, ttl))
+    }
+
+    fn release<'a>(&'a self, held: &'a [Fence]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.release_leases(held))
+    }
+
+    fn read<'a>(
+        &'a self,
+        fence: Fence,
+        progress: &'a Progress,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Read>> {
+        Box::pin(self.read_rows(fence, progress, limit))
+    }
+
+    fn save<'a>(
+        &'a self,
+        fence: Fence,
+        progress: &'a Progress,
+        change: &'a Change,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.save_progress(fence, progress, change))
+    }
+
+    fn wishes(&self, part: u16, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
+        Box::pin(parked::wishes(&self.pool, part, limit))
+    }
+
+    fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>> {
+        Box::pin(async move {
+            let mut connection = self.pool.acquire().await?;
+            parked::streams(&mut connection, part).await
+        })
+    }
+
+    fn trim(&self) -> BoxFuture<'_, Result<i64>> {
+        Box::pin(trim::run(self))
+    }
+
+    fn lag(&self) -> BoxFuture<'_, Result<Lag>> {
+        Box::pin(trim::lag(self))
+    }
+
+    fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
+        Box::pin(parked::list(&self.pool, limit))
+    }
+
+    fn wish<'a>(&'a self, which: &'a Which, wish: Wish) -> BoxFuture<'a, Result<u64>> {
+        Box::pin(parked::wish(&self.pool, which, wish))
+    }
+}

@@ -1,0 +1,398 @@
+//! The worker of one part: read, publish, save.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use super::Shared;
+use crate::backoff::Backoff;
+use crate::broker::{Outbatch, Outcomes, Outgoing, Refusal};
+use crate::message::{HEADER_CREATED, HEADER_ID, HEADER_SEQ, HEADER_SKIP, HEADER_SOURCE};
+use crate::points;
+use crate::store::{Change, Claim, Fence, Park, Parked, Progress, Read, Row, Unpark, Wish};
+use crate::{Error, ErrorKind, Level, Result};
+
+type Stream = (String, String);
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    fence: Fence,
+    progress: Progress,
+    parked: HashSet<Stream>,
+    until: Arc<Mutex<Instant>>,
+    stopped: watch::Receiver<bool>,
+    hint: Arc<Notify>,
+    /// When wishes are looked at next, and the floor is moved although nothing came.
+    upkeep: Instant,
+    /// Whether it is known what became of the planned batch (transactional brokers only).
+    recovered: bool,
+}
+
+/// What a round came to.
+enum Round {
+    /// Something was published: look again at once.
+    Busy,
+    /// There was nothing.
+    Idle,
+    /// The broker refused for now.
+    Refused(String),
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        claim: Claim,
+        until: Arc<Mutex<Instant>>,
+        stopped: watch::Receiver<bool>,
+    ) -> Worker {
+        let hint = shared.store.hint();
+        Worker {
+            shared,
+            fence: claim.fence,
+            progress: claim.progress,
+            parked: claim.parked,
+            until,
+            stopped,
+            hint,
+            upkeep: Instant::now(),
+            recovered: false,
+        }
+    }
+}
+
+/// Works until told to stop, or until the part is another's.
+pub(super) async fn run(mut worker: Worker) {
+    let options = worker.shared.options.clone();
+    let mut idle = Backoff::exact(options.poll_min, options.poll_max);
+    let mut refused = Backoff::new(options.retry_min, options.retry_max);
+    while !*worker.stopped.borrow() {
+        if Instant::now() >= *worker.until.lock() {
+            // The lease may have ended: nothing is published until the holder has renewed it.
+            worker.pause(options.poll_max, false).await;
+            continue;
+        }
+        let round = if worker.recovered {
+            worker.round().await
+        } else {
+            worker.recover().await.map(|()| Round::Busy)
+        };
+        let failure = match round {
+            Ok(Round::Busy) => {
+                idle.reset();
+                None
+            }
+            Ok(Round::Idle) => {
+                worker.pause(idle.next(), true).await;
+                continue;
+            }
+            Ok(Round::Refused(why)) => Some(why),
+            Err(error) if error.kind() == ErrorKind::Fenced => {
+                tracing::warn!(part = worker.fence.part, %error, "lost a part");
+                worker.shared.counts.fenced.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        let is_failure = failure.is_some();
+        if let Some(why) = &failure {
+            tracing::warn!(part = worker.fence.part, "put off: {why}");
+            worker.shared.counts.retries.fetch_add(1, Ordering::Relaxed);
+        } else {
+            refused.reset();
+        }
+        *worker.shared.counts.failure.lock() = failure;
+        if is_failure {
+            worker.pause(refused.next(), false).await;
+        }
+    }
+}
+
+impl Worker {
+    /// Waits; a hint that something was enqueued ends it early.
+    async fn pause(&mut self, wait: Duration, hinted: bool) {
+        let hint = Arc::clone(&self.hint);
+        tokio::select! {
+            _ = tokio::time::sleep(wait) => {}
+            _ = hint.notified(), if hinted => {}
+            _ = self.stopped.changed() => {}
+        }
+    }
+
+    /// With a transactional broker: was the batch that the last holder planned published?
+    async fn recover(&mut self) -> Result<()> {
+        let broker = Arc::clone(&self.shared.broker);
+        if !broker.is_transactional() {
+            self.recovered = true;
+            return Ok(());
+        }
+        let source = self.shared.store.source().to_owned();
+        let last = broker.last_batch(&source, self.fence).await?;
+        if last.is_some_and(|last| last >= self.progress.batch) {
+            let plan = std::mem::take(&mut self.progress.plan);
+            self.finish(&plan.ids(), i64::MAX, self.progress.floor);
+            self.save(&Change::default()).await?;
+        }
+        self.recovered = true;
+        Ok(())
+    }
+
+    async fn round(&mut self) -> Result<Round> {
+        let now = Instant::now();
+        let upkeep = now >= self.upkeep;
+        if upkeep {
+            self.upkeep = now + self.shared.options.upkeep;
+            if let Some(round) = self.replay().await? {
+                return Ok(round);
+            }
+        }
+        let limit = self.shared.options.batch;
+        let store = Arc::clone(&self.shared.store);
+        let read = store.read(self.fence, &self.progress, limit).await?;
+        points::pass("relay.read");
+        if read.rows.is_empty() {
+            let moves = read.settled > self.progress.floor && !self.progress.done.is_empty();
+            if upkeep && moves {
+                self.finish(&[], i64::MAX, read.settled);
+                self.save(&Change::default()).await?;
+            }
+            return Ok(Round::Idle);
+        }
+        self.publish(read, limit).await
+    }
+
+    async fn publish(&mut self, read: Read, limit: usize) -> Result<Round> {
+        let settled = match read.rows.last() {
+            Some(last) if read.rows.len() >= limit => read.settled.min(last.id),
+            _ => read.settled,
+        };
+        let (rows, mut change) = self.hold_back(read.rows);
+        let mut done: Vec<i64> = change.parks.iter().map(|park| park.row.id).collect();
+        let at_most_once = self.shared.options.level == Level::AtMostOnce;
+        if at_most_once {
+            let before = self.progress.clone();
+            done.extend(rows.iter().map(|row| row.id));
+            self.finish(&done, i64::MAX, settled);
+            if let Err(error) = self.save(&change).await {
+                self.progress = before;
+                return Err(error);
+            }
+            points::pass("relay.saved-first");
+            done.clear();
+            change = Change::default();
+        }
+        let outcomes = self.send(&rows).await?;
+        points::pass("relay.published");
+        let sorted = sort_out(rows, outcomes)?;
+        let published = sorted.published.len() as u64;
+        if let Some(why) = &sorted.why
+            && self.shared.broker.is_transactional()
+            && sorted.poison.is_empty()
+        {
+            // Whether the batch was committed may not be known: ask before anything is sent again.
+            self.recovered = false;
+            return Ok(Round::Refused(why.clone()));
+        }
+        done.extend(sorted.published);
+        for park in sorted.poison {
+            tracing::warn!(part = self.fence.part, reason = park.reason, "parks a message");
+            done.push(park.row.id);
+            change.parks.push(park);
+        }
+        if !(at_most_once && change.parks.is_empty()) {
+            let first_open = sorted.open.unwrap_or(i64::MAX);
+            self.finish(&done, first_open, settled);
+            self.save(&change).await?;
+        }
+        points::pass("relay.saved");
+        let counts = &self.shared.counts;
+        counts.published.fetch_add(published, Ordering::Relaxed);
+        let parks = change.parks.len() as u64;
+        counts.parked.fetch_add(parks, Ordering::Relaxed);
+        let streams = change.parks.iter().filter_map(|park| park.row.stream());
+        self.parked.extend(streams);
+        match sorted.why {
+            Some(why) => Ok(Round::Refused(why)),
+            None => Ok(Round::Busy),
+        }
+    }
+
+    /// Rows behind a parked message of their stream are parked too: their order is kept.
+    fn hold_back(&self, rows: Vec<Row>) -> (Vec<Row>, Change) {
+        let mut change = Change::default();
+        if self.parked.is_empty() {
+            return (rows, change);
+        }
+        let is_behind = |row: &Row| row.stream().is_some_and(|s| self.parked.contains(&s));
+        let (behind, free): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(is_behind);
+        change.parks = behind
+            .into_iter()
+            .map(|row| Park {
+                row,
+                reason: "behind a parked message of its key".into(),
+            })
+            .collect();
+        (free, change)
+    }
+
+    /// Publishes rows; with a transactional broker their ids are planned first.
+    async fn send(&mut self, rows: &[Row]) -> Result<Outcomes> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let broker = Arc::clone(&self.shared.broker);
+        if broker.is_transactional() {
+            self.progress.batch += 1;
+            self.progress.plan = rows.iter().map(|row| row.id).collect();
+            self.save(&Change::default()).await?;
+            points::pass("relay.planned");
+        }
+        let source = self.shared.store.source();
+        let messages: Vec<Outgoing> = rows.iter().map(|r| outgoing(r, source, false)).collect();
+        Ok(self.send_messages(&messages).await)
+    }
+
+    async fn send_messages(&self, messages: &[Outgoing]) -> Outcomes {
+        let batch = Outbatch {
+            source: self.shared.store.source(),
+            fence: self.fence,
+            number: self.progress.batch,
+            messages,
+        };
+        self.shared.broker.publish(batch).await
+    }
+
+    /// Marks ids as done and moves the floor: up to what is settled, never past an open row.
+    fn finish(&mut self, ids: &[i64], first_open: i64, settled: i64) {
+        for id in ids {
+            self.progress.done.insert(*id);
+        }
+        let floor = settled.min(first_open.saturating_sub(1));
+        self.progress.floor = self.progress.floor.max(floor);
+        self.progress.done.remove_through(self.progress.floor);
+        self.progress.plan = crate::Ranges::default();
+    }
+
+    async fn save(&self, change: &Change) -> Result<()> {
+        let store = &self.shared.store;
+        store.save(self.fence, &self.progress, change).await
+    }
+
+    /// Sends, or leaves out, what operators asked for. `None` when nobody asked.
+    async fn replay(&mut self) -> Result<Option<Round>> {
+        let store = Arc::clone(&self.shared.store);
+        let wanted = store.wishes(self.fence.part, self.shared.options.batch);
+        let wanted: Vec<Parked> = wanted.await?;
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let source = self.shared.store.source();
+        let messages: Vec<Outgoing> = wanted
+            .iter()
+            .map(|parked| outgoing(&parked.row, source, parked.wish == Wish::Skip))
+            .collect();
+        if self.shared.broker.is_transactional() {
+            self.progress.batch += 1;
+            self.save(&Change::default()).await?;
+        }
+        let outcomes = self.send_messages(&messages).await;
+        points::pass("relay.replayed");
+        let rows = wanted.into_iter().map(|parked| parked.row).collect();
+        let sorted = sort_out(rows, outcomes)?;
+        let gone = sorted.published.iter().map(|id| Unpark::Gone(*id));
+        let back = sorted
+            .poison
+            .into_iter()
+            .map(|park| Unpark::Back(park.row.id, park.reason));
+        let change = Change {
+            parks: Vec::new(),
+            unparks: gone.chain(back).collect(),
+        };
+        self.save(&change).await?;
+        let counts = &self.shared.counts;
+        let published = sorted.published.len() as u64;
+        counts.published.fetch_add(published, Ordering::Relaxed);
+        // What is still parked decides which streams stay held back.
+        self.parked = store.parked_streams(self.fence.part).await?;
+        self.upkeep = Instant::now();
+        Ok(Some(
+            sorted.why.map_or(Round::Busy, |why| Round::Refused(why)),
+        ))
+    }
+}
+
+/// What became of the rows of a batch.
+#[derive(Default)]
+struct Sorted {
+    published: Vec<i64>,
+    poison: Vec<Park>,
+    /// The lowest id that has to be sent again.
+    open: Option<i64>,
+    why: Option<String>,
+}
+
+/// A row whose stream had a refusal earlier in the batch counts as refused too: it is sent again, or
+/// parked behind it, so that order is kept.
+fn sort_out(rows: Vec<Row>, outcomes: Outcomes) -> Result<Sorted> {
+    let mut sorted = Sorted::default();
+    let mut put_off: HashSet<Stream> = HashSet::new();
+    let mut poisoned: HashSet<Stream> = HashSet::new();
+    if rows.len() != outcomes.len() {
+        let text = format!("{} outcomes for {} messages", outcomes.len(), rows.len());
+        return Err(Error::new(ErrorKind::Unavailable, text));
+    }
+    for (row, outcome) in rows.into_iter().zip(outcomes) {
+        let stream = row.stream();
+        let is_in = |set: &HashSet<Stream>| stream.as_ref().is_some_and(|s| set.contains(s));
+        let refusal = match outcome {
+            _ if is_in(&put_off) => Refusal::Retry(sorted.why.clone().unwrap_or_default()),
+            _ if is_in(&poisoned) => Refusal::Poison("behind a parked message of its key".into()),
+            Ok(()) => {
+                sorted.published.push(row.id);
+                continue;
+            }
+            Err(refusal) => refusal,
+        };
+        match refusal {
+            Refusal::Fenced(why) => return Err(Error::new(ErrorKind::Fenced, why)),
+            Refusal::Retry(why) => {
+                sorted.open = Some(sorted.open.map_or(row.id, |open| open.min(row.id)));
+                sorted.why = Some(why);
+                put_off.extend(stream);
+            }
+            Refusal::Poison(reason) => {
+                poisoned.extend(stream);
+                sorted.poison.push(Park { row, reason });
+            }
+        }
+    }
+    Ok(sorted)
+}
+
+/// A row as the broker gets it. A skip record has the place of the message and nothing of its content.
+fn outgoing(row: &Row, source: &str, skip: bool) -> Outgoing {
+    let mut headers = Vec::with_capacity(row.headers.len() + 4);
+    headers.push((HEADER_ID.to_owned(), row.message_id.to_string()));
+    headers.push((HEADER_CREATED.to_owned(), row.created_ms.to_string()));
+    if let Some(seq) = row.seq {
+        headers.push((HEADER_SEQ.to_owned(), seq.to_string()));
+        headers.push((HEADER_SOURCE.to_owned(), source.to_owned()));
+    }
+    let payload = if skip {
+        headers.push((HEADER_SKIP.to_owned(), "1".to_owned()));
+        Bytes::new()
+    } else {
+        headers.extend(row.headers.iter().cloned());
+        row.payload.clone()
+    };
+    Outgoing {
+        topic: row.topic.clone(),
+        key: row.key.clone(),
+        headers,
+        payload,
+    }
+}
