@@ -50,6 +50,8 @@ mod points;
 pub mod postgres;
 mod ranges;
 pub mod relay;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;
 pub mod store;
 
 pub use error::{Error, ErrorKind, Result};
