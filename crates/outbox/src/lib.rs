@@ -44,6 +44,7 @@
 pub mod broker;
 mod backoff;
 mod error;
+pub mod inbox;
 mod message;
 mod points;
 #[cfg(feature = "postgres")]
@@ -55,6 +56,7 @@ pub mod sqlite;
 pub mod store;
 
 pub use error::{Error, ErrorKind, Result};
+pub use inbox::{Consumer, ConsumerOptions, ConsumerStatus};
 pub use message::{
     Delivery, HEADER_CREATED, HEADER_ID, HEADER_SEQ, HEADER_SKIP, HEADER_SOURCE, Level, Limits,
     Message, Partition,
