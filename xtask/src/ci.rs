@@ -50,8 +50,10 @@ pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
         "--quiet",
     ];
     cargo(root, &build)?;
+    let servers = services::Services::start(root)?;
     let mut command = cargo_command(root);
     command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
+    servers.environment(&mut command);
     if !filter.is_empty() {
         command.arg("--").args(filter);
     }

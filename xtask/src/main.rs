@@ -16,7 +16,9 @@ usage: cargo xtask <task>
 
   ci                  everything that must hold: fmt, tidy, codegen, clippy, docs, test
   test [FILTER...]    all tests; they bring up what they need
-  services            install or find what tests and benchmarks need
+  services [-- CMD...]
+                      install and start what tests and benchmarks need: PostgreSQL, Kafka-compatible
+                      brokers; run a command with them, or wait for Enter; then stop them
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
@@ -32,7 +34,8 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["ci"] => ci::ci(&root),
         ["test", filter @ ..] => ci::test(&root, filter),
-        ["services"] => services::require_all(),
+        ["services"] => services::run(&root, &[]),
+        ["services", "--", command @ ..] => services::run(&root, command),
         ["tidy"] => tidy::run(&root),
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),

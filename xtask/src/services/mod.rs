@@ -1,0 +1,149 @@
+//! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for, and started.
+//!
+//! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
+//! `QUORATE_POSTGRES` and `QUORATE_KAFKA` name servers that run already; then none is started. What is
+//! started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
+//! when it is no longer needed, whatever becomes of the task.
+
+mod kafka;
+mod postgres;
+mod process;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::ci;
+
+/// Servers for tests and benchmarks. Dropping it stops those that were started here.
+pub struct Services {
+    environment: Vec<(&'static str, String)>,
+    _running: Vec<process::Process>,
+}
+
+impl Services {
+    /// Starts what no variable of the environment names.
+    pub fn start(root: &Path) -> Result<Services> {
+        let mut environment = Vec::new();
+        let mut running = Vec::new();
+        if std::env::var_os("QUORATE_POSTGRES").is_none() {
+            let (url, process) = postgres::start().context("PostgreSQL")?;
+            environment.push(("QUORATE_POSTGRES", url));
+            running.push(process);
+        }
+        if std::env::var_os("QUORATE_KAFKA").is_none() {
+            let brokers = kafka::install(root).context("a Kafka-compatible broker")?;
+            let (address, process) = brokers.start_transactions()?;
+            environment.push(("QUORATE_KAFKA", address));
+            running.push(process);
+            let (address, process) = brokers.start_groups()?;
+            environment.push(("QUORATE_KAFKA_GROUPS", address));
+            running.push(process);
+        }
+        Ok(Services {
+            environment,
+            _running: running,
+        })
+    }
+
+    /// Tells a command where they are.
+    pub fn environment(&self, command: &mut Command) {
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+    }
+}
+
+/// Starts all, and runs a command with them, or waits for Enter.
+pub fn run(root: &Path, command: &[&str]) -> Result<()> {
+    require_all()?;
+    let services = Services::start(root)?;
+    if let Some((program, words)) = command.split_first() {
+        let mut command = Command::new(program);
+        command.args(words);
+        services.environment(&mut command);
+        return ci::run(command);
+    }
+    for (name, value) in &services.environment {
+        println!("export {name}={value}");
+    }
+    println!("# press Enter to stop them");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
+
+/// A program that comes with a Debian package.
+pub struct Tool {
+    /// What is looked for.
+    pub program: &'static str,
+    /// The package that has it.
+    pub package: &'static str,
+}
+
+/// The peer of the cluster benchmark.
+pub const ETCD: Tool = Tool {
+    program: "etcd",
+    package: "etcd-server",
+};
+/// The list of installed packages is the tests' real input.
+const DPKG: Tool = Tool {
+    program: "dpkg",
+    package: "dpkg",
+};
+
+/// What `xtask test` needs.
+pub fn require_test_tools() -> Result<()> {
+    require(&DPKG)?;
+    if !Path::new("/var/lib/dpkg/status").exists() {
+        bail!("/var/lib/dpkg/status is not there: the tests read it, as on any Debian or Ubuntu");
+    }
+    Ok(())
+}
+
+/// What everything needs, tests and benchmarks.
+pub fn require_all() -> Result<()> {
+    require_test_tools()?;
+    println!("etcd: {}", require(&ETCD)?.display());
+    Ok(())
+}
+
+/// Finds a program, installing its package if that is possible.
+pub fn require(tool: &Tool) -> Result<PathBuf> {
+    if let Some(path) = find(tool.program) {
+        return Ok(path);
+    }
+    let line = format!("apt-get install -y {}", tool.package);
+    if !is_root()? {
+        bail!("{} is missing; install it: sudo {line}", tool.program);
+    }
+    println!("installing {}", tool.package);
+    let apt = |args: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+        // A package's service must not be started: ours run on their own ports.
+        command
+            .env("RUNLEVEL", "1")
+            .stdout(std::process::Stdio::null());
+        ci::run(command)
+    };
+    apt(&["update"])?;
+    apt(&["install", "-y", "--no-install-recommends", tool.package])?;
+    match find(tool.program) {
+        Some(path) => Ok(path),
+        None => bail!("{line} did not bring {}", tool.program),
+    }
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let folders = std::env::split_paths(&path);
+    let more = ["/usr/sbin", "/usr/bin"].into_iter().map(PathBuf::from);
+    folders
+        .chain(more)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+pub(crate) fn is_root() -> Result<bool> {
+    let output = Command::new("id").arg("-u").output()?;
+    Ok(output.stdout.trim_ascii() == b"0")
+}
