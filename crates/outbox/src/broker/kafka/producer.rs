@@ -1,0 +1,157 @@
+//! Publishing with delivery reports: one ticket a message, one wait a batch.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::producer::{DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use tokio::sync::Notify;
+
+use super::{KafkaOptions, error, record, refusal};
+use crate::Result;
+use crate::broker::{Outcomes, Outgoing, Refusal};
+
+/// A batch that waits for its reports.
+pub(super) struct Pending {
+    outcomes: Mutex<Outcomes>,
+    left: AtomicUsize,
+    done: Notify,
+}
+
+/// A message's claim to a place among the outcomes. Dropped without a report it counts as refused.
+pub(super) struct Ticket {
+    batch: Arc<Pending>,
+    index: usize,
+    told: bool,
+}
+
+impl Pending {
+    pub(super) fn new(messages: usize) -> Arc<Pending> {
+        let lost = Refusal::Retry("kafka: the producer ended before it reported".into());
+        Arc::new(Pending {
+            outcomes: Mutex::new(vec![Err(lost); messages]),
+            left: AtomicUsize::new(messages),
+            done: Notify::new(),
+        })
+    }
+
+    pub(super) fn ticket(self: &Arc<Self>, index: usize) -> Box<Ticket> {
+        Box::new(Ticket {
+            batch: Arc::clone(self),
+            index,
+            told: false,
+        })
+    }
+
+    /// Waits until every ticket is told or gone.
+    pub(super) async fn wait(&self) -> Outcomes {
+        loop {
+            let done = self.done.notified();
+            if self.left.load(Ordering::Acquire) == 0 {
+                return std::mem::take(&mut *self.outcomes.lock());
+            }
+            done.await;
+        }
+    }
+}
+
+impl Ticket {
+    pub(super) fn tell(mut self, outcome: std::result::Result<(), Refusal>) {
+        self.batch.outcomes.lock()[self.index] = outcome;
+        self.told = true;
+    }
+
+    fn finish(&self) {
+        if self.batch.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.batch.done.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+/// Takes delivery reports, on librdkafka's thread.
+pub(super) struct Reports;
+
+impl ClientContext for Reports {}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        ticket.tell(match result {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(refusal(error)),
+        });
+    }
+}
+
+/// The producer of the idempotent mode.
+pub(super) struct IdempotentProducer {
+    producer: ThreadedProducer<Reports>,
+    broken: AtomicBool,
+}
+
+impl IdempotentProducer {
+    pub(super) fn new(options: &KafkaOptions) -> Result<IdempotentProducer> {
+        let made = options.for_producer().create_with_context(Reports);
+        Ok(IdempotentProducer {
+            producer: made.map_err(|e| error("a producer can't be made", &e))?,
+            broken: AtomicBool::new(false),
+        })
+    }
+
+    /// Whether it has met an error after which librdkafka's producers do not go on.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed) || self.producer.client().fatal_error().is_some()
+    }
+
+    pub(super) async fn publish(&self, messages: &[Outgoing]) -> Outcomes {
+        let pending = Pending::new(messages.len());
+        for (index, message) in messages.iter().enumerate() {
+            send(&self.producer, message, pending.ticket(index)).await;
+        }
+        let outcomes = pending.wait().await;
+        let refused = |r: &std::result::Result<(), Refusal>| matches!(r, Err(Refusal::Fenced(_)));
+        if outcomes.iter().any(refused) || self.is_broken() {
+            // Not another relay: an epoch of this producer's own. A new producer gets a new one.
+            self.broken.store(true, Ordering::Relaxed);
+        }
+        outcomes
+            .into_iter()
+            .map(|outcome| match outcome {
+                Err(Refusal::Fenced(why)) => Err(Refusal::Retry(why)),
+                other => other,
+            })
+            .collect()
+    }
+}
+
+/// Hands a message to librdkafka; waits while its queue is full.
+pub(super) async fn send(
+    producer: &ThreadedProducer<Reports>,
+    message: &Outgoing,
+    ticket: Box<Ticket>,
+) {
+    let mut ticket = ticket;
+    loop {
+        match producer.send(record(message, ticket)) {
+            Ok(()) => return,
+            Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
+                ticket = back.delivery_opaque;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            Err((error, back)) => {
+                back.delivery_opaque.tell(Err(refusal(&error)));
+                return;
+            }
+        }
+    }
+}
