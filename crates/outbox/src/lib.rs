@@ -54,6 +54,8 @@ pub mod relay;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod store;
+#[cfg(all(test, feature = "postgres", feature = "sqlite", feature = "kafka"))]
+mod tests;
 
 pub use error::{Error, ErrorKind, Result};
 pub use inbox::{Consumer, ConsumerOptions, ConsumerStatus};

@@ -25,7 +25,6 @@ pub(super) struct Pending {
 pub(super) struct Ticket {
     batch: Arc<Pending>,
     index: usize,
-    told: bool,
 }
 
 impl Pending {
@@ -42,7 +41,6 @@ impl Pending {
         Box::new(Ticket {
             batch: Arc::clone(self),
             index,
-            told: false,
         })
     }
 
@@ -59,21 +57,16 @@ impl Pending {
 }
 
 impl Ticket {
-    pub(super) fn tell(mut self, outcome: std::result::Result<(), Refusal>) {
+    pub(super) fn tell(self, outcome: std::result::Result<(), Refusal>) {
         self.batch.outcomes.lock()[self.index] = outcome;
-        self.told = true;
-    }
-
-    fn finish(&self) {
-        if self.batch.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.batch.done.notify_waiters();
-        }
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.finish();
+        if self.batch.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.batch.done.notify_waiters();
+        }
     }
 }
 

@@ -1,0 +1,156 @@
+//! Both brokers pass the suite.
+
+use std::time::Duration;
+
+use super::support;
+use crate::broker::conformance::{self, Suite};
+use crate::broker::kafka::{KafkaBroker, KafkaMode, KafkaOptions};
+use crate::broker::local::{LocalBroker, LocalOptions};
+use crate::broker::{Broker, Outbatch, Outgoing, Refusal};
+use crate::store::Fence;
+
+fn local_suite() -> Suite {
+    Suite {
+        message_bytes: Some(1 << 20),
+        fences: true,
+        patience: Duration::from_secs(20),
+        rebalance: true,
+    }
+}
+
+fn kafka_suite() -> Suite {
+    Suite {
+        message_bytes: Some(2_000_000),
+        fences: false,
+        patience: Duration::from_secs(60),
+        rebalance: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_in_memory_passes_the_suite() {
+    let broker = LocalBroker::in_memory(LocalOptions::default());
+    conformance::run(&broker, &local_suite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_durable_passes_the_suite() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("broker.db");
+    let broker = LocalBroker::durable(&file, LocalOptions::default()).await;
+    conformance::run(&broker.expect("opens"), &local_suite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_kafka_passes_the_suite() {
+    let broker = KafkaBroker::new(KafkaOptions::new(support::kafka())).expect("a broker");
+    conformance::run(&broker, &kafka_suite()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_kafka_transactional_passes_the_suite() {
+    let mut options = KafkaOptions::new(support::kafka());
+    options.mode = KafkaMode::Transactional {
+        prefix: "suite".into(),
+        progress_topic: "quorate-outbox-progress".into(),
+    };
+    let broker = KafkaBroker::new(options).expect("a broker");
+    let suite = Suite {
+        fences: true,
+        ..kafka_suite()
+    };
+    conformance::run(&broker, &suite).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_kafka_with_groups_passes_the_suite() {
+    let broker = KafkaBroker::new(KafkaOptions::new(support::kafka_groups())).expect("a broker");
+    let suite = Suite {
+        rebalance: true,
+        message_bytes: None,
+        ..kafka_suite()
+    };
+    conformance::run(&broker, &suite).await;
+}
+
+fn message(key: &str, text: &str) -> Outgoing {
+    Outgoing {
+        topic: "t".into(),
+        key: Some(key.into()),
+        headers: Vec::new(),
+        payload: text.as_bytes().to_vec().into(),
+    }
+}
+
+async fn publish(broker: &LocalBroker, messages: &[Outgoing]) -> crate::broker::Outcomes {
+    let fence = Fence { part: 0, epoch: 1 };
+    let batch = Outbatch {
+        source: "s",
+        fence,
+        number: 1,
+        messages,
+    };
+    broker.publish(batch).await
+}
+
+#[tokio::test]
+async fn broker_full_partition_refuses_for_now_and_keeps_order() {
+    let options = LocalOptions {
+        capacity: 3,
+        partitions: 1,
+        ..LocalOptions::default()
+    };
+    let broker = LocalBroker::in_memory(options);
+    let five: Vec<Outgoing> = (0..5).map(|i| message("k", &i.to_string())).collect();
+    let outcomes = publish(&broker, &five).await;
+    assert_eq!(outcomes[..3], [Ok(()), Ok(()), Ok(())]);
+    for refused in &outcomes[3..] {
+        assert!(matches!(refused, Err(Refusal::Retry(_))), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn broker_unknown_topic_is_poison_when_topics_are_fixed() {
+    let options = LocalOptions {
+        topics: Some(vec!["other".into()]),
+        ..LocalOptions::default()
+    };
+    let broker = LocalBroker::in_memory(options);
+    let outcomes = publish(&broker, &[message("k", "x")]).await;
+    assert!(matches!(outcomes[0], Err(Refusal::Poison(_))), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn broker_durable_reopened_has_messages_positions_and_fences() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("broker.db");
+    let open = || LocalBroker::durable(&file, LocalOptions::default());
+    let broker = open().await.expect("opens");
+    let messages: Vec<Outgoing> = (0..10).map(|i| message("k", &i.to_string())).collect();
+    assert!(publish(&broker, &messages).await.iter().all(Result::is_ok));
+    let second = open().await;
+    assert!(second.is_err(), "a second process may not use the file");
+    drop(broker);
+    let broker = support::eventually("the file is free", || async {
+        open().await.map_err(|e| e.to_string())
+    })
+    .await;
+    let positions = std::sync::Arc::new(support::FromStart::default());
+    let subscribed = broker.subscribe("g", &["t".to_owned()], positions).await;
+    let mut reader = subscribed.expect("subscribes");
+    let found = reader.next(100, Duration::from_secs(5)).await.expect("reads");
+    let texts: Vec<String> = found
+        .iter()
+        .map(|d| String::from_utf8_lossy(&d.payload).into_owned())
+        .collect();
+    assert_eq!(texts, (0..10).map(|i| i.to_string()).collect::<Vec<_>>());
+    let fence = Fence { part: 0, epoch: 0 };
+    let old = Outbatch {
+        source: "s",
+        fence,
+        number: 2,
+        messages: &messages[..1],
+    };
+    let refused = broker.publish(old).await;
+    assert!(matches!(refused[0], Err(Refusal::Fenced(_))), "{refused:?}");
+}

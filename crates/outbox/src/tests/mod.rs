@@ -1,0 +1,10 @@
+//! Tests of the crate. Those of PostgreSQL and Kafka need the services that `cargo xtask test` starts.
+
+mod brokers;
+mod consumers;
+mod enqueuing;
+mod ranges;
+mod relays;
+mod schemas;
+mod support;
+mod writers;
