@@ -200,11 +200,17 @@ async fn one_message_too_large_is_poison_alone(broker: &dyn Broker, suite: &Suit
     assert_eq!(sender.send(std::slice::from_ref(&good)).await, [Ok(())]);
     let mut large = message(&topic, "b", "large");
     large.payload = vec![b'x'; limit + 1].into();
-    let outcomes = sender.send(&[good.clone(), large, good.clone()]).await;
+    let behind = message(&topic, "b", "behind");
+    let outcomes = sender.send(&[good.clone(), large, good.clone(), behind]).await;
     assert!(
         matches!(outcomes[1], Err(Refusal::Poison(_))),
         "too large is poison: {:?}",
         outcomes[1]
+    );
+    assert!(
+        matches!(outcomes[3], Err(Refusal::Retry(_))),
+        "what is behind it does not overtake it: {:?}",
+        outcomes[3]
     );
     for other in [&outcomes[0], &outcomes[2]] {
         let aborted = broker.is_transactional() && matches!(other, Err(Refusal::Retry(_)));

@@ -55,13 +55,35 @@ pub enum Refusal {
     Fenced(String),
 }
 
+/// The topics and keys of a batch that are closed, since one of their messages was refused.
+#[derive(Debug, Default)]
+pub struct Closed(std::collections::HashSet<(String, String)>);
+
+impl Closed {
+    /// The refusal of a message whose key is closed.
+    pub fn refusal(&self, message: &Outgoing) -> Option<Refusal> {
+        let key = message.key.as_ref().filter(|_| !self.0.is_empty())?;
+        let is_closed = self.0.contains(&(message.topic.clone(), key.clone()));
+        is_closed.then(|| Refusal::Retry("an earlier message of its key was refused".into()))
+    }
+
+    /// Closes the key of a message.
+    pub fn close(&mut self, message: &Outgoing) {
+        if let Some(key) = &message.key {
+            self.0.insert((message.topic.clone(), key.clone()));
+        }
+    }
+}
+
 /// One outcome per message of a batch.
 pub type Outcomes = Vec<std::result::Result<(), Refusal>>;
 
 /// Where messages go.
 ///
-/// A broker keeps the order of a batch for each key. When a message of a key is refused by `Retry`,
-/// the caller sends it and all later ones of that key again, so later ones may come twice.
+/// A broker keeps the order of a batch for each key. What it sees at once to be poison or too much for now
+/// closes the key: later messages of that topic and key in the batch are refused by `Retry`. Where the refusal
+/// comes back from a server later ones may be stored already; the caller sends them again, in order, and
+/// the sequence check of consumers sets them right.
 pub trait Broker: Send + Sync + 'static {
     /// Publishes a batch; returns when every message is stored as durably as the broker promises, or
     /// refused.

@@ -132,18 +132,19 @@ impl<L: Ledger> Worker<L> {
                     self.shared.set_failure(Some(error.to_string()));
                 }
                 // A failure counts only if the database answers: else it may be the cause.
-                Err(Trouble::Handler(failure)) => match self.shared.ledger.begin().await {
-                    Ok(_) => {
+                Err(Trouble::Handler(failure)) => {
+                    let answers = self.shared.ledger.begin().await.map(drop);
+                    if let Err(error) = answers {
+                        self.shared.set_failure(Some(error.to_string()));
+                    } else {
                         failures += 1;
                         self.shared.counts.retries.fetch_add(1, Ordering::Relaxed);
                         tracing::debug!(failures, reason = failure.reason, "a handler failed");
                         if !failure.retry || failures >= options.attempts {
-                            self.give_up(message, failure, failures).await?;
-                            return Ok(());
+                            return self.give_up(message, failure, failures).await;
                         }
                     }
-                    Err(error) => self.shared.set_failure(Some(error.to_string())),
-                },
+                }
             }
             self.pause(&mut wait).await;
         }

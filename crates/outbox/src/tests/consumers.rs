@@ -32,6 +32,10 @@ impl Effects {
         self.fails.lock().insert(text.into(), (times, last));
     }
 
+    fn heal(&self, text: &str) {
+        self.fails.lock().remove(text);
+    }
+
     fn judge(&self, text: &str) -> Result<(), Failure> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         if text == "panic" && self.panics.load(Ordering::SeqCst) {
@@ -286,8 +290,8 @@ where
 {
     let (broker, effects) = (memory(), Arc::new(Effects::default()));
     effects.fail("passes", 2, false);
-    effects.fail("dies", 4, false);
-    effects.fail("last", 1, true);
+    effects.fail("dies", u32::MAX, false);
+    effects.fail("last", u32::MAX, true);
     effects.panics.store(true, Ordering::SeqCst);
     let consumer = start(&base, &broker, &effects, options()).await;
     publish(&broker, &[sent("a", 1, "passes"), sent("a", 2, "dies"), sent("a", 3, "3"), sent("a", 4, "4")]).await;
@@ -320,6 +324,7 @@ where
         if again { Ok(()) } else { Err(format!("{waiting:?}")) }
     })
     .await;
+    effects.heal("dies");
     inbox.wish("test", &stream, Wish::Retry).await.expect("wishes");
     until_texts(&base, "a", &["passes", "dies", "3", "4"]).await;
     let one = Which::Message(of("b").id);
@@ -344,7 +349,7 @@ where
     Effects: Handler<<B::Inbox as Ledger>::Connection>,
 {
     let effects = Arc::new(Effects::default());
-    effects.fail("dies", 1, true);
+    effects.fail("dies", u32::MAX, true);
     let named = |name: &str| ConsumerOptions { name: name.into(), ..options() };
     let halted = async |broker: &LocalBroker, options: ConsumerOptions, says: &str| {
         let consumer = start(&base, broker, &effects, options).await;
@@ -365,12 +370,12 @@ where
     let on_failure = OnFailure::Halt;
     halted(&broker, ConsumerOptions { on_failure, ..named("fail") }, "told to fail").await;
     until_texts(&base, "f", &[]).await;
-    effects.fail("dies", 1, true);
     let on_failure = OnFailure::SkipMessage;
     let consumer = start(&base, &broker, &effects, ConsumerOptions { on_failure, ..named("skip") }).await;
     until_texts(&base, "f", &["f2"]).await;
     let passed = base.inbox().waiting("skip", 10).await.expect("lists");
     assert_eq!(passed[0].state, State::Passed, "{passed:?}");
+    effects.heal("dies");
     base.inbox().wish("skip", &Which::Message(passed[0].id), Wish::Retry).await.expect("wishes");
     until_texts(&base, "f", &["f2", "dies"]).await;
     consumer.drain().await;
@@ -464,7 +469,7 @@ async fn consumer_levels_differ_in_what_they_repeat() {
     }
     // At most once: a failure loses the message.
     let broker = memory();
-    effects.fail("gone", 1, false);
+    effects.fail("gone", u32::MAX, false);
     publish(&broker, &[sent("z", 1, "gone"), sent("z", 2, "z2")]).await;
     let level = Level::AtMostOnce;
     let consumer = start(&base, &broker, &effects, ConsumerOptions { level, ..options() }).await;

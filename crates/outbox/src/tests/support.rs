@@ -224,9 +224,13 @@ impl crate::broker::Broker for Keeps {
         }
         let poison = self.poison.lock().clone();
         let mut outcomes = Vec::new();
+        let mut closed = crate::broker::Closed::default();
         for message in batch.messages {
             let text = String::from_utf8_lossy(&message.payload).into_owned();
-            if poison.contains(&text) {
+            if let Some(refusal) = closed.refusal(message) {
+                outcomes.push(Err(refusal));
+            } else if poison.contains(&text) {
+                closed.close(message);
                 outcomes.push(Err(Refusal::Poison("told to".into())));
             } else {
                 self.got.lock().push(message.clone());

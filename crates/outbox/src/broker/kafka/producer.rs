@@ -12,10 +12,10 @@ use tokio::sync::Notify;
 
 use super::{KafkaOptions, error, record, refusal};
 use crate::Result;
-use crate::broker::{Outcomes, Outgoing, Refusal};
+use crate::broker::{Closed, Outcomes, Outgoing, Refusal};
 
 /// A batch that waits for its reports.
-pub(super) struct Pending {
+struct Pending {
     outcomes: Mutex<Outcomes>,
     left: AtomicUsize,
     done: Notify,
@@ -28,7 +28,7 @@ pub(super) struct Ticket {
 }
 
 impl Pending {
-    pub(super) fn new(messages: usize) -> Arc<Pending> {
+    fn new(messages: usize) -> Arc<Pending> {
         let lost = Refusal::Retry("kafka: the producer ended before it reported".into());
         Arc::new(Pending {
             outcomes: Mutex::new(vec![Err(lost); messages]),
@@ -37,7 +37,7 @@ impl Pending {
         })
     }
 
-    pub(super) fn ticket(self: &Arc<Self>, index: usize) -> Box<Ticket> {
+    fn ticket(self: &Arc<Self>, index: usize) -> Box<Ticket> {
         Box::new(Ticket {
             batch: Arc::clone(self),
             index,
@@ -45,7 +45,7 @@ impl Pending {
     }
 
     /// Waits until every ticket is told or gone.
-    pub(super) async fn wait(&self) -> Outcomes {
+    async fn wait(&self) -> Outcomes {
         loop {
             let done = self.done.notified();
             if self.left.load(Ordering::Acquire) == 0 {
@@ -57,7 +57,7 @@ impl Pending {
 }
 
 impl Ticket {
-    pub(super) fn tell(self, outcome: std::result::Result<(), Refusal>) {
+    fn tell(self, outcome: std::result::Result<(), Refusal>) {
         self.batch.outcomes.lock()[self.index] = outcome;
     }
 }
@@ -107,11 +107,7 @@ impl IdempotentProducer {
     }
 
     pub(super) async fn publish(&self, messages: &[Outgoing]) -> Outcomes {
-        let pending = Pending::new(messages.len());
-        for (index, message) in messages.iter().enumerate() {
-            send(&self.producer, message, pending.ticket(index)).await;
-        }
-        let outcomes = pending.wait().await;
+        let outcomes = send_all(&self.producer, messages).await;
         let refused = |r: &std::result::Result<(), Refusal>| matches!(r, Err(Refusal::Fenced(_)));
         if outcomes.iter().any(refused) || self.is_broken() {
             // Not another relay: an epoch of this producer's own. A new producer gets a new one.
@@ -127,23 +123,41 @@ impl IdempotentProducer {
     }
 }
 
-/// Hands a message to librdkafka; waits while its queue is full.
-pub(super) async fn send(
+/// Hands a batch to librdkafka and waits for all reports.
+pub(super) async fn send_all(
+    producer: &ThreadedProducer<Reports>,
+    messages: &[Outgoing],
+) -> Outcomes {
+    let pending = Pending::new(messages.len());
+    let mut closed = Closed::default();
+    for (index, message) in messages.iter().enumerate() {
+        let ticket = pending.ticket(index);
+        if let Some(refusal) = closed.refusal(message) {
+            ticket.tell(Err(refusal));
+        } else if !send(producer, message, ticket).await {
+            closed.close(message);
+        }
+    }
+    pending.wait().await
+}
+
+/// Hands a message to librdkafka; waits while its queue is full. False when it was refused at once.
+async fn send(
     producer: &ThreadedProducer<Reports>,
     message: &Outgoing,
     ticket: Box<Ticket>,
-) {
+) -> bool {
     let mut ticket = ticket;
     loop {
         match producer.send(record(message, ticket)) {
-            Ok(()) => return,
+            Ok(()) => return true,
             Err((KafkaError::MessageProduction(Code::QueueFull), back)) => {
                 ticket = back.delivery_opaque;
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             Err((error, back)) => {
                 back.delivery_opaque.tell(Err(refusal(&error)));
-                return;
+                return false;
             }
         }
     }

@@ -11,7 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::producer::{Pending, Reports, send};
+use super::producer::{Reports, send_all};
 use super::{KafkaMode, KafkaOptions, error, refusal, refuse_all};
 use crate::broker::{Outbatch, Outcomes, Refusal};
 use crate::store::Fence;
@@ -114,12 +114,9 @@ impl Transactions {
     ) -> std::result::Result<Outcomes, Refusal> {
         let timeout = self.options.timeout;
         part.producer.begin_transaction().map_err(|e| refusal(&e))?;
-        let pending = Pending::new(batch.messages.len());
-        for (index, message) in batch.messages.iter().enumerate() {
-            send(&part.producer, message, pending.ticket(index)).await;
-        }
-        let outcomes = pending.wait().await;
+        let outcomes = send_all(&part.producer, batch.messages).await;
         points::pass("kafka.sent");
+        // The first refusal says why; those behind it only say that they are.
         if let Some(Err(first)) = outcomes.iter().find(|outcome| outcome.is_err()) {
             let ours = Arc::clone(part);
             let aborted = call(move || ours.producer.abort_transaction(timeout)).await;

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use self::group::Group;
 use self::log::{Log, Record};
-use super::{Broker, Outbatch, Outcomes, Outgoing, Positions, Refusal, Subscription};
+use super::{Broker, Closed, Outbatch, Outcomes, Outgoing, Positions, Refusal, Subscription};
 use crate::store::BoxFuture;
 use crate::{Error, ErrorKind, Partition, Result};
 
@@ -162,13 +162,21 @@ impl LocalBroker {
         let mut taken: HashMap<Partition, i64> = HashMap::new();
         let mut placed = Vec::with_capacity(batch.messages.len());
         let mut outcomes = Vec::with_capacity(batch.messages.len());
+        let mut closed = Closed::default();
         for message in batch.messages {
-            outcomes.push(match self.place_one(&mut state, &mut taken, message) {
+            let place = match closed.refusal(message) {
+                Some(refusal) => Err(refusal),
+                None => self.place_one(&mut state, &mut taken, message),
+            };
+            outcomes.push(match place {
                 Ok(one) => {
                     placed.push(one);
                     Ok(())
                 }
-                Err(refusal) => Err(refusal),
+                Err(refusal) => {
+                    closed.close(message);
+                    Err(refusal)
+                }
             });
         }
         (placed, outcomes)
