@@ -46,7 +46,10 @@ mod backoff;
 mod error;
 pub mod inbox;
 mod message;
+#[cfg(not(feature = "crash-points"))]
 mod points;
+#[cfg(feature = "crash-points")]
+pub mod points;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 mod ranges;

@@ -1,4 +1,4 @@
-//! Named points between two writes, at which a test can make the process die.
+//! Named points between two writes, at which a test can make the process die by [`pass`].
 //!
 //! Without the feature `crash-points` a point is nothing. With it, `QUORATE_CRASH_AT=name:n` kills
 //! the process by SIGKILL when it reaches that point for the nth time (from 1).

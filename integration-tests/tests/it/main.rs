@@ -13,5 +13,6 @@ mod failover;
 mod faults;
 mod lifecycle;
 mod linearizability;
+mod outbox;
 mod snapshots;
 mod support;

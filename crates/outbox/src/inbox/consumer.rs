@@ -156,9 +156,8 @@ impl<L: Ledger> Consumer<L> {
             shared: Arc::clone(&shared),
         });
         let options = &shared.options;
-        let subscription = broker
-            .subscribe(&options.name, &options.topics, positions)
-            .await?;
+        let group = options.group.as_ref().unwrap_or(&options.name);
+        let subscription = broker.subscribe(group, &options.topics, positions).await?;
         let tasks = vec![
             tokio::spawn(fetch(Arc::clone(&shared), subscription, stopped.clone())),
             tokio::spawn(look_after(Arc::clone(&shared), stopped)),

@@ -140,8 +140,10 @@ pub enum Baseline {
 /// Settings of a consumer.
 #[derive(Debug, Clone)]
 pub struct ConsumerOptions {
-    /// Names the consumer: its group at the broker and its records in the database.
+    /// Names the consumer: its records in the database.
     pub name: String,
+    /// Its group at the broker; `None`: its name.
+    pub group: Option<String>,
     /// The topics.
     pub topics: Vec<String>,
     /// How often an effect may happen.
@@ -173,6 +175,7 @@ impl ConsumerOptions {
     pub fn new(name: impl Into<String>, topics: &[&str]) -> ConsumerOptions {
         ConsumerOptions {
             name: name.into(),
+            group: None,
             topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
             level: Level::EffectivelyOnce,
             batch: 100,

@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row};
 use super::PgOutbox;
 use super::parked;
 use crate::store::{Claim, Fence, Held, Progress};
-use crate::{Error, ErrorKind, Ranges, Result};
+use crate::{Error, ErrorKind, Ranges, Result, points};
 
 const ALIVE: &str = "\
     INSERT INTO quorate_outbox_member (owner, alive_until)
@@ -74,7 +74,9 @@ impl PgOutbox {
         if wanted > 0 {
             answer.claimed = claim(&mut tx, owner, secs, wanted).await?;
         }
+        points::pass("store.claimed");
         tx.commit().await?;
+        points::pass("store.claim-committed");
         Ok(answer)
     }
 

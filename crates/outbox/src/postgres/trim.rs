@@ -4,7 +4,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{PgOutbox, RING, slots};
 use crate::store::Lag;
-use crate::{Ranges, Result};
+use crate::{Ranges, Result, points};
 
 /// A table with fewer rows is left alone until it has been idle.
 const TRIM_ROWS: i64 = 20_000;
@@ -68,7 +68,9 @@ async fn run_table(outbox: &PgOutbox, table: &str, floor: i64) -> Result<i64> {
     sqlx::query(AssertSqlSafe(format!("TRUNCATE ONLY {table}")))
         .execute(&mut *tx)
         .await?;
+    points::pass("trim.truncated");
     tx.commit().await?;
+    points::pass("trim.committed");
     Ok(high - low + 1)
 }
 

@@ -75,7 +75,9 @@ impl SqliteOutbox {
         let share = usize::from(self.inner.parts).div_ceil(members.max(1) as usize);
         let wanted = share.saturating_sub(kept.len());
         let claimed = claim(&mut tx, owner, until, wanted).await?;
+        points::pass("store.claimed");
         tx.commit().await?;
+        points::pass("store.claim-committed");
         Ok(Held {
             surplus: kept.len().saturating_sub(share),
             kept,

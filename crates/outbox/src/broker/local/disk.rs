@@ -12,7 +12,7 @@ use super::group::Group;
 use super::log::{Log, Record};
 use super::{LocalOptions, Outbatch, Placed, State};
 use crate::message::{headers_from_text, headers_to_text};
-use crate::{Error, ErrorKind, Partition, Result};
+use crate::{Error, ErrorKind, Partition, Result, points};
 
 const VERSION: i64 = 1;
 const TABLES: &str = "\
@@ -165,7 +165,9 @@ impl Disk {
         .bind(batch.fence.epoch)
         .execute(&mut *tx)
         .await?;
+        points::pass("broker.appended");
         tx.commit().await?;
+        points::pass("broker.append-committed");
         Ok(())
     }
 
@@ -199,6 +201,7 @@ impl Disk {
             .execute(&mut *tx)
             .await?;
         }
+        points::pass("broker.positions");
         tx.commit().await?;
         Ok(())
     }

@@ -1,0 +1,97 @@
+//! Processes that are frozen, taken for dead, and wake up; and groups whose members die.
+
+use quorate_outbox::store::Store;
+use rustix::process::Signal;
+
+use crate::support::{Share, eventually};
+
+use super::process::{Bench, Process, SOON};
+
+const ORDERS: usize = 400;
+
+async fn applied(bench: &Bench, count: usize) {
+    eventually("effects", SOON, || async {
+        let (_, effects) = bench.look().await?;
+        if effects.len() >= count { Ok(()) } else { Err(format!("{} effects", effects.len())) }
+    })
+    .await;
+}
+
+/// Freezes one of two relays for longer than its lease, again and again: the other takes its parts, and what
+/// the sleeper does when it wakes harms nothing.
+async fn frozen_relays(settings: &[&str]) {
+    let _share = Share::of(1).await;
+    let orders = format!("orders={ORDERS}");
+    let mut all = vec![orders.as_str(), "seed=1", "batch=50", "pause_ms=5"];
+    all.extend(settings);
+    let bench = Bench::new("QUORATE_KAFKA", &all).await;
+    let mut producer = bench.start("producer", None);
+    let relays = [bench.start("relay", None), bench.start("relay", None)];
+    let consumer = bench.start("consumer", None);
+    applied(&bench, 20).await;
+    for round in 0..4usize {
+        let sleeper = &relays[round % 2];
+        let owners = "SELECT owner, epoch FROM quorate_outbox_relay ORDER BY part";
+        let before: Vec<(String, i64)> =
+            sqlx::query_as(owners).fetch_all(&bench.pool).await.expect("reads");
+        sleeper.signal(Signal::STOP);
+        eventually("another relay has all parts", SOON, || async {
+            let now: Vec<(String, i64)> =
+                sqlx::query_as(owners).fetch_all(&bench.pool).await.map_err(|e| e.to_string())?;
+            let one = now.iter().all(|(owner, _)| *owner == now[0].0);
+            let moved = now.iter().zip(&before).any(|(n, b)| n.1 > b.1);
+            if one && moved { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+        sleeper.signal(Signal::CONT);
+        eventually("the sleeper takes part again", SOON, || async {
+            let now: Vec<(String, i64)> =
+                sqlx::query_as(owners).fetch_all(&bench.pool).await.map_err(|e| e.to_string())?;
+            if now[0].0 != now[1].0 { Ok(()) } else { Err(format!("{now:?}")) }
+        })
+        .await;
+    }
+    bench.settle("frozen relays", ORDERS).await;
+    assert!(producer.ended().await.success());
+    let lag = bench.outbox.lag().await.expect("measures");
+    assert_eq!((lag.waiting, lag.parked), (0, 0));
+    drop((relays, consumer));
+    bench.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outbox_relay_frozen_past_its_lease_does_no_harm() {
+    frozen_relays(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outbox_transactional_relay_frozen_past_its_lease_does_no_harm() {
+    frozen_relays(&["mode=transactional"]).await;
+}
+
+/// Two consumers of one group, on a broker that notices a death: one is frozen past its session, then
+/// one is killed. Partitions move, and every effect is there once.
+#[tokio::test(flavor = "multi_thread")]
+async fn outbox_consumers_of_a_group_frozen_and_killed_have_every_effect_once() {
+    let _share = Share::of(1).await;
+    let orders = format!("orders={ORDERS}");
+    let group = "group=one";
+    let all = [orders.as_str(), "seed=2", "batch=20", "pause_ms=40", group];
+    let bench = Bench::new("QUORATE_KAFKA_GROUPS", &all).await;
+    let mut producer = bench.start("producer", None);
+    let relay = bench.start("relay", None);
+    let first = bench.start("consumer", None);
+    applied(&bench, 20).await;
+    let second: Process = bench.start("consumer", None);
+    applied(&bench, 60).await;
+    first.signal(Signal::STOP);
+    let (_, before) = bench.look().await.expect("looks");
+    applied(&bench, before.len() + 60).await;
+    first.signal(Signal::CONT);
+    applied(&bench, before.len() + 120).await;
+    drop(second);
+    bench.settle("consumers of a group", ORDERS).await;
+    assert!(producer.ended().await.success());
+    drop((relay, first));
+    bench.end().await;
+}
