@@ -45,6 +45,7 @@ pub mod broker;
 mod backoff;
 mod error;
 pub mod inbox;
+pub mod kv;
 mod message;
 #[cfg(not(feature = "crash-points"))]
 mod points;

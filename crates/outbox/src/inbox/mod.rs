@@ -22,6 +22,7 @@
 //! follows of its key waits behind it. An operator replays it, in order, or skips it. A database that does
 //! not answer is nobody's failure: it is waited for.
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 #[macro_use]
 mod sql;
 

@@ -283,7 +283,6 @@ macro_rules! sql_ledger {
 }
 
 /// Compares the version of the tables with the program's.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) fn check_version(found: Option<i64>, known: i64) -> crate::Result<()> {
     if found == Some(known) {
         return Ok(());

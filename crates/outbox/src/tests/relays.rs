@@ -402,6 +402,7 @@ async fn published_rows_are_trimmed(outbox: AnyOutbox, count: &'static str) {
         let left: i64 = match &outbox {
             AnyOutbox::Pg(pg, _) => sqlx::query_scalar(count).fetch_one(&pg.pool).await,
             AnyOutbox::Lite(lite, _) => sqlx::query_scalar(count).fetch_one(&lite.pool).await,
+            AnyOutbox::Kv(_) => Ok(0),
         }
         .map_err(|e| e.to_string())?;
         if left == 0 { Ok(()) } else { Err(format!("{left} rows")) }
@@ -449,4 +450,24 @@ async fn relay_notify_from_another_process_wakes_it() {
     drop(hints);
     relay.drain().await;
     outbox.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_kv_publishes_what_is_committed() {
+    publishes_what_is_committed(AnyOutbox::kv(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_kv_retries_keep_order() {
+    retries_keep_order(AnyOutbox::kv(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_kv_poison_parks_its_key_only() {
+    poison_parks_its_key_only(AnyOutbox::kv(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_kv_lost_lease_fences() {
+    a_lost_lease_fences(AnyOutbox::kv(1)).await;
 }

@@ -126,6 +126,7 @@ where
 pub enum AnyOutbox {
     Pg(Pg, crate::postgres::PgOutbox),
     Lite(Lite, crate::sqlite::SqliteOutbox),
+    Kv(crate::kv::KvOutbox),
 }
 
 impl AnyOutbox {
@@ -141,10 +142,22 @@ impl AnyOutbox {
         AnyOutbox::Lite(lite, outbox.expect("migrates"))
     }
 
+    pub fn kv(parts: u16) -> AnyOutbox {
+        let domain = quorate_kv::Domain {
+            cluster: 1,
+            namespace: 1,
+            incarnation: 0,
+        };
+        let kv = std::sync::Arc::new(quorate_kv::memory::MemoryKv::new(domain));
+        let prefixes = (0..parts).map(|part| format!("p{part}")).collect();
+        AnyOutbox::Kv(crate::kv::KvOutbox::new(kv, "kv-test", prefixes).expect("opens"))
+    }
+
     pub fn store(&self) -> std::sync::Arc<dyn crate::store::Store> {
         match self {
             AnyOutbox::Pg(_, outbox) => std::sync::Arc::new(outbox.clone()),
             AnyOutbox::Lite(_, outbox) => std::sync::Arc::new(outbox.clone()),
+            AnyOutbox::Kv(outbox) => std::sync::Arc::new(outbox.clone()),
         }
     }
 
@@ -168,6 +181,16 @@ impl AnyOutbox {
                 }
                 if commit {
                     tx.commit().await.expect("commits");
+                }
+            }
+            AnyOutbox::Kv(outbox) => {
+                // A batch is there or not: nothing is to be rolled back.
+                for message in messages.iter().filter(|_| commit) {
+                    let parts = crate::store::Store::parts(outbox);
+                    let prefix = format!("p{}", message.part(parts));
+                    let data = quorate_kv::Mutation::put(format!("{prefix}/data"), "x");
+                    let done = outbox.enqueue(&prefix, vec![data], message).await;
+                    gave.push(done.expect("enqueues").0);
                 }
             }
         }

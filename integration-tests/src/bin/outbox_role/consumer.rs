@@ -80,7 +80,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
     tokio::spawn(replay(inbox));
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        println!("{:?}", consumer.status());
+        println!("consumer {}: {:?}", std::process::id(), consumer.status());
     }
 }
 

@@ -57,8 +57,13 @@ impl Settings {
                 progress_topic: "quorate-outbox-progress".into(),
             };
         }
-        options.consumer.push(("session.timeout.ms".into(), "6000".into()));
-        options.consumer.push(("heartbeat.interval.ms".into(), "500".into()));
+        for (name, value) in [
+            ("session.timeout.ms", "6000"),
+            ("heartbeat.interval.ms", "500"),
+            ("topic.metadata.refresh.interval.ms", "300"),
+        ] {
+            options.consumer.push((name.into(), value.into()));
+        }
         Ok(KafkaBroker::new(options)?)
     }
 }

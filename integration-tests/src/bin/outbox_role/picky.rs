@@ -50,6 +50,13 @@ impl Broker for Picky {
                     good.push(message.clone());
                 }
             }
+            if self.is_transactional() && good.len() < batch.messages.len() {
+                // All or nothing: what is good is to be sent again without the others.
+                let aborted = |outcome: std::result::Result<(), Refusal>| {
+                    outcome.and(Err(Refusal::Retry("the batch was aborted".into())))
+                };
+                return outcomes.into_iter().map(aborted).collect();
+            }
             let messages = &good;
             let mut said = self.inner.publish(Outbatch { messages, ..batch }).await.into_iter();
             let told = |outcome: std::result::Result<(), Refusal>| match outcome {

@@ -28,6 +28,6 @@ pub async fn run(settings: &Settings) -> Result<()> {
     tokio::spawn(picky::resend(outbox));
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        println!("{:?}", relay.status());
+        println!("relay {}: {:?}", std::process::id(), relay.status());
     }
 }

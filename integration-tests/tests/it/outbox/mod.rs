@@ -6,5 +6,6 @@
 
 mod check;
 mod crash;
+mod kv;
 mod process;
 mod zombie;

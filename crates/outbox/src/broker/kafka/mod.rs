@@ -105,6 +105,8 @@ impl KafkaOptions {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest")
             .set("isolation.level", "read_committed")
+            // How soon a topic is found that is made after the consumer has started.
+            .set("topic.metadata.refresh.interval.ms", "5000")
             .set("session.timeout.ms", "10000");
         for (name, value) in &self.consumer {
             config.set(name, value);

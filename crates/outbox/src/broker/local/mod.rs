@@ -110,6 +110,7 @@ impl State {
 /// A record and where it goes.
 struct Placed {
     at: Partition,
+    #[cfg_attr(not(feature = "sqlite"), expect(dead_code, reason = "for the file"))]
     offset: i64,
     record: Record,
 }

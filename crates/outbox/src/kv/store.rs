@@ -1,0 +1,453 @@
+//! The store over a `Kv`: every write is a compare on the part's relay entry.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quorate_kv::{Compare, Entry, Mutation, Op, Scan, ScanOrder};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::enqueue::{condition, decode_row, encode_row, number};
+use super::{KvOutbox, decode, encode, version};
+use crate::inbox::now_ms;
+use crate::store::{
+    BoxFuture, Change, Claim, Fence, Held, Lag, Parked, Progress, Read, Row, Store, Unpark, Which,
+    Wish,
+};
+use crate::{Error, ErrorKind, Ranges, Result};
+
+/// So many entries a page.
+const PAGE: usize = 1000;
+/// At most so many published messages are deleted at once.
+const TRIM: i64 = 500;
+
+/// A part's relay entry.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Holder {
+    epoch: i64,
+    owner: String,
+    /// Counts heartbeats: an entry that does not change has a holder that is gone.
+    beat: u64,
+    floor: i64,
+    done: Vec<i64>,
+    batch: i64,
+    plan: Vec<i64>,
+    /// Everything up to here is deleted.
+    trimmed: i64,
+}
+
+/// What a parked message is stored as; the message follows, after a line feed.
+#[derive(Debug, Serialize, Deserialize)]
+struct Aside {
+    reason: String,
+    attempts: i64,
+    wish: u8,
+}
+
+impl Holder {
+    fn progress(&self) -> Result<Progress> {
+        let ranges = |flat: &[i64]| {
+            Ranges::from_flat(flat).ok_or_else(|| {
+                let text = "the outbox's relay entry: the list of published ids is not one";
+                Error::new(ErrorKind::Corrupt, text)
+            })
+        };
+        Ok(Progress {
+            floor: self.floor,
+            done: ranges(&self.done)?,
+            batch: self.batch,
+            plan: ranges(&self.plan)?,
+        })
+    }
+}
+
+fn fenced(fence: Fence) -> Error {
+    let text = format!(
+        "part {} is no longer held in epoch {}: another relay has it",
+        fence.part, fence.epoch
+    );
+    Error::new(ErrorKind::Fenced, text)
+}
+
+impl KvOutbox {
+    async fn holder(&self, part: u16) -> Result<(Option<Entry>, Holder)> {
+        let entry = self.get(self.key(part, "relay")).await?;
+        let holder = match &entry {
+            Some(entry) => decode(&entry.value, "relay entry")?,
+            None => Holder::default(),
+        };
+        Ok((entry, holder))
+    }
+
+    /// Writes the relay entry, and more, if the entry is still as it was read. False when it is not.
+    async fn swap(
+        &self,
+        part: u16,
+        was: &Option<Entry>,
+        holder: &Holder,
+        more: Vec<Mutation>,
+    ) -> Result<bool> {
+        let key = self.key(part, "relay");
+        let mut compare = Compare::new()
+            .when(key.clone(), condition(version(was)))
+            .then(Op::Mutate(Mutation::put(key, encode(holder)?)));
+        for mutation in more {
+            compare = compare.then(Op::Mutate(mutation));
+        }
+        Ok(self.kv.compare(compare).await?.succeeded)
+    }
+
+    /// Changes the relay entry under an epoch, again if somebody else's write came between.
+    async fn change(
+        &self,
+        fence: Fence,
+        alter: impl Fn(&mut Holder),
+        more: &[Mutation],
+    ) -> Result<()> {
+        loop {
+            let (entry, mut holder) = self.holder(fence.part).await?;
+            if holder.epoch != fence.epoch {
+                return Err(fenced(fence));
+            }
+            alter(&mut holder);
+            if self.swap(fence.part, &entry, &holder, more.to_vec()).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn hold_leases(&self, owner: &str, held: &[Fence], ttl: Duration) -> Result<Held> {
+        let mut answer = Held::default();
+        let mut owners = HashSet::from([owner.to_owned()]);
+        let mut free = Vec::new();
+        for part in 0..self.parts() {
+            if let Some(fence) = held.iter().find(|fence| fence.part == part) {
+                match self.change(*fence, |holder| holder.beat += 1, &[]).await {
+                    Ok(()) => answer.kept.push(part),
+                    Err(error) if error.kind() == ErrorKind::Fenced => {}
+                    Err(error) => return Err(error),
+                }
+                continue;
+            }
+            let (entry, holder) = self.holder(part).await?;
+            let now = version(&entry);
+            let mut seen = self.inner.seen.lock();
+            let since = seen.entry(part).or_insert((now, Instant::now()));
+            if since.0 != now {
+                *since = (now, Instant::now());
+            }
+            if holder.owner.is_empty() || since.1.elapsed() > ttl {
+                free.push((part, entry, holder));
+            } else {
+                owners.insert(holder.owner);
+            }
+        }
+        // There is no list of members: relays that hold something are the ones that count.
+        let share = usize::from(self.parts()).div_ceil(owners.len());
+        answer.surplus = answer.kept.len().saturating_sub(share);
+        for (part, entry, mut holder) in free {
+            if answer.kept.len() + answer.claimed.len() >= share {
+                break;
+            }
+            holder.epoch += 1;
+            holder.owner = owner.to_owned();
+            holder.beat += 1;
+            if self.swap(part, &entry, &holder, Vec::new()).await? {
+                answer.claimed.push(Claim {
+                    fence: Fence {
+                        part,
+                        epoch: holder.epoch,
+                    },
+                    progress: holder.progress()?,
+                    parked: self.streams(part).await?,
+                });
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn release_leases(&self, held: &[Fence]) -> Result<()> {
+        for fence in held {
+            match self.change(*fence, |holder| holder.owner.clear(), &[]).await {
+                Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries of a part in order, from a key on; all of one page, or page after page.
+    async fn scan(&self, part: u16, from: &str, to: &str, limit: usize) -> Result<Vec<Entry>> {
+        let mut found = Vec::new();
+        let mut next = None;
+        loop {
+            let range = Scan::range(self.key(part, from), self.key(part, to));
+            let rest = limit.saturating_sub(found.len()).clamp(1, PAGE);
+            let scan = range.limit(rest).order(ScanOrder::Key).page(next);
+            let page = self.kv.scan(scan).await?;
+            found.extend(page.entries);
+            next = page.next;
+            if next.is_none() || found.len() >= limit {
+                return Ok(found);
+            }
+        }
+    }
+
+    async fn read_rows(&self, fence: Fence, progress: &Progress, limit: usize) -> Result<Read> {
+        let from = format!("m/{:020}", progress.floor + 1);
+        let limit_all = limit + progress.done.count().max(0) as usize;
+        let entries = self.scan(fence.part, &from, "m0", limit_all).await?;
+        let mut read = Read {
+            rows: Vec::new(),
+            settled: progress.floor,
+        };
+        for entry in &entries {
+            let row = decode_row(&entry.value)?;
+            read.settled = row.id;
+            if !progress.done.contains(row.id) && read.rows.len() < limit {
+                read.rows.push(row);
+            }
+        }
+        Ok(read)
+    }
+
+    async fn save_progress(&self, fence: Fence, progress: &Progress, change: &Change) -> Result<()> {
+        let mut more = Vec::new();
+        for park in &change.parks {
+            let aside = Aside {
+                reason: park.reason.clone(),
+                attempts: 1,
+                wish: 0,
+            };
+            let key = self.parked_key(fence.part, park.row.id);
+            more.push(Mutation::put(key, encode_aside(&aside, &park.row)?));
+        }
+        for unpark in &change.unparks {
+            match unpark {
+                Unpark::Gone(id) => more.push(Mutation::delete(self.parked_key(fence.part, *id))),
+                Unpark::Back(id, reason) => {
+                    let key = self.parked_key(fence.part, *id);
+                    if let Some(entry) = self.get(key.clone()).await? {
+                        let (mut aside, row) = decode_aside(&entry)?;
+                        aside.attempts += 1;
+                        aside.wish = 0;
+                        aside.reason = reason.clone();
+                        more.push(Mutation::put(key, encode_aside(&aside, &row)?));
+                    }
+                }
+            }
+        }
+        let alter = |holder: &mut Holder| {
+            holder.floor = progress.floor;
+            holder.done = progress.done.to_flat();
+            holder.batch = progress.batch;
+            holder.plan = progress.plan.to_flat();
+        };
+        self.change(fence, alter, &more).await
+    }
+
+    async fn parked_of(&self, part: u16, limit: usize) -> Result<Vec<Parked>> {
+        let entries = self.scan(part, "p/", "p0", limit).await?;
+        let parked = |entry: &Entry| {
+            let (aside, row) = decode_aside(entry)?;
+            Ok(Parked {
+                part,
+                row,
+                reason: aside.reason,
+                attempts: aside.attempts,
+                wish: match aside.wish {
+                    1 => Wish::Retry,
+                    2 => Wish::Skip,
+                    _ => Wish::None,
+                },
+            })
+        };
+        entries.iter().map(parked).collect()
+    }
+
+    async fn streams(&self, part: u16) -> Result<HashSet<(String, String)>> {
+        let parked = self.parked_of(part, usize::MAX).await?;
+        Ok(parked.iter().filter_map(|p| p.row.stream()).collect())
+    }
+
+    /// Ids of a part grow with the sequences of its keys, so the order of ids is that of streams.
+    async fn wanted(&self, part: u16, limit: usize) -> Result<Vec<Parked>> {
+        let mut closed = HashSet::new();
+        let mut wanted = Vec::new();
+        for parked in self.parked_of(part, usize::MAX).await? {
+            let stream = parked.row.stream();
+            if parked.wish == Wish::None {
+                closed.extend(stream);
+            } else if stream.is_none_or(|s| !closed.contains(&s)) && wanted.len() < limit {
+                wanted.push(parked);
+            }
+        }
+        Ok(wanted)
+    }
+
+    async fn set_wish(&self, which: &Which, wish: Wish) -> Result<u64> {
+        let mut set = 0;
+        for part in 0..self.parts() {
+            for parked in self.parked_of(part, usize::MAX).await? {
+                let is_meant = match which {
+                    Which::Message(id) => parked.row.message_id == *id,
+                    Which::Stream { topic, key } => {
+                        parked.row.stream() == Some((topic.clone(), key.clone()))
+                    }
+                };
+                if !is_meant {
+                    continue;
+                }
+                let key = self.parked_key(part, parked.row.id);
+                let Some(entry) = self.get(key.clone()).await? else {
+                    continue;
+                };
+                let (mut aside, row) = decode_aside(&entry)?;
+                aside.wish = match wish {
+                    Wish::None => 0,
+                    Wish::Retry => 1,
+                    Wish::Skip => 2,
+                };
+                let compare = Compare::new()
+                    .when(key.clone(), condition(entry.version))
+                    .then(Op::Mutate(Mutation::put(key, encode_aside(&aside, &row)?)));
+                set += u64::from(self.kv.compare(compare).await?.succeeded);
+            }
+        }
+        Ok(set)
+    }
+
+    /// Deletes what is below the floor; only as far as nobody else did.
+    async fn delete_published(&self) -> Result<i64> {
+        let mut deleted = 0;
+        for part in 0..self.parts() {
+            let (entry, mut holder) = self.holder(part).await?;
+            let end = holder.floor.min(holder.trimmed + TRIM);
+            let ids = holder.trimmed + 1..=end;
+            let more: Vec<Mutation> = ids
+                .map(|id| Mutation::delete(self.message_key(part, id)))
+                .collect();
+            if more.is_empty() {
+                continue;
+            }
+            let count = more.len() as i64;
+            holder.trimmed = end;
+            if self.swap(part, &entry, &holder, more).await? {
+                deleted += count;
+            }
+        }
+        Ok(deleted)
+    }
+
+    async fn measure(&self) -> Result<Lag> {
+        let mut lag = Lag::default();
+        for part in 0..self.parts() {
+            let head = number(&self.get(self.key(part, "head")).await?)?;
+            let (_, holder) = self.holder(part).await?;
+            let progress = holder.progress()?;
+            let waiting = head - progress.floor - progress.done.count();
+            lag.waiting += waiting.max(0);
+            if waiting > 0 {
+                let fence = Fence { part, epoch: 0 };
+                let read = self.read_rows(fence, &progress, 1).await?;
+                let created = read.rows.first().map(|row| row.created_ms);
+                lag.oldest_ms = lag.oldest_ms.max(created.map_or(0, |ms| now_ms() - ms));
+            }
+            lag.parked += self.parked_of(part, usize::MAX).await?.len() as i64;
+        }
+        Ok(lag)
+    }
+}
+
+fn encode_aside(aside: &Aside, row: &Row) -> Result<bytes::Bytes> {
+    let mut bytes = encode(aside)?.to_vec();
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&encode_row(row)?);
+    Ok(bytes.into())
+}
+
+fn decode_aside(entry: &Entry) -> Result<(Aside, Row)> {
+    let end = entry.value.iter().position(|byte| *byte == b'\n');
+    let end = end.unwrap_or(0);
+    let aside = decode(&entry.value[..end], "parked message")?;
+    Ok((aside, decode_row(&entry.value.slice(end + 1..))?))
+}
+
+impl Store for KvOutbox {
+    fn parts(&self) -> u16 {
+        self.inner.prefixes.len() as u16
+    }
+
+    fn source(&self) -> &str {
+        &self.inner.source
+    }
+
+    fn hint(&self) -> Arc<Notify> {
+        Arc::clone(&self.inner.hint)
+    }
+
+    fn hold<'a>(
+        &'a self,
+        owner: &'a str,
+        held: &'a [Fence],
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Held>> {
+        Box::pin(self.hold_leases(owner, held, ttl))
+    }
+
+    fn release<'a>(&'a self, held: &'a [Fence]) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.release_leases(held))
+    }
+
+    fn read<'a>(
+        &'a self,
+        fence: Fence,
+        progress: &'a Progress,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Read>> {
+        Box::pin(self.read_rows(fence, progress, limit))
+    }
+
+    fn save<'a>(
+        &'a self,
+        fence: Fence,
+        progress: &'a Progress,
+        change: &'a Change,
+    ) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.save_progress(fence, progress, change))
+    }
+
+    fn wishes(&self, part: u16, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
+        Box::pin(self.wanted(part, limit))
+    }
+
+    fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>> {
+        Box::pin(self.streams(part))
+    }
+
+    fn trim(&self) -> BoxFuture<'_, Result<i64>> {
+        Box::pin(self.delete_published())
+    }
+
+    fn lag(&self) -> BoxFuture<'_, Result<Lag>> {
+        Box::pin(self.measure())
+    }
+
+    fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
+        Box::pin(async move {
+            let mut all = Vec::new();
+            for part in 0..self.parts() {
+                all.extend(self.parked_of(part, limit - all.len()).await?);
+                if all.len() >= limit {
+                    break;
+                }
+            }
+            Ok(all)
+        })
+    }
+
+    fn wish<'a>(&'a self, which: &'a Which, wish: Wish) -> BoxFuture<'a, Result<u64>> {
+        Box::pin(self.set_wish(which, wish))
+    }
+}
