@@ -23,6 +23,7 @@ usage: cargo xtask <task>
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
+  bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   cluster start|stop|kill N|pause N|resume N|restart N
                       a cluster of real processes, in target/cluster
 ";
@@ -40,6 +41,7 @@ fn main() -> Result<()> {
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
+        ["bench", "outbox"] => bench::outbox(&root),
         ["cluster", words @ ..] => cluster::run(&root, words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

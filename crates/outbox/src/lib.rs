@@ -41,8 +41,8 @@
 //! Without features the crate has the in-process broker and the outbox over a
 //! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`, `kafka`.
 
-pub mod broker;
 mod backoff;
+pub mod broker;
 mod error;
 pub mod inbox;
 pub mod kv;

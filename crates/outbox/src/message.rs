@@ -166,6 +166,9 @@ pub struct Delivery {
     pub partition: Partition,
     /// Its place in the partition, from 0.
     pub offset: i64,
+    /// In which assignment of the partition to this member it was fetched; see
+    /// [`Positions::assigned`](crate::broker::Positions::assigned).
+    pub assignment: u64,
     /// The key, if it had one. Bytes that are no UTF-8 come with replacement characters.
     pub key: Option<String>,
     /// All headers, ours among them.

@@ -52,7 +52,7 @@ struct Fixed {
 }
 
 impl Positions for Fixed {
-    fn assigned(&self, partitions: Vec<Partition>) -> BoxFuture<'_, Vec<Start>> {
+    fn assigned(&self, partitions: Vec<Partition>, _: u64) -> BoxFuture<'_, Vec<Start>> {
         self.held.lock().extend(partitions.iter().cloned());
         let start = |p: &Partition| Start::At(self.starts.get(p).copied().unwrap_or(0));
         let starts = partitions.iter().map(start).collect();
@@ -138,7 +138,13 @@ async fn messages_arrive_whole_and_in_order(broker: &dyn Broker, suite: &Suite) 
     let mut sender = Sender::new(broker, &name("source"), 1).await;
     for round in 0..4 {
         let messages: Vec<Outgoing> = (0..50)
-            .map(|i| message(&topic, &format!("k{}", i % 7), &format!("{}", round * 50 + i)))
+            .map(|i| {
+                message(
+                    &topic,
+                    &format!("k{}", i % 7),
+                    &format!("{}", round * 50 + i),
+                )
+            })
             .collect();
         let outcomes = sender.send(&messages).await;
         assert_eq!(outcomes, vec![Ok(()); 50], "every message is published");
@@ -160,7 +166,10 @@ async fn messages_arrive_whole_and_in_order(broker: &dyn Broker, suite: &Suite) 
         let key = delivery.key.clone().expect("the key arrives");
         assert_eq!(key, format!("k{}", (number % 50) % 7));
         let before = last.insert(key, number);
-        assert!(before < Some(number), "order of a key: {before:?} before {number}");
+        assert!(
+            before < Some(number),
+            "order of a key: {before:?} before {number}"
+        );
         let before = offsets.insert(delivery.partition.clone(), delivery.offset);
         assert!(before.is_none_or(|b| b < delivery.offset), "offsets grow");
     }
@@ -169,7 +178,9 @@ async fn messages_arrive_whole_and_in_order(broker: &dyn Broker, suite: &Suite) 
 async fn positions_decide_where_a_member_begins(broker: &dyn Broker, suite: &Suite) {
     let topic = name("start");
     let mut sender = Sender::new(broker, &name("source"), 1).await;
-    let messages: Vec<Outgoing> = (0..20).map(|i| message(&topic, "one", &i.to_string())).collect();
+    let messages: Vec<Outgoing> = (0..20)
+        .map(|i| message(&topic, "one", &i.to_string()))
+        .collect();
     assert!(sender.send(&messages).await.iter().all(Result::is_ok));
     let group = name("group");
     let topics = [topic.clone()];
@@ -187,7 +198,10 @@ async fn positions_decide_where_a_member_begins(broker: &dyn Broker, suite: &Sui
     let mut rest = rest.await.expect("subscribes");
     let found = read(rest.as_mut(), 8, suite).await;
     assert_eq!(found.len(), 8, "nothing before the position");
-    assert_eq!(found[0].payload, "12", "the position's message is the first");
+    assert_eq!(
+        found[0].payload, "12",
+        "the position's message is the first"
+    );
 }
 
 async fn one_message_too_large_is_poison_alone(broker: &dyn Broker, suite: &Suite) {
@@ -201,7 +215,9 @@ async fn one_message_too_large_is_poison_alone(broker: &dyn Broker, suite: &Suit
     let mut large = message(&topic, "b", "large");
     large.payload = vec![b'x'; limit + 1].into();
     let behind = message(&topic, "b", "behind");
-    let outcomes = sender.send(&[good.clone(), large, good.clone(), behind]).await;
+    let outcomes = sender
+        .send(&[good.clone(), large, good.clone(), behind])
+        .await;
     assert!(
         matches!(outcomes[1], Err(Refusal::Poison(_))),
         "too large is poison: {:?}",
@@ -235,11 +251,17 @@ async fn members_share_and_take_over(broker: &dyn Broker, suite: &Suite) {
         let short = Duration::from_millis(50);
         let _ = (one.next(100, short).await, two.next(100, short).await);
         let (a, b) = (left.held.lock().clone(), right.held.lock().clone());
-        assert!(!a.iter().any(|p| b.contains(p)), "no partition twice: {a:?} {b:?}");
+        assert!(
+            !a.iter().any(|p| b.contains(p)),
+            "no partition twice: {a:?} {b:?}"
+        );
         if !a.is_empty() && !b.is_empty() {
             break;
         }
-        assert!(Instant::now() < end, "partitions are not shared: {a:?} {b:?}");
+        assert!(
+            Instant::now() < end,
+            "partitions are not shared: {a:?} {b:?}"
+        );
     }
     let before = left.held.lock().len() + right.held.lock().len();
     drop(one);

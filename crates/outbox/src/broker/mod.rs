@@ -125,8 +125,9 @@ pub enum Start {
 /// Asked by a broker when partitions come and go. What it answers is the truth: a position that the
 /// broker has for the group is advisory.
 pub trait Positions: Send + Sync {
-    /// These partitions are now this consumer's; where does each begin?
-    fn assigned(&self, partitions: Vec<Partition>) -> BoxFuture<'_, Vec<Start>>;
+    /// These partitions are now this consumer's; where does each begin? What is fetched of them bears the
+    /// number of this assignment, until they are revoked.
+    fn assigned(&self, partitions: Vec<Partition>, assignment: u64) -> BoxFuture<'_, Vec<Start>>;
 
     /// These are no longer.
     fn revoked(&self, partitions: Vec<Partition>) -> BoxFuture<'_, ()>;

@@ -25,6 +25,7 @@ const FETCH: usize = 1000;
 
 /// A partition's worker, as the consumer sees it.
 pub(super) struct Slot {
+    pub(super) assignment: u64,
     pub(super) queue: mpsc::Sender<Vec<Delivery>>,
     pub(super) task: JoinHandle<()>,
 }
@@ -226,20 +227,25 @@ async fn fetch<L: Ledger>(
     tell(&shared, subscription.as_mut()).await;
 }
 
-/// Gives each partition's messages to its worker. Those of partitions without one are dropped: whoever
-/// has the partition gets them from its position.
+/// Gives each partition's messages to its worker. Those of partitions without one, or of an earlier
+/// assignment, are dropped: whoever has the partition gets them from its position.
 async fn hand_out<L: Ledger>(
     shared: &Arc<Shared<L>>,
     messages: Vec<Delivery>,
     stopped: &mut watch::Receiver<bool>,
 ) {
-    let mut by_partition: HashMap<Partition, Vec<Delivery>> = HashMap::new();
+    let mut by_partition: HashMap<(Partition, u64), Vec<Delivery>> = HashMap::new();
     for message in messages {
-        let queue = by_partition.entry(message.partition.clone()).or_default();
-        queue.push(message);
+        let of = (message.partition.clone(), message.assignment);
+        by_partition.entry(of).or_default().push(message);
     }
-    for (partition, messages) in by_partition {
-        let queue = shared.slots.lock().get(&partition).map(|s| s.queue.clone());
+    for ((partition, assignment), messages) in by_partition {
+        let queue = {
+            let slots = shared.slots.lock();
+            let slot = slots.get(&partition);
+            let slot = slot.filter(|slot| slot.assignment == assignment);
+            slot.map(|slot| slot.queue.clone())
+        };
         let Some(queue) = queue else {
             continue;
         };

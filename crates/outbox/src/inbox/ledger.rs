@@ -193,7 +193,10 @@ pub trait LedgerTx: Send {
 pub(crate) fn identity(message: &Delivery) -> Uuid {
     message.id().unwrap_or_else(|| {
         let partition = &message.partition;
-        let place = format!("{}/{}/{}", partition.topic, partition.number, message.offset);
+        let place = format!(
+            "{}/{}/{}",
+            partition.topic, partition.number, message.offset
+        );
         Uuid::from_u128(xxhash_rust::xxh3::xxh3_128(place.as_bytes()))
     })
 }

@@ -22,7 +22,7 @@ pub(super) struct Rebalance<L: Ledger> {
 
 impl<L: Ledger> Rebalance<L> {
     /// Claims a partition, however long the database takes, unless the consumer stops.
-    async fn claim(&self, partition: Partition) -> Start {
+    async fn claim(&self, partition: Partition, assignment: u64) -> Start {
         let options = &self.shared.options;
         let mut wait = Backoff::new(options.retry_min, options.retry_max);
         let mut stopped = self.shared.stopped.clone();
@@ -54,6 +54,7 @@ impl<L: Ledger> Rebalance<L> {
             };
             let task = tokio::spawn(worker::run(worker));
             let slot = Slot {
+                assignment,
                 queue: sender,
                 task,
             };
@@ -64,11 +65,11 @@ impl<L: Ledger> Rebalance<L> {
 }
 
 impl<L: Ledger> Positions for Rebalance<L> {
-    fn assigned(&self, partitions: Vec<Partition>) -> BoxFuture<'_, Vec<Start>> {
+    fn assigned(&self, partitions: Vec<Partition>, assignment: u64) -> BoxFuture<'_, Vec<Start>> {
         Box::pin(async move {
             let mut starts = Vec::with_capacity(partitions.len());
             for partition in partitions {
-                starts.push(self.claim(partition).await);
+                starts.push(self.claim(partition, assignment).await);
             }
             starts
         })
@@ -85,7 +86,10 @@ impl<L: Ledger> Positions for Rebalance<L> {
                 drop(slot.queue);
                 let patience = std::time::Duration::from_secs(2);
                 if tokio::time::timeout(patience, slot.task).await.is_err() {
-                    tracing::warn!(?partition, "a partition was taken from a worker that is slow");
+                    tracing::warn!(
+                        ?partition,
+                        "a partition was taken from a worker that is slow"
+                    );
                 }
             }
         })

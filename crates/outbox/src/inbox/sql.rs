@@ -18,6 +18,7 @@ macro_rules! sql_ledger {
                         number: row.try_get(2)?,
                     },
                     offset: row.try_get(3)?,
+                    assignment: 0,
                     key: row.try_get(4)?,
                     headers: headers_from_text(row.try_get(5)?)?,
                     payload: row.try_get::<Vec<u8>, _>(6)?.into(),

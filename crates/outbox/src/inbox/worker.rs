@@ -121,7 +121,8 @@ impl<L: Ledger> Worker<L> {
                     points::pass("inbox.committed");
                     self.shared.set_failure(None);
                     self.shared.count(done);
-                    self.shared.done(&self.at.partition, std::slice::from_ref(message));
+                    self.shared
+                        .done(&self.at.partition, std::slice::from_ref(message));
                     return Ok(());
                 }
                 Err(Trouble::Halt(why)) => return Err(End::Halted(why)),
@@ -211,7 +212,8 @@ impl<L: Ledger> Worker<L> {
                 Ok(()) => {
                     tracing::warn!(reason = failure.reason, "a message is dead");
                     self.shared.counts.dead.fetch_add(1, Ordering::Relaxed);
-                    self.shared.done(&self.at.partition, std::slice::from_ref(message));
+                    self.shared
+                        .done(&self.at.partition, std::slice::from_ref(message));
                     return Ok(());
                 }
                 Err(Trouble::Halt(why)) => return Err(End::Halted(why)),

@@ -111,7 +111,10 @@ impl KvOutbox {
                 return Err(fenced(fence));
             }
             alter(&mut holder);
-            if self.swap(fence.part, &entry, &holder, more.to_vec()).await? {
+            if self
+                .swap(fence.part, &entry, &holder, more.to_vec())
+                .await?
+            {
                 return Ok(());
             }
         }
@@ -169,7 +172,10 @@ impl KvOutbox {
 
     async fn release_leases(&self, held: &[Fence]) -> Result<()> {
         for fence in held {
-            match self.change(*fence, |holder| holder.owner.clear(), &[]).await {
+            match self
+                .change(*fence, |holder| holder.owner.clear(), &[])
+                .await
+            {
                 Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
                 _ => {}
             }
@@ -212,7 +218,12 @@ impl KvOutbox {
         Ok(read)
     }
 
-    async fn save_progress(&self, fence: Fence, progress: &Progress, change: &Change) -> Result<()> {
+    async fn save_progress(
+        &self,
+        fence: Fence,
+        progress: &Progress,
+        change: &Change,
+    ) -> Result<()> {
         let mut more = Vec::new();
         for park in &change.parks {
             let aside = Aside {

@@ -91,12 +91,7 @@ impl PgOutbox {
     }
 }
 
-async fn claim(
-    tx: &mut PgConnection,
-    owner: &str,
-    secs: f64,
-    wanted: usize,
-) -> Result<Vec<Claim>> {
+async fn claim(tx: &mut PgConnection, owner: &str, secs: f64, wanted: usize) -> Result<Vec<Claim>> {
     let rows = sqlx::query(CLAIM)
         .bind(owner)
         .bind(secs)

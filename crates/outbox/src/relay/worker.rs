@@ -134,8 +134,17 @@ impl Worker {
         let last = broker.last_batch(&source, self.fence).await?;
         if last.is_some_and(|last| last >= self.progress.batch) {
             let plan = std::mem::take(&mut self.progress.plan);
+            // A batch of replayed messages: they were parked, and are so no longer.
+            let wanted = self.shared.store.wishes(self.fence.part, usize::MAX >> 1);
+            let ids = wanted.await?.into_iter().map(|parked| parked.row.id);
+            let unparks = ids
+                .filter(|id| plan.contains(*id))
+                .map(Unpark::Gone)
+                .collect();
             self.finish(&plan.ids(), i64::MAX, self.progress.floor);
-            self.save(&Change::default()).await?;
+            let parks = Vec::new();
+            self.save(&Change { parks, unparks }).await?;
+            self.parked = self.shared.store.parked_streams(self.fence.part).await?;
         }
         self.recovered = true;
         Ok(())
@@ -199,7 +208,11 @@ impl Worker {
         }
         done.extend(sorted.published);
         for park in sorted.poison {
-            tracing::warn!(part = self.fence.part, reason = park.reason, "parks a message");
+            tracing::warn!(
+                part = self.fence.part,
+                reason = park.reason,
+                "parks a message"
+            );
             done.push(park.row.id);
             change.parks.push(park);
         }
@@ -297,12 +310,20 @@ impl Worker {
             .collect();
         if self.shared.broker.is_transactional() {
             self.progress.batch += 1;
+            self.progress.plan = wanted.iter().map(|parked| parked.row.id).collect();
             self.save(&Change::default()).await?;
         }
         let outcomes = self.send_messages(&messages).await;
         points::pass("relay.replayed");
         let rows = wanted.into_iter().map(|parked| parked.row).collect();
         let sorted = sort_out(rows, outcomes)?;
+        if let Some(why) = sorted.why.clone().filter(|_| sorted.poison.is_empty())
+            && self.shared.broker.is_transactional()
+        {
+            self.recovered = false;
+            return Ok(Some(Round::Refused(why)));
+        }
+        self.progress.plan = crate::Ranges::default();
         let gone = sorted.published.iter().map(|id| Unpark::Gone(*id));
         let back = sorted
             .poison

@@ -110,7 +110,9 @@ pub(super) async fn check(pool: &SqlitePool) -> Result<(u16, String)> {
         return Err(damaged(&format!("{missing} is missing")));
     }
     let parts: i64 = row.try_get(1)?;
-    let parts = u16::try_from(parts).ok().filter(|p| (1..=PARTS_MAX).contains(p));
+    let parts = u16::try_from(parts)
+        .ok()
+        .filter(|p| (1..=PARTS_MAX).contains(p));
     let parts = parts.ok_or_else(|| damaged("the number of parts is not 1 to 64"))?;
     Ok((parts, row.try_get(2)?))
 }

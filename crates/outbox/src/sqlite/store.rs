@@ -28,10 +28,11 @@ fn now_ms() -> i64 {
 
 fn ranges(text: &str) -> Result<Ranges> {
     let flat: Option<Vec<i64>> = serde_json::from_str(text).ok();
-    flat.and_then(|flat| Ranges::from_flat(&flat)).ok_or_else(|| {
-        let text = "quorate_outbox_relay: the list of published ids is not one";
-        Error::new(ErrorKind::Corrupt, text)
-    })
+    flat.and_then(|flat| Ranges::from_flat(&flat))
+        .ok_or_else(|| {
+            let text = "quorate_outbox_relay: the list of published ids is not one";
+            Error::new(ErrorKind::Corrupt, text)
+        })
 }
 
 fn ranges_text(ranges: &Ranges) -> String {
@@ -123,7 +124,12 @@ impl SqliteOutbox {
         })
     }
 
-    async fn save_progress(&self, fence: Fence, progress: &Progress, change: &Change) -> Result<()> {
+    async fn save_progress(
+        &self,
+        fence: Fence,
+        progress: &Progress,
+        change: &Change,
+    ) -> Result<()> {
         let mut tx = self.pool.begin_with("BEGIN IMMEDIATE").await?;
         let saved = sqlx::query(
             "UPDATE quorate_outbox_relay SET floor = $1, done = $2, batch = $3, plan = $4

@@ -117,7 +117,10 @@ async fn broker_unknown_topic_is_poison_when_topics_are_fixed() {
     };
     let broker = LocalBroker::in_memory(options);
     let outcomes = publish(&broker, &[message("k", "x")]).await;
-    assert!(matches!(outcomes[0], Err(Refusal::Poison(_))), "{outcomes:?}");
+    assert!(
+        matches!(outcomes[0], Err(Refusal::Poison(_))),
+        "{outcomes:?}"
+    );
 }
 
 #[tokio::test]
@@ -138,7 +141,10 @@ async fn broker_durable_reopened_has_messages_positions_and_fences() {
     let positions = std::sync::Arc::new(support::FromStart::default());
     let subscribed = broker.subscribe("g", &["t".to_owned()], positions).await;
     let mut reader = subscribed.expect("subscribes");
-    let found = reader.next(100, Duration::from_secs(5)).await.expect("reads");
+    let found = reader
+        .next(100, Duration::from_secs(5))
+        .await
+        .expect("reads");
     let texts: Vec<String> = found
         .iter()
         .map(|d| String::from_utf8_lossy(&d.payload).into_owned())

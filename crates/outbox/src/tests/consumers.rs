@@ -45,7 +45,10 @@ impl Effects {
         match fails.get_mut(text) {
             Some((times, last)) if *times > 0 => {
                 *times -= 1;
-                Err(Failure { retry: !*last, reason: "told to fail".into() })
+                Err(Failure {
+                    retry: !*last,
+                    reason: "told to fail".into(),
+                })
             }
             _ => Ok(()),
         }
@@ -65,7 +68,11 @@ macro_rules! effects_of {
                 Box::pin(async move {
                     let text = String::from_utf8_lossy(&message.payload).into_owned();
                     // The effect first: a failure after it must leave nothing.
-                    sqlx::query(EFFECT).bind(&message.key).bind(&text).execute(tx).await?;
+                    sqlx::query(EFFECT)
+                        .bind(&message.key)
+                        .bind(&text)
+                        .execute(tx)
+                        .await?;
                     self.judge(&text)
                 })
             }
@@ -93,15 +100,23 @@ struct OnLite(Lite, SqliteInbox);
 
 async fn on_pg() -> OnPg {
     let pg = Pg::new().await;
-    sqlx::query(TABLE_PG).execute(&pg.pool).await.expect("makes a table");
+    sqlx::query(TABLE_PG)
+        .execute(&pg.pool)
+        .await
+        .expect("makes a table");
     let inbox = PgInbox::migrate(pg.pool.clone()).await.expect("migrates");
     OnPg(pg, inbox)
 }
 
 async fn on_lite() -> OnLite {
     let lite = Lite::new().await;
-    sqlx::query(TABLE_LITE).execute(&lite.pool).await.expect("makes a table");
-    let inbox = SqliteInbox::migrate(lite.pool.clone()).await.expect("migrates");
+    sqlx::query(TABLE_LITE)
+        .execute(&lite.pool)
+        .await
+        .expect("makes a table");
+    let inbox = SqliteInbox::migrate(lite.pool.clone())
+        .await
+        .expect("migrates");
     OnLite(lite, inbox)
 }
 
@@ -111,7 +126,11 @@ impl Base for OnPg {
         self.1.clone()
     }
     async fn texts(&self, key: &str) -> Vec<String> {
-        sqlx::query_scalar(TEXTS).bind(key).fetch_all(&self.0.pool).await.expect("reads")
+        sqlx::query_scalar(TEXTS)
+            .bind(key)
+            .fetch_all(&self.0.pool)
+            .await
+            .expect("reads")
     }
     async fn end(self) {
         self.0.end().await;
@@ -124,14 +143,20 @@ impl Base for OnLite {
         self.1.clone()
     }
     async fn texts(&self, key: &str) -> Vec<String> {
-        sqlx::query_scalar(TEXTS).bind(key).fetch_all(&self.0.pool).await.expect("reads")
+        sqlx::query_scalar(TEXTS)
+            .bind(key)
+            .fetch_all(&self.0.pool)
+            .await
+            .expect("reads")
     }
     async fn end(self) {}
 }
 
 /// A message as a relay would send it.
 fn sent(key: &str, seq: i64, text: &str) -> Outgoing {
-    let id = uuid::Uuid::from_u128(xxhash_rust::xxh3::xxh3_128(format!("{key}{seq}").as_bytes()));
+    let id = uuid::Uuid::from_u128(xxhash_rust::xxh3::xxh3_128(
+        format!("{key}{seq}").as_bytes(),
+    ));
     let pair = |name: &str, value: String| (name.to_owned(), value);
     Outgoing {
         topic: "t".into(),
@@ -189,7 +214,11 @@ where
 async fn until_texts<B: Base>(base: &B, key: &str, expected: &[&str]) {
     eventually(&format!("effects of {key}"), || async {
         let texts = base.texts(key).await;
-        if texts == expected { Ok(()) } else { Err(format!("{texts:?}, not {expected:?}")) }
+        if texts == expected {
+            Ok(())
+        } else {
+            Err(format!("{texts:?}, not {expected:?}"))
+        }
     })
     .await;
 }
@@ -225,7 +254,12 @@ where
     let consumer = start(&base, &broker, &effects, options()).await;
     let mut free = sent("free", 0, "free");
     free.headers.retain(|(name, _)| name == HEADER_ID);
-    let messages = [sent("a", 1, "1"), sent("a", 2, "2"), free.clone(), sent("a", 3, "3")];
+    let messages = [
+        sent("a", 1, "1"),
+        sent("a", 2, "2"),
+        free.clone(),
+        sent("a", 3, "3"),
+    ];
     publish(&broker, &messages).await;
     publish(&broker, &messages).await;
     publish(&broker, &[sent("a", 2, "2"), free, sent("a", 4, "4")]).await;
@@ -233,7 +267,11 @@ where
     until_texts(&base, "free", &["free"]).await;
     let status = eventually("all are counted", || async {
         let status = consumer.status();
-        if status.applied + status.duplicates == 11 { Ok(status) } else { Err(format!("{status:?}")) }
+        if status.applied + status.duplicates == 11 {
+            Ok(status)
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
     assert_eq!((status.applied, status.duplicates), (5, 6), "{status:?}");
@@ -257,12 +295,29 @@ where
 {
     let (broker, effects) = (memory(), Arc::new(Effects::default()));
     let consumer = start(&base, &broker, &effects, options()).await;
-    publish(&broker, &[sent("a", 1, "1"), sent("a", 4, "4"), sent("a", 3, "3"), sent("b", 1, "b")]).await;
+    publish(
+        &broker,
+        &[
+            sent("a", 1, "1"),
+            sent("a", 4, "4"),
+            sent("a", 3, "3"),
+            sent("b", 1, "b"),
+        ],
+    )
+    .await;
     until_texts(&base, "b", &["b"]).await;
     eventually("two wait", || async {
-        let waiting = base.inbox().waiting("test", 10).await.map_err(|e| e.to_string())?;
+        let waiting = base
+            .inbox()
+            .waiting("test", 10)
+            .await
+            .map_err(|e| e.to_string())?;
         let both = waiting.len() == 2 && waiting.iter().all(|w| w.state == State::Waiting);
-        if both { Ok(()) } else { Err(format!("{waiting:?}")) }
+        if both {
+            Ok(())
+        } else {
+            Err(format!("{waiting:?}"))
+        }
     })
     .await;
     assert_eq!(base.texts("a").await, ["1"]);
@@ -271,8 +326,16 @@ where
     publish(&broker, &[skip("a", 6), sent("a", 7, "7")]).await;
     until_texts(&base, "a", &["1", "2", "3", "4", "5", "7"]).await;
     eventually("nothing waits", || async {
-        let waiting = base.inbox().waiting("test", 10).await.map_err(|e| e.to_string())?;
-        if waiting.is_empty() { Ok(()) } else { Err(format!("{waiting:?}")) }
+        let waiting = base
+            .inbox()
+            .waiting("test", 10)
+            .await
+            .map_err(|e| e.to_string())?;
+        if waiting.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("{waiting:?}"))
+        }
     })
     .await;
     consumer.drain().await;
@@ -294,43 +357,104 @@ where
     effects.fail("last", u32::MAX, true);
     effects.panics.store(true, Ordering::SeqCst);
     let consumer = start(&base, &broker, &effects, options()).await;
-    publish(&broker, &[sent("a", 1, "passes"), sent("a", 2, "dies"), sent("a", 3, "3"), sent("a", 4, "4")]).await;
-    publish(&broker, &[sent("b", 1, "last"), sent("c", 1, "panic"), sent("d", 1, "d")]).await;
+    publish(
+        &broker,
+        &[
+            sent("a", 1, "passes"),
+            sent("a", 2, "dies"),
+            sent("a", 3, "3"),
+            sent("a", 4, "4"),
+        ],
+    )
+    .await;
+    publish(
+        &broker,
+        &[
+            sent("b", 1, "last"),
+            sent("c", 1, "panic"),
+            sent("d", 1, "d"),
+        ],
+    )
+    .await;
     until_texts(&base, "d", &["d"]).await;
     until_texts(&base, "a", &["passes"]).await;
     let inbox = base.inbox();
     let dead = eventually("three are dead, two wait", || async {
         let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
-        let dead: Vec<_> = waiting.iter().filter(|w| w.state == State::Dead).cloned().collect();
-        if waiting.len() == 5 && dead.len() == 3 { Ok(dead) } else { Err(format!("{waiting:?}")) }
+        let dead: Vec<_> = waiting
+            .iter()
+            .filter(|w| w.state == State::Dead)
+            .cloned()
+            .collect();
+        if waiting.len() == 5 && dead.len() == 3 {
+            Ok(dead)
+        } else {
+            Err(format!("{waiting:?}"))
+        }
     })
     .await;
-    let of = |key: &str| dead.iter().find(|d| d.message.key.as_deref() == Some(key)).expect("dead");
+    let of = |key: &str| {
+        dead.iter()
+            .find(|d| d.message.key.as_deref() == Some(key))
+            .expect("dead")
+    };
     assert_eq!(of("a").attempts, 3, "as often as the settings say");
     assert_eq!(of("b").attempts, 1, "a final failure is not tried again");
     assert!(of("c").reason.contains("told to panic"), "{:?}", of("c"));
-    assert_eq!(base.texts("a").await, ["passes"], "what follows waits, and nothing is half done");
+    assert_eq!(
+        base.texts("a").await,
+        ["passes"],
+        "what follows waits, and nothing is half done"
+    );
     eventually("an alarm", || async {
         let status = consumer.status();
-        if status.alarm.is_some() { Ok(()) } else { Err(format!("{status:?}")) }
+        if status.alarm.is_some() {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
     // Replayed once too early, then in order.
-    let stream = Which::Stream { topic: "t".into(), key: "a".into() };
-    assert_eq!(inbox.wish("test", &stream, Wish::Retry).await.expect("wishes"), 1);
+    let stream = Which::Stream {
+        topic: "t".into(),
+        key: "a".into(),
+    };
+    assert_eq!(
+        inbox
+            .wish("test", &stream, Wish::Retry)
+            .await
+            .expect("wishes"),
+        1
+    );
     eventually("it failed again", || async {
         let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
-        let again = waiting.iter().any(|w| w.attempts == 4 && w.wish == Wish::None);
-        if again { Ok(()) } else { Err(format!("{waiting:?}")) }
+        let again = waiting
+            .iter()
+            .any(|w| w.attempts == 4 && w.wish == Wish::None);
+        if again {
+            Ok(())
+        } else {
+            Err(format!("{waiting:?}"))
+        }
     })
     .await;
     effects.heal("dies");
-    inbox.wish("test", &stream, Wish::Retry).await.expect("wishes");
+    inbox
+        .wish("test", &stream, Wish::Retry)
+        .await
+        .expect("wishes");
     until_texts(&base, "a", &["passes", "dies", "3", "4"]).await;
     let one = Which::Message(of("b").id);
-    assert_eq!(inbox.wish("test", &one, Wish::Skip).await.expect("wishes"), 1);
+    assert_eq!(
+        inbox.wish("test", &one, Wish::Skip).await.expect("wishes"),
+        1
+    );
     effects.panics.store(false, Ordering::SeqCst);
-    inbox.wish("test", &Which::Message(of("c").id), Wish::Retry).await.expect("wishes");
+    inbox
+        .wish("test", &Which::Message(of("c").id), Wish::Retry)
+        .await
+        .expect("wishes");
     publish(&broker, &[sent("b", 2, "b2"), sent("c", 2, "c2")]).await;
     until_texts(&base, "b", &["b2"]).await;
     until_texts(&base, "c", &["panic", "c2"]).await;
@@ -350,44 +474,91 @@ where
 {
     let effects = Arc::new(Effects::default());
     effects.fail("dies", u32::MAX, true);
-    let named = |name: &str| ConsumerOptions { name: name.into(), ..options() };
+    let named = |name: &str| ConsumerOptions {
+        name: name.into(),
+        ..options()
+    };
     let halted = async |broker: &LocalBroker, options: ConsumerOptions, says: &str| {
         let consumer = start(&base, broker, &effects, options).await;
         eventually("it halts", || async {
             let status = consumer.status();
             let said = status.halted.iter().any(|(_, why)| why.contains(says));
-            if said && status.alarm.is_some() { Ok(()) } else { Err(format!("{status:?}")) }
+            if said && status.alarm.is_some() {
+                Ok(())
+            } else {
+                Err(format!("{status:?}"))
+            }
         })
         .await;
         consumer.drain().await;
     };
     let broker = memory();
     publish(&broker, &[sent("h", 1, "h1"), sent("h", 3, "h3")]).await;
-    halted(&broker, ConsumerOptions { on_gap: OnGap::Halt, ..named("gap") }, "2 is missing").await;
+    halted(
+        &broker,
+        ConsumerOptions {
+            on_gap: OnGap::Halt,
+            ..named("gap")
+        },
+        "2 is missing",
+    )
+    .await;
     until_texts(&base, "h", &["h1"]).await;
     let broker = memory();
     publish(&broker, &[sent("f", 1, "dies"), sent("f", 2, "f2")]).await;
     let on_failure = OnFailure::Halt;
-    halted(&broker, ConsumerOptions { on_failure, ..named("fail") }, "told to fail").await;
+    halted(
+        &broker,
+        ConsumerOptions {
+            on_failure,
+            ..named("fail")
+        },
+        "told to fail",
+    )
+    .await;
     until_texts(&base, "f", &[]).await;
     let on_failure = OnFailure::SkipMessage;
-    let consumer = start(&base, &broker, &effects, ConsumerOptions { on_failure, ..named("skip") }).await;
+    let consumer = start(
+        &base,
+        &broker,
+        &effects,
+        ConsumerOptions {
+            on_failure,
+            ..named("skip")
+        },
+    )
+    .await;
     until_texts(&base, "f", &["f2"]).await;
     let passed = base.inbox().waiting("skip", 10).await.expect("lists");
     assert_eq!(passed[0].state, State::Passed, "{passed:?}");
     effects.heal("dies");
-    base.inbox().wish("skip", &Which::Message(passed[0].id), Wish::Retry).await.expect("wishes");
+    base.inbox()
+        .wish("skip", &Which::Message(passed[0].id), Wish::Retry)
+        .await
+        .expect("wishes");
     until_texts(&base, "f", &["f2", "dies"]).await;
     consumer.drain().await;
     let broker = memory();
-    publish(&broker, &[sent("g", 5, "g5"), sent("g", 8, "g8"), sent("g", 7, "g7")]).await;
+    publish(
+        &broker,
+        &[sent("g", 5, "g5"), sent("g", 8, "g8"), sent("g", 7, "g7")],
+    )
+    .await;
     let (on_gap, baseline) = (OnGap::Accept, Baseline::FirstSeen);
-    let accepting = ConsumerOptions { on_gap, baseline, ..named("accept") };
+    let accepting = ConsumerOptions {
+        on_gap,
+        baseline,
+        ..named("accept")
+    };
     let consumer = start(&base, &broker, &effects, accepting).await;
     until_texts(&base, "g", &["g5", "g8"]).await;
     eventually("the late one is dropped", || async {
         let status = consumer.status();
-        if status.duplicates == 1 { Ok(()) } else { Err(format!("{status:?}")) }
+        if status.duplicates == 1 {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
     consumer.drain().await;
@@ -405,7 +576,10 @@ where
 {
     use crate::inbox::LedgerTx;
     let inbox = base.inbox();
-    let partition = crate::Partition { topic: "t".into(), number: 0 };
+    let partition = crate::Partition {
+        topic: "t".into(),
+        number: 0,
+    };
     let old = inbox.claim("c", &partition).await.expect("claims");
     let new = inbox.claim("c", &partition).await.expect("claims");
     assert_eq!((old.next, new.generation), (None, old.generation + 1));
@@ -414,7 +588,9 @@ where
     assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Fenced);
     drop(tx);
     let mut tx = inbox.begin().await.expect("begins");
-    tx.advance("c", &partition, new.generation, 5).await.expect("moves");
+    tx.advance("c", &partition, new.generation, 5)
+        .await
+        .expect("moves");
     tx.commit().await.expect("commits");
     let third = inbox.claim("c", &partition).await.expect("claims");
     assert_eq!(third.next, Some(5));
@@ -462,7 +638,17 @@ async fn consumer_levels_differ_in_what_they_repeat() {
         let broker = memory();
         publish(&broker, &twice).await;
         let name = format!("{level:?}");
-        let consumer = start(&base, &broker, &effects, ConsumerOptions { name, level, ..options() }).await;
+        let consumer = start(
+            &base,
+            &broker,
+            &effects,
+            ConsumerOptions {
+                name,
+                level,
+                ..options()
+            },
+        )
+        .await;
         until_texts(&base, "a", expected).await;
         consumer.drain().await;
         assert_eq!(base.texts("a").await, expected);
@@ -472,7 +658,13 @@ async fn consumer_levels_differ_in_what_they_repeat() {
     effects.fail("gone", u32::MAX, false);
     publish(&broker, &[sent("z", 1, "gone"), sent("z", 2, "z2")]).await;
     let level = Level::AtMostOnce;
-    let consumer = start(&base, &broker, &effects, ConsumerOptions { level, ..options() }).await;
+    let consumer = start(
+        &base,
+        &broker,
+        &effects,
+        ConsumerOptions { level, ..options() },
+    )
+    .await;
     until_texts(&base, "z", &["z2"]).await;
     consumer.drain().await;
     base.end().await;
@@ -489,7 +681,11 @@ impl Handler<PgConnection> for Swallows {
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             let text = String::from_utf8_lossy(&message.payload).into_owned();
-            sqlx::query(EFFECT).bind(&message.key).bind(&text).execute(&mut *tx).await?;
+            sqlx::query(EFFECT)
+                .bind(&message.key)
+                .bind(&text)
+                .execute(&mut *tx)
+                .await?;
             if self.0.swap(false, Ordering::SeqCst) {
                 let _ = sqlx::query("SELECT * FROM no_such_table").execute(tx).await;
             }
@@ -508,13 +704,22 @@ async fn consumer_postgres_broken_transaction_is_not_taken_for_success() {
         let (key, text) = (message.key.clone().expect("a key"), message.payload.clone());
         let text = String::from_utf8_lossy(&text).into_owned();
         publish(&broker, &[message]).await;
-        let options = ConsumerOptions { name: format!("c{at}"), ..options() };
+        let options = ConsumerOptions {
+            name: format!("c{at}"),
+            ..options()
+        };
         let handler = Arc::new(Swallows(AtomicBool::new(true)));
         let shared = Arc::new(broker.clone());
-        let consumer = Consumer::start(base.inbox(), shared, handler, options).await.expect("starts");
+        let consumer = Consumer::start(base.inbox(), shared, handler, options)
+            .await
+            .expect("starts");
         eventually("the effect is there", || async {
             let texts = base.texts(&key).await;
-            if texts.contains(&text) { Ok(()) } else { Err(format!("{texts:?}")) }
+            if texts.contains(&text) {
+                Ok(())
+            } else {
+                Err(format!("{texts:?}"))
+            }
         })
         .await;
         consumer.drain().await;

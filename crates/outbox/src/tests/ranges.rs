@@ -9,7 +9,9 @@ fn ranges_agree_with_a_plain_set() {
     for seed in 0..200u64 {
         let mut state = seed;
         let mut draw = move |end: u64| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 33) % end
         };
         let (mut ranges, mut model) = (Ranges::default(), BTreeSet::new());
@@ -22,7 +24,11 @@ fn ranges_agree_with_a_plain_set() {
                 ranges.insert(id);
                 model.insert(id);
             }
-            assert_eq!(ranges.ids(), model.iter().copied().collect::<Vec<_>>(), "seed {seed}");
+            assert_eq!(
+                ranges.ids(),
+                model.iter().copied().collect::<Vec<_>>(),
+                "seed {seed}"
+            );
             assert_eq!(ranges.last(), model.last().copied());
             assert_eq!(ranges.count(), model.len() as i64);
             assert_eq!(Ranges::from_flat(&ranges.to_flat()), Some(ranges.clone()));

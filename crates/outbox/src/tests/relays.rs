@@ -31,7 +31,11 @@ fn keyed(key: &str, text: impl ToString) -> Message {
 async fn until_got(broker: &Keeps, count: usize) {
     eventually("messages arrive", || async {
         let got = broker.got.lock().len();
-        if got >= count { Ok(()) } else { Err(format!("{got} of {count}")) }
+        if got >= count {
+            Ok(())
+        } else {
+            Err(format!("{got} of {count}"))
+        }
     })
     .await;
 }
@@ -41,14 +45,22 @@ async fn publishes_what_is_committed(outbox: AnyOutbox) {
     let broker = Arc::new(Keeps::default());
     let relay = start(&outbox, &broker, quick());
     for i in 0..40 {
-        let messages = [keyed("a", i), keyed("b", i), Message::unordered("t", "free")];
+        let messages = [
+            keyed("a", i),
+            keyed("b", i),
+            Message::unordered("t", "free"),
+        ];
         outbox.enqueue(&messages, i % 4 != 3).await;
     }
     until_got(&broker, 90).await;
     let store = outbox.store();
     eventually("nothing waits", || async {
         let lag = store.lag().await.map_err(|e| e.to_string())?;
-        if lag.waiting == 0 { Ok(()) } else { Err(format!("{lag:?}")) }
+        if lag.waiting == 0 {
+            Ok(())
+        } else {
+            Err(format!("{lag:?}"))
+        }
     })
     .await;
     relay.drain().await;
@@ -60,13 +72,19 @@ async fn publishes_what_is_committed(outbox: AnyOutbox) {
             .clone()
             .map(|m| String::from_utf8_lossy(&m.payload).into_owned())
             .collect();
-        let expected: Vec<String> = (0..40).filter(|i| i % 4 != 3).map(|i| i.to_string()).collect();
+        let expected: Vec<String> = (0..40)
+            .filter(|i| i % 4 != 3)
+            .map(|i| i.to_string())
+            .collect();
         assert_eq!(texts, expected, "in order, only what was committed");
         let header = |m: &crate::broker::Outgoing| {
             let found = m.headers.iter().find(|(n, _)| n == crate::HEADER_SEQ);
             found.expect("a number").1.parse::<i64>().expect("a number")
         };
-        assert_eq!(of_key.map(header).collect::<Vec<_>>(), (1..=30).collect::<Vec<_>>());
+        assert_eq!(
+            of_key.map(header).collect::<Vec<_>>(),
+            (1..=30).collect::<Vec<_>>()
+        );
     }
     outbox.end().await;
 }
@@ -102,7 +120,9 @@ async fn relay_postgres_finds_a_row_that_commits_late() {
         until_got(&broker, before + 20).await;
         // Long enough for the floor to pass, if it could.
         for _ in 0..20 {
-            outbox.enqueue(&[Message::unordered("t", "tick")], true).await;
+            outbox
+                .enqueue(&[Message::unordered("t", "tick")], true)
+                .await;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         until_got(&broker, before + 40).await;
@@ -126,16 +146,28 @@ async fn relay_postgres_delivers_beside_an_orphaned_prepared_transaction() {
     let relay = start(&outbox, &broker, quick());
     let name = format!("orphan-{}", uuid::Uuid::now_v7());
     let mut tx = pg.pool.acquire().await.expect("connects");
-    sqlx::query("BEGIN").execute(&mut *tx).await.expect("begins");
-    inner.enqueue(&mut tx, &keyed("orphan", "orphan")).await.expect("enqueues");
+    sqlx::query("BEGIN")
+        .execute(&mut *tx)
+        .await
+        .expect("begins");
+    inner
+        .enqueue(&mut tx, &keyed("orphan", "orphan"))
+        .await
+        .expect("enqueues");
     let prepare = format!("PREPARE TRANSACTION '{name}'");
-    sqlx::query(sqlx::AssertSqlSafe(prepare)).execute(&mut *tx).await.expect("prepares");
+    sqlx::query(sqlx::AssertSqlSafe(prepare))
+        .execute(&mut *tx)
+        .await
+        .expect("prepares");
     for i in 0..300 {
         outbox.enqueue(&[keyed("other", i)], i % 7 != 0).await;
     }
     until_got(&broker, 257).await;
     let commit = format!("COMMIT PREPARED '{name}'");
-    sqlx::query(sqlx::AssertSqlSafe(commit)).execute(&mut *tx).await.expect("commits");
+    sqlx::query(sqlx::AssertSqlSafe(commit))
+        .execute(&mut *tx)
+        .await
+        .expect("commits");
     drop(tx);
     until_got(&broker, 258).await;
     relay.drain().await;
@@ -154,7 +186,11 @@ async fn retries_keep_order(outbox: AnyOutbox) {
     eventually("everything is published", || async {
         let lag = store.lag().await.map_err(|e| e.to_string())?;
         let said = relay.status();
-        if lag.waiting == 0 { Ok(()) } else { Err(format!("{lag:?} {said:?}")) }
+        if lag.waiting == 0 {
+            Ok(())
+        } else {
+            Err(format!("{lag:?} {said:?}"))
+        }
     })
     .await;
     assert!(relay.status().retries >= 6);
@@ -187,16 +223,31 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     broker.poison.lock().insert("bad".into());
     let relay = start(&outbox, &broker, quick());
     for text in ["1", "bad", "3", "4"] {
-        outbox.enqueue(&[keyed("a", text), keyed("b", format!("b{text}"))], true).await;
+        outbox
+            .enqueue(&[keyed("a", text), keyed("b", format!("b{text}"))], true)
+            .await;
     }
     until_got(&broker, 5).await;
-    outbox.enqueue(&[keyed("a", "5"), keyed("b", "last")], true).await;
+    outbox
+        .enqueue(&[keyed("a", "5"), keyed("b", "last")], true)
+        .await;
     until_got(&broker, 6).await;
-    assert_eq!(broker.texts().iter().filter(|t| !t.starts_with('b') && *t != "last").count(), 1);
+    assert_eq!(
+        broker
+            .texts()
+            .iter()
+            .filter(|t| !t.starts_with('b') && *t != "last")
+            .count(),
+        1
+    );
     let store = outbox.store();
     let parked = eventually("four are parked", || async {
         let parked = store.parked(100).await.map_err(|e| e.to_string())?;
-        if parked.len() == 4 { Ok(parked) } else { Err(format!("{parked:?}")) }
+        if parked.len() == 4 {
+            Ok(parked)
+        } else {
+            Err(format!("{parked:?}"))
+        }
     })
     .await;
     let seqs: Vec<_> = parked.iter().map(|p| p.row.seq).collect();
@@ -204,17 +255,28 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     assert!(parked[0].reason.contains("told to"), "{:?}", parked[0]);
     let status = eventually("an alarm", || async {
         let status = relay.status();
-        if status.alarm.is_some() { Ok(status) } else { Err(format!("{status:?}")) }
+        if status.alarm.is_some() {
+            Ok(status)
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
     assert!(status.alarm.expect("there").contains("parked"));
     // Retry while it is still poison: nothing of the key may go.
-    let stream = Which::Stream { topic: "t".into(), key: "a".into() };
+    let stream = Which::Stream {
+        topic: "t".into(),
+        key: "a".into(),
+    };
     assert_eq!(store.wish(&stream, Wish::Retry).await.expect("wishes"), 4);
     eventually("it is refused again", || async {
         let parked = store.parked(100).await.map_err(|e| e.to_string())?;
         let again = parked.len() == 4 && parked[0].attempts == 2;
-        if again { Ok(()) } else { Err(format!("{parked:?}")) }
+        if again {
+            Ok(())
+        } else {
+            Err(format!("{parked:?}"))
+        }
     })
     .await;
     let bad = Which::Message(parked[0].row.message_id);
@@ -224,11 +286,23 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     outbox.enqueue(&[keyed("a", "6")], true).await;
     until_got(&broker, 11).await;
     relay.drain().await;
-    let of_a: Vec<_> = broker.got.lock().iter().filter(|m| m.key.as_deref() == Some("a")).cloned().collect();
+    let of_a: Vec<_> = broker
+        .got
+        .lock()
+        .iter()
+        .filter(|m| m.key.as_deref() == Some("a"))
+        .cloned()
+        .collect();
     let value = |m: &crate::broker::Outgoing, name: &str| {
-        m.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone())
+        m.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.clone())
     };
-    let seqs: Vec<_> = of_a.iter().filter_map(|m| value(m, crate::HEADER_SEQ)).collect();
+    let seqs: Vec<_> = of_a
+        .iter()
+        .filter_map(|m| value(m, crate::HEADER_SEQ))
+        .collect();
     assert_eq!(seqs, ["1", "2", "3", "4", "5", "6"], "in order, no gap");
     assert_eq!(value(&of_a[1], crate::HEADER_SKIP).as_deref(), Some("1"));
     assert!(of_a[1].payload.is_empty(), "a skip record has no content");
@@ -257,18 +331,31 @@ async fn a_lost_lease_fences(outbox: AnyOutbox) {
     let second = eventually("the lease ends", || async {
         let held = store.hold("two", &[], Duration::from_secs(60)).await;
         let held = held.map_err(|e| e.to_string())?;
-        if held.claimed.len() == 1 { Ok(held) } else { Err(format!("{held:?}")) }
+        if held.claimed.len() == 1 {
+            Ok(held)
+        } else {
+            Err(format!("{held:?}"))
+        }
     })
     .await;
     let new = second.claimed[0].fence;
     assert_eq!(new.epoch, old.epoch + 1);
-    let progress = Progress { floor: 99, ..Progress::default() };
+    let progress = Progress {
+        floor: 99,
+        ..Progress::default()
+    };
     let refused = store.save(old, &progress, &Change::default()).await;
     assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Fenced);
-    let kept = store.hold("one", &[old], Duration::from_secs(60)).await.expect("asks");
+    let kept = store
+        .hold("one", &[old], Duration::from_secs(60))
+        .await
+        .expect("asks");
     assert!(kept.kept.is_empty(), "what is lost is not kept");
     store.release(&[old]).await.expect("nothing to give back");
-    let read = store.read(new, &Progress::default(), 10).await.expect("reads");
+    let read = store
+        .read(new, &Progress::default(), 10)
+        .await
+        .expect("reads");
     assert_eq!(read.rows.len(), 1, "nothing was marked by the old one");
     outbox.end().await;
 }
@@ -292,12 +379,16 @@ async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
         unreachable!()
     };
     let broker = Arc::new(Keeps::default());
-    let relays = [start(&outbox, &broker, quick()), start(&outbox, &broker, quick())];
+    let relays = [
+        start(&outbox, &broker, quick()),
+        start(&outbox, &broker, quick()),
+    ];
     for i in 0..60 {
         outbox.enqueue(&[keyed("a", i), keyed("b", i)], true).await;
         if i % 20 == 10 {
             // What a step of the database's clock does to leases.
-            let step = "UPDATE quorate_outbox_relay SET lease_until = lease_until - interval '1 hour'";
+            let step =
+                "UPDATE quorate_outbox_relay SET lease_until = lease_until - interval '1 hour'";
             sqlx::query(step).execute(&pg.pool).await.expect("steps");
         }
     }
@@ -309,8 +400,13 @@ async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
         let got = broker.got.lock().clone();
         let mut last = -1i64;
         for message in got.iter().filter(|m| m.key.as_deref() == Some(key)) {
-            let number: i64 = String::from_utf8_lossy(&message.payload).parse().expect("a number");
-            assert!(number <= last + 1, "{number} came after {last}: one is missing between");
+            let number: i64 = String::from_utf8_lossy(&message.payload)
+                .parse()
+                .expect("a number");
+            assert!(
+                number <= last + 1,
+                "{number} came after {last}: one is missing between"
+            );
             last = last.max(number);
         }
         assert_eq!(last, 59);
@@ -322,15 +418,26 @@ async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
 async fn relay_ten_relays_share_parts_and_hand_them_over() {
     let outbox = AnyOutbox::pg(10).await;
     let broker = Arc::new(Keeps::default());
-    let options = || RelayOptions { lease: Duration::from_millis(600), ..quick() };
-    let mut relays: Vec<Relay> = (0..10).map(|_| start(&outbox, &broker, options())).collect();
+    let options = || RelayOptions {
+        lease: Duration::from_millis(600),
+        ..quick()
+    };
+    let mut relays: Vec<Relay> = (0..10)
+        .map(|_| start(&outbox, &broker, options()))
+        .collect();
     eventually("each has a part", || async {
         let counts: Vec<usize> = relays.iter().map(|r| r.status().parts.len()).collect();
-        if counts.iter().all(|c| *c == 1) { Ok(()) } else { Err(format!("{counts:?}")) }
+        if counts.iter().all(|c| *c == 1) {
+            Ok(())
+        } else {
+            Err(format!("{counts:?}"))
+        }
     })
     .await;
     for i in 0..100 {
-        outbox.enqueue(&[keyed(&format!("k{}", i % 20), i)], true).await;
+        outbox
+            .enqueue(&[keyed(&format!("k{}", i % 20), i)], true)
+            .await;
         if i % 25 == 10 {
             relays.pop().expect("one left").drain().await;
         }
@@ -339,7 +446,11 @@ async fn relay_ten_relays_share_parts_and_hand_them_over() {
     for relay in relays {
         relay.drain().await;
     }
-    assert_eq!(broker.got.lock().len(), 100, "drained relays repeat nothing");
+    assert_eq!(
+        broker.got.lock().len(),
+        100,
+        "drained relays repeat nothing"
+    );
     outbox.end().await;
 }
 
@@ -355,14 +466,21 @@ async fn relay_broker_gone_keeps_everything_and_says_so() {
     eventually("it says so", || async {
         let status = relay.status();
         let said = status.failure.is_some() && status.lag.waiting == 20 && status.retries > 3;
-        if said { Ok(()) } else { Err(format!("{status:?}")) }
+        if said {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
     })
     .await;
     assert!(broker.got.lock().is_empty());
     broker.gone.store(false, Ordering::SeqCst);
     until_got(&broker, 20).await;
     relay.drain().await;
-    assert_eq!(broker.texts(), (0..20).map(|i| i.to_string()).collect::<Vec<_>>());
+    assert_eq!(
+        broker.texts(),
+        (0..20).map(|i| i.to_string()).collect::<Vec<_>>()
+    );
     outbox.end().await;
 }
 
@@ -372,11 +490,18 @@ async fn relay_at_most_once_never_repeats() {
     let broker = Arc::new(Keeps::default());
     broker.refuse.store(1, Ordering::SeqCst);
     outbox.enqueue(&[keyed("a", "lost")], true).await;
-    let options = RelayOptions { level: Level::AtMostOnce, ..quick() };
+    let options = RelayOptions {
+        level: Level::AtMostOnce,
+        ..quick()
+    };
     let relay = start(&outbox, &broker, options);
     eventually("the first is given up", || async {
         let left = broker.refuse.load(Ordering::SeqCst);
-        if left == 0 { Ok(()) } else { Err("not tried yet".into()) }
+        if left == 0 {
+            Ok(())
+        } else {
+            Err("not tried yet".into())
+        }
     })
     .await;
     outbox.enqueue(&[keyed("a", "kept")], true).await;
@@ -405,7 +530,11 @@ async fn published_rows_are_trimmed(outbox: AnyOutbox, count: &'static str) {
             AnyOutbox::Kv(_) => Ok(0),
         }
         .map_err(|e| e.to_string())?;
-        if left == 0 { Ok(()) } else { Err(format!("{left} rows")) }
+        if left == 0 {
+            Ok(())
+        } else {
+            Err(format!("{left} rows"))
+        }
     })
     .await;
     outbox.enqueue(&[keyed("k0", "after")], true).await;
@@ -416,12 +545,20 @@ async fn published_rows_are_trimmed(outbox: AnyOutbox, count: &'static str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_postgres_published_rows_are_trimmed() {
-    published_rows_are_trimmed(AnyOutbox::pg(2).await, "SELECT count(*) FROM quorate_outbox").await;
+    published_rows_are_trimmed(
+        AnyOutbox::pg(2).await,
+        "SELECT count(*) FROM quorate_outbox",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_sqlite_published_rows_are_trimmed() {
-    published_rows_are_trimmed(AnyOutbox::lite(2).await, "SELECT count(*) FROM quorate_outbox").await;
+    published_rows_are_trimmed(
+        AnyOutbox::lite(2).await,
+        "SELECT count(*) FROM quorate_outbox",
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,21 +567,39 @@ async fn relay_notify_from_another_process_wakes_it() {
     let AnyOutbox::Pg(pg, inner) = &outbox else {
         unreachable!()
     };
-    let other = crate::postgres::PgOutbox::open(pg.pool.clone()).await.expect("opens");
+    let other = crate::postgres::PgOutbox::open(pg.pool.clone())
+        .await
+        .expect("opens");
     let hints = inner.listen().await.expect("listens");
     let broker = Arc::new(Keeps::default());
     // Polling alone would take a minute.
     let slow = Duration::from_secs(60);
-    let relay = start(&outbox, &broker, RelayOptions { poll_min: slow, poll_max: slow, ..quick() });
+    let relay = start(
+        &outbox,
+        &broker,
+        RelayOptions {
+            poll_min: slow,
+            poll_max: slow,
+            ..quick()
+        },
+    );
     eventually("it has the part", || async {
         let parts = relay.status().parts;
-        if parts == [0] { Ok(()) } else { Err(format!("{parts:?}")) }
+        if parts == [0] {
+            Ok(())
+        } else {
+            Err(format!("{parts:?}"))
+        }
     })
     .await;
     outbox.enqueue(&[keyed("a", "1")], true).await;
     eventually("the hint is heard", || async {
         other.notify().await.map_err(|e| e.to_string())?;
-        if broker.got.lock().is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+        if broker.got.lock().is_empty() {
+            Err("not yet".to_owned())
+        } else {
+            Ok(())
+        }
     })
     .await;
     drop(hints);

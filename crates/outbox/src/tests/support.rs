@@ -46,9 +46,15 @@ impl Pg {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let schema = format!("quorate_test_{}_{number}", std::process::id());
         let make = format!("DROP SCHEMA IF EXISTS {schema} CASCADE");
-        sqlx::query(AssertSqlSafe(make)).execute(&admin).await.expect("drops");
+        sqlx::query(AssertSqlSafe(make))
+            .execute(&admin)
+            .await
+            .expect("drops");
         let make = format!("CREATE SCHEMA {schema}");
-        sqlx::query(AssertSqlSafe(make)).execute(&admin).await.expect("creates");
+        sqlx::query(AssertSqlSafe(make))
+            .execute(&admin)
+            .await
+            .expect("creates");
         let options: PgConnectOptions = url.parse().expect("a URL");
         let pool = PgPoolOptions::new()
             .max_connections(24)
@@ -65,7 +71,10 @@ impl Pg {
     pub async fn end(self) {
         self.pool.close().await;
         let drop = format!("DROP SCHEMA {} CASCADE", self.schema);
-        sqlx::query(AssertSqlSafe(drop)).execute(&self.admin).await.expect("drops");
+        sqlx::query(AssertSqlSafe(drop))
+            .execute(&self.admin)
+            .await
+            .expect("drops");
     }
 }
 
@@ -97,7 +106,7 @@ impl Lite {
 pub struct FromStart;
 
 impl Positions for FromStart {
-    fn assigned(&self, partitions: Vec<Partition>) -> BoxFuture<'_, Vec<Start>> {
+    fn assigned(&self, partitions: Vec<Partition>, _: u64) -> BoxFuture<'_, Vec<Start>> {
         let starts = vec![Start::At(0); partitions.len()];
         Box::pin(async move { starts })
     }
@@ -175,7 +184,11 @@ impl AnyOutbox {
                 }
             }
             AnyOutbox::Lite(lite, outbox) => {
-                let mut tx = lite.pool.begin_with("BEGIN IMMEDIATE").await.expect("begins");
+                let mut tx = lite
+                    .pool
+                    .begin_with("BEGIN IMMEDIATE")
+                    .await
+                    .expect("begins");
                 for message in messages {
                     gave.push(outbox.enqueue(&mut tx, message).await.expect("enqueues"));
                 }

@@ -23,7 +23,10 @@ struct Random(u64);
 
 impl Random {
     fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) % end
     }
 }
@@ -85,18 +88,29 @@ async fn writers_relay_loses_nothing_and_keeps_order() {
     for ordered in [true, false] {
         let outbox = AnyOutbox::pg(4).await;
         let broker = Arc::new(Keeps::default());
-        let options = RelayOptions { lease: Duration::from_secs(2), ..RelayOptions::default() };
+        let options = RelayOptions {
+            lease: Duration::from_secs(2),
+            ..RelayOptions::default()
+        };
         let relay = Relay::start(outbox.store(), broker.clone(), options).expect("starts");
         let committed = write_all(&outbox, ordered).await;
         eventually("everything came", || async {
             let got = broker.got.lock().len();
             let all = committed.len();
-            if got >= all { Ok(()) } else { Err(format!("{got} of {all}")) }
+            if got >= all {
+                Ok(())
+            } else {
+                Err(format!("{got} of {all}"))
+            }
         })
         .await;
         relay.drain().await;
         let texts: HashSet<String> = broker.texts().into_iter().collect();
-        assert_eq!(texts.len(), committed.len(), "all that was committed and nothing else");
+        assert_eq!(
+            texts.len(),
+            committed.len(),
+            "all that was committed and nothing else"
+        );
         assert_eq!(broker.got.lock().len(), committed.len(), "and each once");
         if ordered {
             let seq = |m: &crate::broker::Outgoing| {
@@ -108,7 +122,11 @@ async fn writers_relay_loses_nothing_and_keeps_order() {
             assert_eq!(judge(&committed, &got), (0, 0), "lost, inversions");
             for key in (0..KEYS).map(|k| format!("k{k}")) {
                 let numbers: Vec<i64> = got.iter().filter(|g| g.0 == key).map(|g| g.1).collect();
-                assert_eq!(numbers, (1..=numbers.len() as i64).collect::<Vec<_>>(), "no gap");
+                assert_eq!(
+                    numbers,
+                    (1..=numbers.len() as i64).collect::<Vec<_>>(),
+                    "no gap"
+                );
             }
         }
         outbox.end().await;
@@ -128,9 +146,13 @@ async fn writers_check_notices_that_a_cursor_by_id_loses_rows() {
         let (mut cursor, mut got) = (0i64, Vec::new());
         loop {
             let last = stop.load(Ordering::SeqCst);
-            let text = "SELECT id, key, seq FROM quorate_outbox WHERE id > $1 ORDER BY id LIMIT 1000";
-            let rows: Vec<(i64, String, i64)> =
-                sqlx::query_as(text).bind(cursor).fetch_all(&pool).await.expect("reads");
+            let text =
+                "SELECT id, key, seq FROM quorate_outbox WHERE id > $1 ORDER BY id LIMIT 1000";
+            let rows: Vec<(i64, String, i64)> = sqlx::query_as(text)
+                .bind(cursor)
+                .fetch_all(&pool)
+                .await
+                .expect("reads");
             if let Some(row) = rows.last() {
                 cursor = row.0;
             } else if last {
@@ -144,7 +166,11 @@ async fn writers_check_notices_that_a_cursor_by_id_loses_rows() {
     let got = relay.await.expect("ends");
     let (lost, _) = judge(&committed, &got);
     println!("cursor by id: {lost} of {} lost", committed.len());
-    assert!(lost * 100 > committed.len(), "more than 1 % is lost: {lost} of {}", committed.len());
+    assert!(
+        lost * 100 > committed.len(),
+        "more than 1 % is lost: {lost} of {}",
+        committed.len()
+    );
     outbox.end().await;
 }
 
@@ -164,8 +190,10 @@ async fn writers_check_notices_that_skip_locked_turns_orders_round() {
                 let mut tx = pool.begin().await.expect("begins");
                 let text = "SELECT id, key, seq FROM quorate_outbox ORDER BY id LIMIT 10
                             FOR UPDATE SKIP LOCKED";
-                let rows: Vec<(i64, String, i64)> =
-                    sqlx::query_as(text).fetch_all(&mut *tx).await.expect("reads");
+                let rows: Vec<(i64, String, i64)> = sqlx::query_as(text)
+                    .fetch_all(&mut *tx)
+                    .await
+                    .expect("reads");
                 if rows.is_empty() {
                     return;
                 }
@@ -173,16 +201,23 @@ async fn writers_check_notices_that_skip_locked_turns_orders_round() {
                 let wait = Duration::from_micros(rows[0].0.unsigned_abs() % 7 * 500);
                 tokio::time::sleep(wait).await;
                 let ids: Vec<String> = rows.iter().map(|row| row.0.to_string()).collect();
-                got.lock().extend(rows.into_iter().map(|(_, key, seq)| (key, seq)));
+                got.lock()
+                    .extend(rows.into_iter().map(|(_, key, seq)| (key, seq)));
                 let text = format!("DELETE FROM quorate_outbox WHERE id IN ({})", ids.join(","));
-                sqlx::query(AssertSqlSafe(text)).execute(&mut *tx).await.expect("deletes");
+                sqlx::query(AssertSqlSafe(text))
+                    .execute(&mut *tx)
+                    .await
+                    .expect("deletes");
                 tx.commit().await.expect("commits");
             }
         }
     });
     futures_util::future::join_all(relays).await;
     let (lost, inversions) = judge(&committed, &got.lock());
-    println!("SKIP LOCKED: {lost} lost, {inversions} inversions of {}", committed.len());
+    println!(
+        "SKIP LOCKED: {lost} lost, {inversions} inversions of {}",
+        committed.len()
+    );
     assert!(inversions > 0, "orders are turned round");
     outbox.end().await;
 }

@@ -89,7 +89,9 @@ pub async fn replay(inbox: impl Ledger) {
     loop {
         for waiting in inbox.waiting("effects", 100).await.unwrap_or_default() {
             if waiting.state != State::Waiting && waiting.wish == Wish::None {
-                let _ = inbox.wish("effects", &Which::Message(waiting.id), Wish::Retry).await;
+                let _ = inbox
+                    .wish("effects", &Which::Message(waiting.id), Wish::Retry)
+                    .await;
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -27,7 +27,10 @@ async fn open(path: &Path) -> Result<SqlitePool> {
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .busy_timeout(Duration::from_secs(20));
-    Ok(SqlitePoolOptions::new().max_connections(6).connect_with(options).await?)
+    Ok(SqlitePoolOptions::new()
+        .max_connections(6)
+        .connect_with(options)
+        .await?)
 }
 
 /// Writes the orders, then runs on until it is killed.
@@ -50,7 +53,9 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let mut random = Random(settings.number("seed")? ^ u64::from(std::process::id()));
     let wanted = settings.number("orders")? as i64;
     loop {
-        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(&pool).await?;
+        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM orders")
+            .fetch_one(&pool)
+            .await?;
         if there >= wanted {
             break;
         }
@@ -61,9 +66,13 @@ pub async fn run(settings: &Settings) -> Result<()> {
             .fetch_one(&mut *tx)
             .await?;
         points::pass("producer.data");
-        outbox.enqueue(&mut tx, &Message::keyed(topic, &key, order.to_string())).await?;
+        outbox
+            .enqueue(&mut tx, &Message::keyed(topic, &key, order.to_string()))
+            .await?;
         points::pass("producer.enqueued");
-        outbox.enqueue(&mut tx, &Message::unordered(topic, format!("free {order}"))).await?;
+        outbox
+            .enqueue(&mut tx, &Message::unordered(topic, format!("free {order}")))
+            .await?;
         if random.below(20) == 0 {
             tx.rollback().await?;
         } else {

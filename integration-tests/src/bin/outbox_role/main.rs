@@ -37,7 +37,9 @@ impl Settings {
 
     /// A number.
     pub fn number(&self, name: &str) -> Result<u64> {
-        self.get(name)?.parse().with_context(|| format!("{name} is no number"))
+        self.get(name)?
+            .parse()
+            .with_context(|| format!("{name} is no number"))
     }
 
     /// Connects to the schema of the test.
@@ -64,6 +66,11 @@ impl Settings {
         ] {
             options.consumer.push((name.into(), value.into()));
         }
+        if let Ok(level) = self.get("isolation") {
+            options
+                .consumer
+                .push(("isolation.level".into(), level.into()));
+        }
         Ok(KafkaBroker::new(options)?)
     }
 }
@@ -74,7 +81,10 @@ pub struct Random(pub u64);
 impl Random {
     /// The next number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) % end
     }
 }

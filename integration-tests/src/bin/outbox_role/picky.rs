@@ -58,7 +58,11 @@ impl Broker for Picky {
                 return outcomes.into_iter().map(aborted).collect();
             }
             let messages = &good;
-            let mut said = self.inner.publish(Outbatch { messages, ..batch }).await.into_iter();
+            let mut said = self
+                .inner
+                .publish(Outbatch { messages, ..batch })
+                .await
+                .into_iter();
             let told = |outcome: std::result::Result<(), Refusal>| match outcome {
                 Ok(()) => said.next().unwrap_or(Ok(())),
                 refused => refused,
@@ -93,7 +97,9 @@ impl Broker for Picky {
 pub async fn resend(store: Arc<dyn Store>) {
     loop {
         for parked in store.parked(100).await.unwrap_or_default() {
-            let _ = store.wish(&Which::Message(parked.row.message_id), Wish::Retry).await;
+            let _ = store
+                .wish(&Which::Message(parked.row.message_id), Wish::Retry)
+                .await;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }

@@ -15,7 +15,9 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let pause = settings.number("pause_ms").unwrap_or(0);
     let mut random = Random(settings.number("seed")? ^ u64::from(std::process::id()));
     loop {
-        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM orders").fetch_one(&pool).await?;
+        let there: i64 = sqlx::query_scalar("SELECT count(*) FROM orders")
+            .fetch_one(&pool)
+            .await?;
         if there >= wanted {
             return Ok(());
         }

@@ -4,31 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use quorate_kv::{Get, Kv, Mutation};
+use quorate_outbox::broker::Broker;
 use quorate_outbox::broker::local::{LocalBroker, LocalOptions};
-use quorate_outbox::broker::{Broker, Positions, Start};
 use quorate_outbox::kv::KvOutbox;
-use quorate_outbox::store::{BoxFuture, Store};
-use quorate_outbox::{ErrorKind, Message, Partition, Relay, RelayOptions};
+use quorate_outbox::store::Store;
+use quorate_outbox::{ErrorKind, Message, Relay, RelayOptions};
 use quorate_sharding::{Encoding, NamespaceKind, NamespaceSpec, RoutingPrefix};
 
 use crate::support::{Cluster, SOON, eventually, hashed};
 
-#[derive(Default)]
-struct FromStart(Mutex<Vec<Partition>>);
-
-impl Positions for FromStart {
-    fn assigned(&self, partitions: Vec<Partition>) -> BoxFuture<'_, Vec<Start>> {
-        let starts = vec![Start::At(0); partitions.len()];
-        self.0.lock().extend(partitions);
-        Box::pin(async move { starts })
-    }
-
-    fn revoked(&self, _: Vec<Partition>) -> BoxFuture<'_, ()> {
-        Box::pin(async {})
-    }
-}
+use super::check::FromStart;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outbox_over_a_cluster_is_atomic_within_a_shard_and_refuses_to_cross() {
@@ -63,8 +49,13 @@ async fn outbox_over_a_cluster_is_atomic_within_a_shard_and_refuses_to_cross() {
         }
     }
     assert!(refused > 0, "some of eight prefixes are elsewhere");
-    let unknown = outbox.enqueue("nowhere", vec![], &Message::keyed("orders", "k", "x")).await;
-    assert_eq!(unknown.expect_err("no such part").kind(), ErrorKind::Invalid);
+    let unknown = outbox
+        .enqueue("nowhere", vec![], &Message::keyed("orders", "k", "x"))
+        .await;
+    assert_eq!(
+        unknown.expect_err("no such part").kind(),
+        ErrorKind::Invalid
+    );
     let broker = LocalBroker::in_memory(LocalOptions::default());
     let options = RelayOptions {
         lease: Duration::from_secs(2),
@@ -76,25 +67,40 @@ async fn outbox_over_a_cluster_is_atomic_within_a_shard_and_refuses_to_cross() {
         for prefix in &prefixes {
             let data = Mutation::put(format!("{prefix}/state"), round.to_string());
             let message = Message::keyed("orders", prefix, round.to_string());
-            outbox.enqueue(prefix, vec![data], &message).await.expect("enqueues");
+            outbox
+                .enqueue(prefix, vec![data], &message)
+                .await
+                .expect("enqueues");
         }
     }
     eventually("nothing waits", SOON, || async {
         let lag = store.lag().await.map_err(|e| e.to_string())?;
-        if lag.waiting == 0 { Ok(()) } else { Err(format!("{lag:?} {:?}", relay.status())) }
+        if lag.waiting == 0 {
+            Ok(())
+        } else {
+            Err(format!("{lag:?} {:?}", relay.status()))
+        }
     })
     .await;
     relay.drain().await;
     let topics = ["orders".to_owned()];
-    let reader = broker.subscribe("all", &topics, Arc::new(FromStart::default())).await;
+    let reader = broker.subscribe("all", &topics, Arc::new(FromStart)).await;
     let mut reader = reader.expect("subscribes");
-    let found = reader.next(1000, Duration::from_secs(10)).await.expect("reads");
+    let found = reader
+        .next(1000, Duration::from_secs(10))
+        .await
+        .expect("reads");
     for prefix in &prefixes {
         let of_key = found.iter().filter(|d| d.key.as_deref() == Some(prefix));
         let texts: Vec<_> = of_key.map(|d| (d.seq(), d.payload.clone())).collect();
-        let expected: Vec<_> = (0..20i64).map(|r| (Some(r + 1), r.to_string().into())).collect();
+        let expected: Vec<_> = (0..20i64)
+            .map(|r| (Some(r + 1), r.to_string().into()))
+            .collect();
         assert_eq!(texts, expected, "in order, numbered, once");
-        let state = kv.get(Get::new(format!("{prefix}/state"))).await.expect("reads");
+        let state = kv
+            .get(Get::new(format!("{prefix}/state")))
+            .await
+            .expect("reads");
         assert_eq!(state.expect("is there").value, "19");
     }
 }

@@ -48,12 +48,21 @@ impl Bench {
         let admin = PgPoolOptions::new().max_connections(1).connect(&url).await;
         let admin = admin.expect("PostgreSQL answers");
         let make = format!("CREATE SCHEMA {name}");
-        sqlx::query(AssertSqlSafe(make)).execute(&admin).await.expect("creates");
+        sqlx::query(AssertSqlSafe(make))
+            .execute(&admin)
+            .await
+            .expect("creates");
         let options: PgConnectOptions = url.parse().expect("a URL");
         let options = options.options([("search_path", name.as_str())]);
-        let pool = PgPoolOptions::new().max_connections(3).connect_with(options).await;
+        let pool = PgPoolOptions::new()
+            .max_connections(3)
+            .connect_with(options)
+            .await;
         let pool = pool.expect("connects");
-        sqlx::raw_sql(TABLES).execute(&pool).await.expect("makes tables");
+        sqlx::raw_sql(TABLES)
+            .execute(&pool)
+            .await
+            .expect("makes tables");
         let outbox = PgOutbox::migrate(pool.clone(), 2).await.expect("migrates");
         PgInbox::migrate(pool.clone()).await.expect("migrates");
         let mut all = vec![
@@ -72,6 +81,11 @@ impl Bench {
         }
     }
 
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        &self.name
+    }
+
     /// Starts a process of a role, which is to die at a point.
     pub fn start(&self, role: &str, crash: Option<&str>) -> Process {
         Process::start(role, &self.settings, crash)
@@ -81,7 +95,10 @@ impl Bench {
     pub async fn end(self) {
         self.pool.close().await;
         let drop = format!("DROP SCHEMA {} CASCADE", self.name);
-        sqlx::query(AssertSqlSafe(drop)).execute(&self.admin).await.expect("drops");
+        sqlx::query(AssertSqlSafe(drop))
+            .execute(&self.admin)
+            .await
+            .expect("drops");
     }
 }
 

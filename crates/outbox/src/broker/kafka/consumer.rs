@@ -23,13 +23,13 @@ const POLL: Duration = Duration::from_millis(50);
 /// Asking for the ends of partitions is a request each.
 const BEHIND_EVERY: Duration = Duration::from_secs(3);
 
-type Item = std::result::Result<(u64, Delivery), Error>;
+type Item = std::result::Result<Delivery, Error>;
 
 /// Hears of partitions that come and go, on the polling thread.
 struct Context {
     positions: Arc<dyn Positions>,
     runtime: Handle,
-    /// Raised by every rebalance: what was fetched before it is not given out after it.
+    /// Raised by every rebalance: the number of the assignment.
     round: Arc<AtomicU64>,
 }
 
@@ -42,7 +42,7 @@ impl ConsumerContext for Context {
         kind: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
-        self.round.fetch_add(1, Ordering::SeqCst);
+        let round = self.round.fetch_add(1, Ordering::SeqCst) + 1;
         let partitions: Vec<Partition> = list
             .elements()
             .iter()
@@ -60,7 +60,7 @@ impl ConsumerContext for Context {
         }
         let starts = self
             .runtime
-            .block_on(self.positions.assigned(partitions.clone()));
+            .block_on(self.positions.assigned(partitions.clone(), round));
         for (partition, start) in partitions.iter().zip(starts) {
             if let Start::At(offset) = start {
                 let offset = Offset::Offset(offset);
@@ -79,7 +79,6 @@ impl ConsumerContext for Context {
 struct Member {
     queue: mpsc::Receiver<Item>,
     commits: std::sync::mpsc::Sender<Vec<(Partition, i64)>>,
-    round: Arc<AtomicU64>,
     behind: Arc<AtomicI64>,
     stop: Arc<AtomicBool>,
 }
@@ -124,7 +123,6 @@ pub(super) async fn subscribe(
     Ok(Box::new(Member {
         queue,
         commits,
-        round,
         behind,
         stop,
     }))
@@ -150,14 +148,10 @@ impl Poller {
                 measured = Instant::now();
                 self.measure();
             }
-            let round = self.round.load(Ordering::SeqCst);
             let item = match self.consumer.poll(POLL) {
                 None => continue,
-                Some(Ok(message)) => {
-                    // A rebalance may have come first in this very call; then the message is of it.
-                    let round = self.round.load(Ordering::SeqCst).max(round);
-                    Ok((round, delivery(&message)))
-                }
+                // A rebalance may have come in this very call; then the message is of it.
+                Some(Ok(message)) => Ok(delivery(&message, self.round.load(Ordering::SeqCst))),
                 Some(Err(e)) => Err(error("kafka", &e)),
             };
             if !self.hand_over(item) {
@@ -199,7 +193,7 @@ impl Poller {
             }
             if let Some(Ok(message)) = self.consumer.poll(Duration::from_millis(5)) {
                 let round = self.round.load(Ordering::SeqCst);
-                waiting.push_back(Ok((round, delivery(&message))));
+                waiting.push_back(Ok(delivery(&message, round)));
             }
         }
         if let Err(error) = pause(false) {
@@ -241,7 +235,7 @@ impl Poller {
     }
 }
 
-fn delivery(message: &BorrowedMessage<'_>) -> Delivery {
+fn delivery(message: &BorrowedMessage<'_>, assignment: u64) -> Delivery {
     let headers = message.headers().map_or(Vec::new(), |headers| {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         headers
@@ -255,6 +249,7 @@ fn delivery(message: &BorrowedMessage<'_>) -> Delivery {
             number: message.partition(),
         },
         offset: message.offset(),
+        assignment,
         key: message
             .key()
             .map(|key| String::from_utf8_lossy(key).into_owned()),
@@ -273,11 +268,9 @@ impl Subscription for Member {
             };
             let gone = || Error::new(ErrorKind::Unavailable, "the polling thread has ended");
             let mut item = Some(first.ok_or_else(gone)?);
-            let now = |round: u64| round == self.round.load(Ordering::SeqCst);
             while let Some(one) = item {
                 match one {
-                    Ok((round, delivery)) if now(round) => found.push(delivery),
-                    Ok(_) => {}
+                    Ok(delivery) => found.push(delivery),
                     Err(error) if found.is_empty() => return Err(error),
                     Err(error) => tracing::debug!(%error, "while fetching"),
                 }

@@ -112,9 +112,10 @@ impl Disk {
     }
 
     async fn load_positions(&self, state: &mut State) -> Result<()> {
-        let rows = sqlx::query("SELECT consumers, topic, number, next FROM quorate_broker_committed")
-            .fetch_all(&self.pool)
-            .await?;
+        let rows =
+            sqlx::query("SELECT consumers, topic, number, next FROM quorate_broker_committed")
+                .fetch_all(&self.pool)
+                .await?;
         for row in rows {
             let group: &mut Group = state.groups.entry(row.try_get(0)?).or_default();
             let partition = Partition {
@@ -128,7 +129,9 @@ impl Disk {
             .await?;
         for row in rows {
             let part = row.try_get::<i64, _>(1)? as u16;
-            state.fences.insert((row.try_get(0)?, part), row.try_get(2)?);
+            state
+                .fences
+                .insert((row.try_get(0)?, part), row.try_get(2)?);
         }
         Ok(())
     }
@@ -146,15 +149,17 @@ impl Disk {
             .bind(one.offset + 1)
             .execute(&mut *tx)
             .await?;
-            sqlx::query("INSERT OR REPLACE INTO quorate_broker_log VALUES ($1, $2, $3, $4, $5, $6)")
-                .bind(&one.at.topic)
-                .bind(one.at.number)
-                .bind(one.offset)
-                .bind(&one.record.key)
-                .bind(headers_to_text(&one.record.headers))
-                .bind(&one.record.payload[..])
-                .execute(&mut *tx)
-                .await?;
+            sqlx::query(
+                "INSERT OR REPLACE INTO quorate_broker_log VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(&one.at.topic)
+            .bind(one.at.number)
+            .bind(one.offset)
+            .bind(&one.record.key)
+            .bind(headers_to_text(&one.record.headers))
+            .bind(&one.record.payload[..])
+            .execute(&mut *tx)
+            .await?;
         }
         sqlx::query(
             "INSERT INTO quorate_broker_fence VALUES ($1, $2, $3)

@@ -11,13 +11,21 @@ use crate::broker::{Positions, Start, Subscription};
 use crate::store::BoxFuture;
 use crate::{Delivery, Partition, Result};
 
+/// A partition of this member's.
+struct Held {
+    next: i64,
+    assignment: u64,
+}
+
 pub(super) struct Member {
     broker: LocalBroker,
     group: String,
     id: u64,
     positions: Arc<dyn Positions>,
     /// The partitions that are this member's, and the offset each goes on at.
-    mine: BTreeMap<Partition, i64>,
+    mine: BTreeMap<Partition, Held>,
+    /// How often partitions were assigned.
+    assignments: u64,
     /// The partition that is asked first next time, so that none starves.
     turn: usize,
 }
@@ -35,6 +43,7 @@ impl Member {
             id,
             positions,
             mine: BTreeMap::new(),
+            assignments: 0,
             turn: 0,
         }
     }
@@ -60,16 +69,18 @@ impl Member {
         if gained.is_empty() {
             return;
         }
-        let starts = self.positions.assigned(gained.clone()).await;
+        self.assignments += 1;
+        let assignment = self.assignments;
+        let starts = self.positions.assigned(gained.clone(), assignment).await;
         let state = self.broker.inner.state.lock();
         for (partition, start) in gained.into_iter().zip(starts) {
             let committed = state.groups.get(&self.group);
             let committed = committed.and_then(|group| group.position(&partition));
-            let offset = match start {
+            let next = match start {
                 Start::At(offset) => offset,
                 Start::Committed => committed.unwrap_or(0),
             };
-            self.mine.insert(partition, offset);
+            self.mine.insert(partition, Held { next, assignment });
         }
     }
 
@@ -82,23 +93,24 @@ impl Member {
         let partitions: Vec<Partition> = self.mine.keys().cloned().collect();
         for index in order {
             let partition = &partitions[index];
-            let (Some(logs), Some(next)) = (
+            let (Some(logs), Some(held)) = (
                 state.topics.get(&partition.topic),
                 self.mine.get_mut(partition),
             ) else {
                 continue;
             };
             let log = &logs[partition.number as usize];
-            *next = (*next).max(log.first());
-            for (offset, record) in log.from(*next).take(max - found.len()) {
+            held.next = held.next.max(log.first());
+            for (offset, record) in log.from(held.next).take(max - found.len()) {
                 found.push(Delivery {
                     partition: partition.clone(),
                     offset,
+                    assignment: held.assignment,
                     key: record.key.clone(),
                     headers: record.headers.clone(),
                     payload: record.payload.clone(),
                 });
-                *next = offset + 1;
+                held.next = offset + 1;
             }
         }
         found
@@ -128,10 +140,10 @@ impl Subscription for Member {
     fn behind(&mut self) -> BoxFuture<'_, Result<i64>> {
         let state = self.broker.inner.state.lock();
         let mut behind = 0;
-        for (partition, next) in &self.mine {
+        for (partition, held) in &self.mine {
             if let Some(logs) = state.topics.get(&partition.topic) {
                 let log = &logs[partition.number as usize];
-                behind += log.end() - (*next).max(log.first());
+                behind += log.end() - held.next.max(log.first());
             }
         }
         drop(state);

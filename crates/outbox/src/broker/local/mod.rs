@@ -232,7 +232,9 @@ impl LocalBroker {
 
     fn fenced(&self, batch: &Outbatch<'_>) -> Option<Refusal> {
         let state = self.inner.state.lock();
-        let newest = state.fences.get(&(batch.source.to_owned(), batch.fence.part));
+        let newest = state
+            .fences
+            .get(&(batch.source.to_owned(), batch.fence.part));
         let newest = *newest.filter(|epoch| **epoch > batch.fence.epoch)?;
         Some(Refusal::Fenced(format!(
             "part {} has published in epoch {newest}, this is {}",
