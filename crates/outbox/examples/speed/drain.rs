@@ -97,11 +97,8 @@ async fn ours(rows: i64, relays: usize, pinned: bool) -> Outcome<Value> {
     }))
 }
 
-/// The loop that most do: lock, publish, mark or delete.
-async fn skip_locked(rows: i64, delete: bool, pinned: bool) -> Outcome<Value> {
-    let base = Base::new(PARTS as u16).await?;
-    let topic = base.topic("skip");
-    fill(&base, &topic, rows).await?;
+/// The same messages in the table that most have.
+async fn queue(base: &Base) -> Outcome<()> {
     let copy = "CREATE TABLE queue AS SELECT row_number() OVER () AS id, topic, key, payload,
                 false AS done FROM quorate_outbox";
     sqlx::query(copy).execute(&base.pool).await?;
@@ -114,6 +111,15 @@ async fn skip_locked(rows: i64, delete: bool, pinned: bool) -> Outcome<Value> {
     sqlx::query("VACUUM ANALYZE queue")
         .execute(&base.pool)
         .await?;
+    Ok(())
+}
+
+/// The loop that most do: lock, publish, mark or delete.
+async fn skip_locked(rows: i64, delete: bool, pinned: bool) -> Outcome<Value> {
+    let base = Base::new(PARTS as u16).await?;
+    let topic = base.topic("skip");
+    fill(&base, &topic, rows).await?;
+    queue(&base).await?;
     let mut pin = base.pool.begin().await?;
     if pinned {
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")

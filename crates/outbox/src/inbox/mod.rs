@@ -28,6 +28,7 @@ mod sql;
 
 mod apply;
 mod consumer;
+mod handler;
 mod ledger;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -39,70 +40,16 @@ mod worker;
 
 use std::time::Duration;
 
-use crate::store::{BoxFuture, Threshold};
-use crate::{Delivery, Level, Partition};
+use crate::store::Threshold;
+use crate::{Level, Partition};
 
 pub use consumer::Consumer;
+pub use handler::{Failure, Handler};
 pub use ledger::{Ledger, LedgerTx, Position, State, Stream, Waiting};
 #[cfg(feature = "postgres")]
 pub use postgres::PgInbox;
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteInbox;
-
-/// Why a handler did not apply a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Whether the same message may succeed later.
-    pub retry: bool,
-    /// For people.
-    pub reason: String,
-}
-
-impl Failure {
-    /// A failure that may pass.
-    pub fn retry(reason: impl Into<String>) -> Failure {
-        Failure {
-            retry: true,
-            reason: reason.into(),
-        }
-    }
-
-    /// A failure that will not: the message is dead at once.
-    pub fn last(reason: impl Into<String>) -> Failure {
-        Failure {
-            retry: false,
-            reason: reason.into(),
-        }
-    }
-}
-
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-impl From<sqlx::Error> for Failure {
-    fn from(error: sqlx::Error) -> Self {
-        Failure::retry(error.to_string())
-    }
-}
-
-impl From<crate::Error> for Failure {
-    fn from(error: crate::Error) -> Self {
-        Failure {
-            retry: error.is_retryable(),
-            reason: error.to_string(),
-        }
-    }
-}
-
-/// What is done with a message. `C` is the database's connection, inside the transaction.
-pub trait Handler<C>: Send + Sync + 'static {
-    /// Applies the message with the transaction that is given; must not commit or roll it back. May be
-    /// called again for the same message after a failure, then with nothing of the first try left.
-    /// A panic counts as a failure that may pass.
-    fn handle<'a>(
-        &'a self,
-        tx: &'a mut C,
-        message: &'a Delivery,
-    ) -> BoxFuture<'a, std::result::Result<(), Failure>>;
-}
 
 /// What happens when a sequence number is above the next one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

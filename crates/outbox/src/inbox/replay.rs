@@ -30,8 +30,11 @@ pub(super) async fn run<L: Ledger>(shared: &Arc<Shared<L>>) -> Result<usize> {
                     other => other,
                 };
                 let mut tx = shared.ledger.begin().await?;
-                tx.park(&shared.options.name, &again).await?;
-                tx.commit().await?;
+                // Another consumer may have applied it meanwhile: then it must not come back.
+                if tx.unpark(&shared.options.name, again.id).await? {
+                    tx.park(&shared.options.name, &again).await?;
+                    tx.commit().await?;
+                }
                 shared.counts.dead.fetch_add(1, Ordering::Relaxed);
             }
             Err(Trouble::Halt(why)) => tracing::warn!("not replayed: {why}"),
