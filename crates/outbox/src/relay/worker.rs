@@ -23,6 +23,8 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     fence: Fence,
     progress: Progress,
+    /// The progress that the store has.
+    saved: Progress,
     parked: HashSet<Stream>,
     until: Arc<Mutex<Instant>>,
     stopped: watch::Receiver<bool>,
@@ -54,6 +56,7 @@ impl Worker {
         Worker {
             shared,
             fence: claim.fence,
+            saved: claim.progress.clone(),
             progress: claim.progress,
             parked: claim.parked,
             until,
@@ -183,13 +186,9 @@ impl Worker {
         let mut done: Vec<i64> = change.parks.iter().map(|park| park.row.id).collect();
         let at_most_once = self.shared.options.level == Level::AtMostOnce;
         if at_most_once {
-            let before = self.progress.clone();
             done.extend(rows.iter().map(|row| row.id));
             self.finish(&done, i64::MAX, settled);
-            if let Err(error) = self.save(&change).await {
-                self.progress = before;
-                return Err(error);
-            }
+            self.save(&change).await?;
             points::pass("relay.saved-first");
             done.clear();
             change = Change::default();
@@ -290,9 +289,18 @@ impl Worker {
         self.progress.plan = crate::Ranges::default();
     }
 
-    async fn save(&self, change: &Change) -> Result<()> {
-        let store = &self.shared.store;
-        store.save(self.fence, &self.progress, change).await
+    /// Saves. If that fails, the progress is again what the store has: what was published since is
+    /// published again, and what was to be parked is met again.
+    async fn save(&mut self, change: &Change) -> Result<()> {
+        let store = Arc::clone(&self.shared.store);
+        let saved = store.save(self.fence, &self.progress, change).await;
+        if saved.is_ok() {
+            self.saved = self.progress.clone();
+        } else {
+            self.progress = self.saved.clone();
+            self.recovered = false;
+        }
+        saved
     }
 
     /// Sends, or leaves out, what operators asked for. `None` when nobody asked.

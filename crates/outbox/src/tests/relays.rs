@@ -626,3 +626,44 @@ async fn relay_kv_poison_parks_its_key_only() {
 async fn relay_kv_lost_lease_fences() {
     a_lost_lease_fences(AnyOutbox::kv(1)).await;
 }
+
+/// A save that fails must not leave a message marked that was to be parked.
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
+    let outbox = AnyOutbox::pg(1).await;
+    let AnyOutbox::Pg(pg, _) = &outbox else {
+        unreachable!()
+    };
+    let hide = "ALTER TABLE quorate_outbox_parked RENAME TO hidden";
+    let show = "ALTER TABLE hidden RENAME TO quorate_outbox_parked";
+    let broker = Arc::new(Keeps::default());
+    broker.poison.lock().insert("bad".into());
+    let relay = start(&outbox, &broker, quick());
+    outbox.enqueue(&[keyed("b", "good")], true).await;
+    until_got(&broker, 1).await;
+    sqlx::query(hide).execute(&pg.pool).await.expect("hides");
+    outbox.enqueue(&[keyed("a", "bad"), keyed("b", "more")], true).await;
+    eventually("saving fails", || async {
+        let status = relay.status();
+        if status.retries > 2 {
+            Ok(())
+        } else {
+            Err(format!("{status:?}"))
+        }
+    })
+    .await;
+    sqlx::query(show).execute(&pg.pool).await.expect("shows");
+    let store = outbox.store();
+    eventually("it is parked", || async {
+        let parked = store.parked(10).await.map_err(|e| e.to_string())?;
+        if parked.len() == 1 {
+            Ok(())
+        } else {
+            Err(format!("{parked:?}"))
+        }
+    })
+    .await;
+    relay.drain().await;
+    assert!(broker.texts().contains(&"more".to_owned()));
+    outbox.end().await;
+}
