@@ -54,6 +54,24 @@ pub fn outbox(root: &Path) -> Result<()> {
     ci::run(command)
 }
 
+/// Our storage engine against others, all in one program of a package outside the workspace.
+pub fn storage(root: &Path, more: &[&str]) -> Result<()> {
+    services::require_library(&services::ROCKSDB)?;
+    let target = ci::target_folder(root)?;
+    let manifest = root.join("crates/bench/peers/Cargo.toml");
+    let mut build = ci::cargo_command(root);
+    build.args(["build", "--release", "--manifest-path"]);
+    build.arg(&manifest).arg("--target-dir");
+    build.arg(target.join("peers"));
+    ci::run(build)?;
+    let mut command = Command::new(target.join("peers/release/storage-bench"));
+    command.arg("suite").arg("--out");
+    command.arg(root.join("target/bench/storage.json"));
+    command.arg("--dir").arg(target.join("bench/storage"));
+    command.args(["--commit", &commit(root)?]).args(more);
+    ci::run(command)
+}
+
 fn commit(root: &Path) -> Result<String> {
     let mut command = Command::new("git");
     command

@@ -20,6 +20,8 @@ pub fn ci(root: &Path) -> Result<()> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                "--features",
+                "quorate-integration-tests/chaos",
                 "--quiet",
                 "--",
                 "-D",

@@ -1,6 +1,7 @@
 //! Tasks of the workspace: `cargo xtask <task>`.
 
 mod bench;
+mod chaos;
 mod ci;
 mod cluster;
 mod codegen;
@@ -19,11 +20,14 @@ usage: cargo xtask <task>
   services [-- CMD...]
                       install and start what tests and benchmarks need: PostgreSQL, Kafka-compatible
                       brokers; run a command with them, or wait for Enter; then stop them
+  chaos [FILTER...]   tests whose faults need mounts of their own: disks that fill
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
+  bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
+                      our storage engine against RocksDB, fjall, redb and sled
   cluster start|stop|kill N|pause N|resume N|restart N
                       a cluster of real processes, in target/cluster
 ";
@@ -37,11 +41,13 @@ fn main() -> Result<()> {
         ["test", filter @ ..] => ci::test(&root, filter),
         ["services"] => services::run(&root, &[]),
         ["services", "--", command @ ..] => services::run(&root, command),
+        ["chaos", filter @ ..] => chaos::run(&root, filter),
         ["tidy"] => tidy::run(&root),
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
+        ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -80,7 +80,7 @@ impl NamespaceKv {
                 return Err(Error::new(
                     ErrorKind::Unsupported,
                     "a hashed namespace is scanned in order only within one routing prefix; \
-                     over more of it a scan is unordered",
+                     over more of it ask for an unordered scan (ScanOrder::Unordered, --unordered)",
                 ));
             }
             None => {

@@ -5,8 +5,10 @@
 //! there is one thread: a wait runs queued jobs, one at a time in an order the seed decides, until
 //! what it waits for is there. So code that waits in any other way would hang there, and shows it.
 
+use std::any::Any;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,6 +58,11 @@ pub trait Jobs: Send + Sync {
         ready: &mut dyn FnMut() -> bool,
         timeout: Option<Duration>,
     ) -> bool;
+
+    /// Why no job is run any more, if that is so: one panicked.
+    fn fault(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// A bell: rung by whoever changed something, heard by those who wait for such a change.
@@ -77,10 +84,17 @@ impl Event {
         self.bell.notify_all();
     }
 
-    /// Blocks this thread until `ready`, looking again at each ring.
-    fn block_until(&self, ready: &mut dyn FnMut() -> bool, timeout: Option<Duration>) -> bool {
+    /// Blocks this thread until `ready`, looking again at each ring; or until `in_vain`, which
+    /// nobody rings for.
+    fn block_until(
+        &self,
+        ready: &mut dyn FnMut() -> bool,
+        timeout: Option<Duration>,
+        in_vain: &dyn Fn() -> bool,
+    ) -> bool {
         let end = timeout.map(|t| Instant::now() + t);
         loop {
+            let slice = Instant::now() + LOOK_AGAIN;
             let seen = *self.rung.lock();
             // Outside the lock: `ready` may take locks that a ringer holds.
             if ready() {
@@ -90,23 +104,48 @@ impl Event {
             if *rung != seen {
                 continue;
             }
-            match end {
-                None => self.bell.wait(&mut rung),
-                Some(end) if self.bell.wait_until(&mut rung, end).timed_out() => {
-                    drop(rung);
-                    return ready();
-                }
-                Some(_) => {}
+            let until = end.map_or(slice, |end| end.min(slice));
+            let silent = self.bell.wait_until(&mut rung, until).timed_out();
+            drop(rung);
+            if silent && (in_vain() || end.is_some_and(|end| Instant::now() >= end)) {
+                return ready();
             }
         }
     }
 }
 
+/// So often a wait looks whether it is in vain.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Hears of the first job that panicked, on its thread.
+pub type PanicHook = Box<dyn Fn(&str) + Send + Sync>;
+
 /// Jobs on threads: for each class a queue and its threads, which end when this is dropped. Jobs
 /// still queued then are dropped without being run.
+///
+/// # A job that panics
+///
+/// A panic is a bug found, and what the job left half done is not known: a flush that is counted as
+/// running and never ends, a record that never completes. Going on as if nothing had happened would
+/// limp, and waiting for what the job was to do would hang. So the first panic ends them all:
+///
+/// - the hook is called, once. A process of its own aborts there: the disk is then as after a crash,
+///   which is what recovery is made for, and other nodes take over at once;
+/// - without a hook, which is how a library must behave inside its host's process, no job is run any
+///   more. Those queued and those that come are dropped unrun, which whoever sent them notices;
+///   waits for what has not happened yet panic in their turn, instead of hanging;
+///   [`Jobs::fault`] says why. The store has to be opened again.
 pub struct ThreadJobs {
     queues: Vec<Arc<Queue>>,
     threads: Vec<thread::JoinHandle<()>>,
+    fault: Arc<Fault>,
+}
+
+/// Set when a job has panicked.
+#[derive(Default)]
+struct Fault {
+    why: OnceLock<String>,
+    hook: Option<PanicHook>,
 }
 
 #[derive(Default)]
@@ -125,9 +164,23 @@ struct QueueState {
 impl ThreadJobs {
     /// Threads for every class; `compaction_threads` for compaction, at least one.
     pub fn new(compaction_threads: usize) -> Self {
+        ThreadJobs::start(compaction_threads, None)
+    }
+
+    /// The same; `hook` hears of a job that panicked, and may end the process.
+    pub fn with_panic_hook(compaction_threads: usize, hook: PanicHook) -> Self {
+        ThreadJobs::start(compaction_threads, Some(hook))
+    }
+
+    fn start(compaction_threads: usize, hook: Option<PanicHook>) -> Self {
+        let fault = Fault {
+            hook,
+            ..Fault::default()
+        };
         let mut jobs = ThreadJobs {
             queues: Vec::new(),
             threads: Vec::new(),
+            fault: Arc::new(fault),
         };
         for class in JobClass::ALL {
             let queue = Arc::new(Queue::default());
@@ -138,9 +191,9 @@ impl ThreadJobs {
                 JobClass::Compaction => compaction_threads.max(1),
             };
             for n in 0..count {
-                let queue = Arc::clone(&queue);
+                let (queue, fault) = (Arc::clone(&queue), Arc::clone(&jobs.fault));
                 let name = format!("{class:?}-{n}").to_lowercase();
-                let run = move || queue.run();
+                let run = move || queue.run(&fault);
                 // Without its threads nothing works: to fail loudly at start is right.
                 let thread = thread::Builder::new().name(name).spawn(run);
                 jobs.threads
@@ -153,16 +206,25 @@ impl ThreadJobs {
 }
 
 impl Queue {
-    fn run(&self) {
+    fn run(&self, fault: &Fault) {
         let mut state = self.state.lock();
         loop {
             if state.closed {
                 return;
             }
             match state.jobs.pop_front() {
+                // Dropped unrun, and outside of the lock: whoever waits for it is told.
+                Some(job) if fault.why.get().is_some() => {
+                    drop(state);
+                    drop(job);
+                    state = self.state.lock();
+                }
                 Some(job) => {
                     drop(state);
-                    job();
+                    // What the job touched is not touched again: no further job is run.
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
+                        fault.set(&*panic);
+                    }
                     state = self.state.lock();
                 }
                 None => {
@@ -171,6 +233,24 @@ impl Queue {
                     state.idle -= 1;
                 }
             }
+        }
+    }
+}
+
+impl Fault {
+    fn set(&self, panic: &(dyn Any + Send)) {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+        let why = format!(
+            "a job panicked on the thread {}: {}",
+            thread::current().name().unwrap_or("without a name"),
+            text.unwrap_or("it did not say why")
+        );
+        // Only the first is a bug of its own; others may follow from it.
+        if self.why.set(why.clone()).is_ok()
+            && let Some(hook) = &self.hook
+        {
+            hook(&why);
         }
     }
 }
@@ -191,7 +271,19 @@ impl Jobs for ThreadJobs {
         ready: &mut dyn FnMut() -> bool,
         timeout: Option<Duration>,
     ) -> bool {
-        event.block_until(ready, timeout)
+        let in_vain = || self.fault().is_some();
+        let is_ready = event.block_until(ready, timeout, &in_vain);
+        match self.fault() {
+            // Where a panic unwinds already, a second one would abort the process.
+            Some(why) if !is_ready && !thread::panicking() => {
+                panic!("what is waited for will not happen: {why}")
+            }
+            _ => is_ready,
+        }
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.fault.why.get().map(String::as_str)
     }
 }
 

@@ -18,7 +18,7 @@ mod tests;
 
 pub use clock::{Clock, RealClock};
 pub use disk::{Disk, DiskLock, File, Space};
-pub use jobs::{Event, Job, JobClass, Jobs, ThreadJobs};
+pub use jobs::{Event, Job, JobClass, Jobs, PanicHook, ThreadJobs};
 pub use random::Random;
 pub use real_disk::RealDisk;
 
@@ -38,12 +38,18 @@ pub struct Env {
 }
 
 impl Env {
-    /// The real machine, with `compaction_threads` threads for the largest kind of work.
+    /// The real machine inside somebody's process, with `compaction_threads` threads for the largest
+    /// kind of work.
     pub fn real(compaction_threads: usize) -> Env {
+        Env::real_with(ThreadJobs::new(compaction_threads))
+    }
+
+    /// The real machine with these jobs: a process of its own has them with a panic hook.
+    pub fn real_with(jobs: ThreadJobs) -> Env {
         Env {
             disk: Arc::new(RealDisk),
             clock: Arc::new(RealClock::new()),
-            jobs: Arc::new(ThreadJobs::new(compaction_threads)),
+            jobs: Arc::new(jobs),
             random: Random::from_os(),
         }
     }

@@ -150,6 +150,74 @@ fn jobs_on_threads_run_and_wake_the_waiter() {
     assert!(!never);
 }
 
+/// Says when it is dropped without having been run.
+struct Noticed(Arc<AtomicUsize>);
+
+impl Drop for Noticed {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Fails the test if `ready` stays false.
+fn until(ready: impl Fn() -> bool) {
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while !ready() {
+        assert!(std::time::Instant::now() < end, "waited too long");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn jobs_after_a_panic_are_dropped_unrun_and_no_wait_hangs() {
+    let jobs = Arc::new(ThreadJobs::new(1));
+    let event = Arc::new(Event::new());
+    assert_eq!(jobs.fault(), None);
+    // Somebody waits already, as for a flush that never ends.
+    let waiter = {
+        let (jobs, event) = (Arc::clone(&jobs), Arc::clone(&event));
+        std::thread::spawn(move || jobs.wait(&event, &mut || false, None))
+    };
+    let (dropped, run) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    jobs.spawn(JobClass::Flush, Box::new(|| panic!("a bug")));
+    for class in [JobClass::Flush, JobClass::Read, JobClass::Flush] {
+        if class == JobClass::Read {
+            until(|| jobs.fault().is_some());
+        }
+        let noticed = Noticed(Arc::clone(&dropped));
+        let run = Arc::clone(&run);
+        let job = move || {
+            let _noticed = noticed;
+            run.fetch_add(1, Ordering::SeqCst);
+        };
+        jobs.spawn(class, Box::new(job));
+    }
+    until(|| dropped.load(Ordering::SeqCst) == 3);
+    assert_eq!(run.load(Ordering::SeqCst), 0);
+    let why = jobs.fault().unwrap();
+    assert!(why.contains("flush-0") && why.contains("a bug"), "{why}");
+    let panic = waiter.join().expect_err("the wait panics");
+    let text = panic.downcast_ref::<String>().unwrap();
+    assert!(text.contains("a bug"), "{text}");
+}
+
+#[test]
+fn jobs_panic_is_told_to_the_hook_once() {
+    let heard = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    let hears = Arc::clone(&heard);
+    let hook = move |why: &str| hears.lock().push(why.to_owned());
+    let jobs = ThreadJobs::with_panic_hook(1, Box::new(hook));
+    for n in 0..5 {
+        jobs.spawn(JobClass::Apply, Box::new(move || panic!("bug {n}")));
+    }
+    until(|| jobs.fault().is_some());
+    // Ends when the threads have.
+    drop(jobs);
+    let heard = heard.lock();
+    assert_eq!(heard.len(), 1, "{heard:?}");
+    assert!(heard[0].contains("thread apply-"), "{heard:?}");
+}
+
 #[test]
 fn jobs_simulated_run_only_in_a_wait_and_move_the_clock() {
     let sim = Sim::new(3);

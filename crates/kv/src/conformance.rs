@@ -56,6 +56,7 @@ pub async fn run(kv: &dyn Kv, suite: &Suite) {
     tokens(kv, suite).await;
     batches(kv, suite).await;
     compares(kv, suite).await;
+    compares_that_read_too_much(kv, suite).await;
     scans_without_order(kv, suite).await;
     if suite.ordered {
         scans_forward(kv, suite).await;
@@ -322,6 +323,51 @@ async fn compares(kv: &dyn Kv, suite: &Suite) {
         second.version,
         "a branch without writes changes nothing"
     );
+}
+
+async fn compares_that_read_too_much(kv: &dyn Kv, suite: &Suite) {
+    const VALUE_BYTES: usize = 128 << 10;
+    let key = suite.key("compare-large");
+    let get = || Op::Get { key: key.clone() };
+    let put = |value: &Bytes| Op::Mutate(Mutation::put(key.clone(), value.clone()));
+    let value = Bytes::from(vec![b'v'; VALUE_BYTES]);
+    let large = Bytes::from(vec![b'w'; VALUE_BYTES]);
+    // More than any limit, and as much again is refused whether it was there or is written first.
+    let gets = || (0..Limits::BATCH_BYTES_CAP / VALUE_BYTES + 1).map(|_| get());
+    let before = ok(kv.put(Put::new(key.clone(), value.clone())).await, "put");
+    let mut reads = Compare::new();
+    reads.then_ops.extend(gets());
+    fails(
+        kv.compare(reads).await.map(|done| done.results.len()),
+        ErrorKind::TooLarge,
+        "a compare whose gets answer too much",
+    );
+    let mut writes = Compare::new().then(put(&large));
+    writes.then_ops.extend(gets());
+    fails(
+        kv.compare(writes).await.map(|done| done.results.len()),
+        ErrorKind::TooLarge,
+        "a compare that writes and then reads too much",
+    );
+    let entry = read(kv, &key).await.expect("there");
+    assert_eq!(
+        (entry.version, entry.value),
+        (before.version, value),
+        "a compare that is refused changes nothing"
+    );
+    // What counts is what is read: the other branch, and what the branch made small.
+    let mut small = Compare::new()
+        .when(key.clone(), Condition::Present)
+        .then(Op::Mutate(Mutation::put(key.clone(), "small")));
+    small.then_ops.extend(gets());
+    small.else_ops.extend(gets());
+    let done = ok(kv.compare(small).await, "a compare that reads little");
+    assert!(done.succeeded);
+    let read = done.results.iter().filter(|result| match result {
+        OpResult::Entry(entry) => entry.as_ref().is_some_and(|e| e.value == "small"),
+        OpResult::Done => false,
+    });
+    assert_eq!(read.count(), gets().count(), "every get is answered");
 }
 
 const SCANNED: usize = 25;

@@ -3,6 +3,9 @@
 use crate::{Error, ErrorKind, Result};
 
 /// Limits on keys, values and batches, in bytes. [`Limits::default`] is what a server starts with.
+///
+/// What the gets of a [`Compare`](crate::Compare) answer is held to the limit of a batch too: see
+/// [`OpResult::size_bytes`](crate::OpResult::size_bytes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The longest key. At most [`Limits::KEY_BYTES_CAP`].
@@ -59,6 +62,16 @@ impl Limits {
             return Err(too_large("batch", bytes, self.batch_bytes));
         }
         Ok(())
+    }
+
+    /// The error of a compare whose gets would answer at least so many bytes.
+    pub fn answer_too_large(&self, bytes: usize) -> Error {
+        let limit = self.batch_bytes;
+        let message = format!(
+            "the gets of the compare answer at least {bytes} bytes, more than the limit of {limit}: \
+             nothing was changed; read fewer keys at once"
+        );
+        Error::new(ErrorKind::TooLarge, message)
     }
 }
 

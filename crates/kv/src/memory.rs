@@ -105,6 +105,31 @@ impl MemoryKv {
         self.limits.check_batch(bytes)
     }
 
+    /// Refuses a branch whose gets would answer too much, each as it is after the operations before.
+    fn check_answer(&self, state: &State, branch: &[Op]) -> Result<()> {
+        let mut written: BTreeMap<&Bytes, Option<usize>> = BTreeMap::new();
+        let mut bytes = 0;
+        for op in branch {
+            match op {
+                Op::Mutate(Mutation::Put { key, value }) => {
+                    written.insert(key, Some(value.len()));
+                }
+                Op::Mutate(Mutation::Delete { key }) => {
+                    written.insert(key, None);
+                }
+                Op::Get { key } => {
+                    let stored = || state.entries.get(key).map(|entry| entry.value.len());
+                    let found = written.get(key).copied().unwrap_or_else(stored);
+                    bytes += found.map_or(0, |value| OpResult::entry_size_bytes(key, value));
+                }
+            }
+        }
+        if bytes > self.limits.batch_bytes {
+            return Err(self.limits.answer_too_large(bytes));
+        }
+        Ok(())
+    }
+
     fn run_compare(&self, compare: Compare) -> Result<CompareResult> {
         let ops = compare.then_ops.iter().chain(&compare.else_ops);
         self.check_mutations(ops.clone().filter_map(|op| match op {
@@ -128,6 +153,7 @@ impl MemoryKv {
         } else {
             compare.else_ops
         };
+        self.check_answer(&state, &branch)?;
         let writes = branch.iter().any(|op| matches!(op, Op::Mutate(_)));
         let version = if writes {
             state.next_version()

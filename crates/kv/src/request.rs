@@ -269,6 +269,8 @@ impl Op {
 }
 
 /// If all conditions hold then one list of operations, else the other; atomically, on one shard.
+/// `TooLarge` if the gets of the list that counts would answer more bytes than a batch may have:
+/// then nothing is changed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Compare {
@@ -315,6 +317,27 @@ pub enum OpResult {
     Entry(Option<Entry>),
     /// Of a mutation.
     Done,
+}
+
+impl OpResult {
+    /// What an entry takes beside its key and value: versions, counts, lengths.
+    const ENTRY_BYTES: usize = 32;
+
+    /// What the entry that a get found counts for in the limit of a compare's answer.
+    pub fn entry_size_bytes(key: &[u8], value_bytes: usize) -> usize {
+        key.len() + value_bytes + OpResult::ENTRY_BYTES
+    }
+
+    /// What it counts for in the limit of a compare's answer, which is that of a batch: of an entry
+    /// key and value and 32 bytes, else nothing.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            OpResult::Entry(Some(entry)) => {
+                OpResult::entry_size_bytes(&entry.key, entry.value.len())
+            }
+            OpResult::Entry(None) | OpResult::Done => 0,
+        }
+    }
 }
 
 /// What a compare answers.

@@ -29,4 +29,4 @@ mod tests;
 mod writer;
 
 pub use error::{Error, ErrorKind, Result};
-pub use log::{Completion, Durability, Log, LogOptions, Position, Replay, Ticket};
+pub use log::{Completion, Durability, Log, LogOptions, Position, Replay, Ticket, WhenFull};

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use quorate_env::{Env, Event, File};
@@ -37,6 +38,17 @@ pub struct Position {
     pub offset: u64,
 }
 
+/// What becomes of records for which the disk has no room. It has none only where a segment begins:
+/// a segment's blocks are there from its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenFull {
+    /// They fail with `DiskFull` and are nothing; the log goes on with those that come later. For
+    /// owners that can take a record back.
+    Refuse,
+    /// They wait, and all behind them, until there is room. For owners that can't.
+    Wait,
+}
+
 /// Settings of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
@@ -44,6 +56,8 @@ pub struct LogOptions {
     pub segment_bytes: u64,
     /// Whether a job writes the next segment's file beforehand.
     pub prepare_segments: bool,
+    /// What becomes of records that find the disk full.
+    pub when_full: WhenFull,
 }
 
 impl Default for LogOptions {
@@ -51,6 +65,7 @@ impl Default for LogOptions {
         LogOptions {
             segment_bytes: 64 << 20,
             prepare_segments: true,
+            when_full: WhenFull::Refuse,
         }
     }
 }
@@ -93,6 +108,10 @@ pub(crate) struct Inner {
     pub state: Mutex<State>,
     /// Rung when records complete, and when the writer's place becomes free.
     pub progress: Event,
+    /// Whether records that find the disk full wait for room.
+    pub waits: AtomicBool,
+    /// Whether the writer found the disk full and waits.
+    pub full: AtomicBool,
 }
 
 /// What the lock guards. Invariants: `tail` is at or past the end of every queued chunk; records are
@@ -177,6 +196,8 @@ impl Log {
         let inner = Inner {
             env: env.clone(),
             folder,
+            waits: AtomicBool::new(options.when_full == WhenFull::Wait),
+            full: AtomicBool::new(false),
             options,
             log_id: found.log_id,
             state: Mutex::new(state),
@@ -342,6 +363,18 @@ impl Log {
     /// The bytes of all segments' files.
     pub fn size_bytes(&self) -> u64 {
         self.inner.state.lock().files.len() as u64 * self.inner.options.segment_bytes
+    }
+
+    /// Whether records wait because the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.inner.full.load(Ordering::Acquire)
+    }
+
+    /// From now on a full disk fails records instead of making them wait, those that wait already
+    /// included: an owner that stops can't wait for space.
+    pub fn refuse_when_full(&self) {
+        self.inner.waits.store(false, Ordering::Release);
+        self.inner.progress.notify();
     }
 
     /// Forgets all whole segments below `segment`; never the one that is written to.

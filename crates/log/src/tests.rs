@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use quorate_env::sim::{Fault, Sim};
-use quorate_env::{Disk, Env};
+use quorate_env::{Disk, Env, JobClass, Jobs};
 
-use crate::{Durability, ErrorKind, Log, LogOptions, Position};
+use crate::{Durability, ErrorKind, Log, LogOptions, Position, WhenFull};
 
 fn dir() -> PathBuf {
     PathBuf::from("/data/log")
@@ -18,6 +18,7 @@ fn small() -> LogOptions {
     LogOptions {
         segment_bytes: 4 << 10,
         prepare_segments: true,
+        when_full: WhenFull::Refuse,
     }
 }
 
@@ -110,7 +111,7 @@ fn log_by_many_threads_loses_nothing() {
     let env = Env::real(1);
     let options = LogOptions {
         segment_bytes: 64 << 10,
-        prepare_segments: true,
+        ..small()
     };
     let log = Log::open(&env, folder.path(), options.clone(), &mut |_, _| Ok(())).unwrap();
     let completed = Arc::new(AtomicUsize::new(0));
@@ -339,6 +340,63 @@ fn log_on_a_full_disk_refuses_and_goes_on_when_there_is_space() {
             .enumerate()
             .all(|(n, bytes)| bytes[0] == n as u8)
     );
+}
+
+/// A log on a disk with room for little, told to wait; twenty records are queued, and what became of
+/// each. `when_full` runs once, while they wait.
+fn wait_on_a_full_disk(when_full: impl FnOnce(&Sim, &Log) + Send + 'static) -> (Sim, Vec<bool>) {
+    let sim = Sim::new(81);
+    let options = LogOptions {
+        when_full: WhenFull::Wait,
+        ..small()
+    };
+    let log = Log::open(&sim.env(), &dir(), options, &mut |_, _| Ok(())).unwrap();
+    sim.disk.set_capacity(Some(10 << 10));
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    for n in 0..20_u8 {
+        let outcomes = Arc::clone(&outcomes);
+        let done = Box::new(move |result: crate::Result<()>| outcomes.lock().push(result.is_ok()));
+        log.submit(&[&[n; 1000]], Durability::Synced, Some(done))
+            .unwrap();
+        if n < 3 {
+            sim.jobs.pump_all();
+        }
+    }
+    look(&sim, log.clone(), when_full);
+    sim.jobs.pump_all();
+    assert!(!log.is_full());
+    let outcomes = outcomes.lock().clone();
+    (sim, outcomes)
+}
+
+/// Looks, job after job, until the log is full.
+fn look(sim: &Sim, log: Log, when_full: impl FnOnce(&Sim, &Log) + Send + 'static) {
+    let (again, jobs) = (sim.clone(), sim.jobs.clone());
+    let job = move || match log.is_full() {
+        true => when_full(&again, &log),
+        false => look(&again, log, when_full),
+    };
+    jobs.spawn(JobClass::Read, Box::new(job));
+}
+
+#[test]
+fn log_told_to_wait_loses_no_record_to_a_full_disk() {
+    let (sim, outcomes) = wait_on_a_full_disk(|sim, _| sim.disk.set_capacity(None));
+    assert_eq!(outcomes, [true; 20]);
+    let (_, found) = open(&sim.crash().env()).unwrap();
+    let first_bytes: Vec<u8> = found.iter().map(|record| record[0]).collect();
+    assert_eq!(first_bytes, (0..20).collect::<Vec<u8>>());
+}
+
+#[test]
+fn log_told_to_wait_no_longer_fails_what_waits() {
+    let (sim, outcomes) = wait_on_a_full_disk(|_, log| log.refuse_when_full());
+    let kept = outcomes.iter().filter(|ok| **ok).count();
+    assert!((3..20).contains(&kept), "{kept} records were kept");
+    assert!(outcomes[..kept].iter().all(|ok| *ok));
+    assert_eq!(outcomes.len(), 20);
+    let (_, found) = open(&sim.crash().env()).unwrap();
+    assert_eq!(found.len(), kept);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The writer: takes what is queued, writes, syncs, completes. One at a time, whoever it is.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::MutexGuard;
 use quorate_env::{File, JobClass};
@@ -8,6 +10,9 @@ use quorate_env::{File, JobClass};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HEADER_LEN, SEAL, SegmentId, encode_record};
 use crate::log::{Chunk, Durability, Inner, Position, State, Wait};
+
+/// How often a disk that was full is asked for room again.
+const FULL_RETRY: Duration = Duration::from_millis(100);
 
 /// Why writing stopped, and the end of what is sound.
 type Cut = (Error, Position);
@@ -141,7 +146,7 @@ impl Inner {
                 self.file(chunk.segment).map_err(|e| (e, before))?
             } else {
                 // The sync of the old segment serves what was written to it so far.
-                self.rotate(chunk.segment, before)
+                self.rotate_when_there_is_room(chunk.segment, before)
                     .map_err(|e| (e, before))?
             };
             let path = || self.folder.path(chunk.segment);
@@ -164,6 +169,26 @@ impl Inner {
     fn file(&self, segment: u64) -> Result<Arc<dyn File>> {
         let file = self.state.lock().files.get(&segment).cloned();
         file.ok_or_else(|| Error::new(ErrorKind::NotFound, "the log's open segment is gone"))
+    }
+
+    /// [`Inner::rotate`]; while the disk is full, again and again where records are to wait.
+    fn rotate_when_there_is_room(
+        self: &Arc<Self>,
+        segment: u64,
+        end: Position,
+    ) -> Result<Arc<dyn File>> {
+        loop {
+            let rotated = self.rotate(segment, end);
+            let full = matches!(&rotated, Err(error) if error.kind() == ErrorKind::DiskFull);
+            let wait = full && self.waits.load(Ordering::Acquire);
+            self.full.store(wait, Ordering::Release);
+            if !wait {
+                return rotated;
+            }
+            let mut given_up = || !self.waits.load(Ordering::Acquire);
+            let again = Some(FULL_RETRY);
+            self.env.jobs.wait(&self.progress, &mut given_up, again);
+        }
     }
 
     /// Seals the segment that ends at `end`, makes it durable, and begins the next.

@@ -86,6 +86,8 @@ pub(crate) struct Applier<'a> {
     encoding: Encoding,
     wide: bool,
     position: Position,
+    /// Of the command in hand: the most that the gets of a compare may answer.
+    answer_bytes_max: usize,
     batch: Batch,
     overlay: HashMap<Vec<u8>, Current>,
 }
@@ -103,6 +105,7 @@ impl<'a> Applier<'a> {
             encoding: kind.encoding(),
             wide: matches!(kind, NamespaceKind::Wide { .. }),
             position,
+            answer_bytes_max: usize::MAX,
             batch: Batch::new(),
             overlay: HashMap::new(),
         }
@@ -112,8 +115,10 @@ impl<'a> Applier<'a> {
     pub(crate) fn writes(
         &mut self,
         stamp: Version,
+        answer_bytes_max: usize,
         writes: Vec<Write>,
     ) -> Result<Bytes, ApplyError> {
+        self.answer_bytes_max = answer_bytes_max;
         if self.wide {
             self.position.version = self
                 .position
@@ -131,6 +136,15 @@ impl<'a> Applier<'a> {
             outcomes.push(&outcome);
         }
         Ok(outcomes.finish())
+    }
+
+    /// An entry is applied once, and none is left out: whatever stands above, that is held here.
+    pub(crate) fn check_next(&self, entry: EntryId) -> Result<(), ApplyError> {
+        let next = self.position.entry.map_or(0, |last| last.index + 1);
+        if entry.index != next {
+            return Err(Damaged("an entry is not the next one to apply").into());
+        }
+        Ok(())
     }
 
     /// The position moves, whatever the entry was.
@@ -238,6 +252,12 @@ impl<'a> Applier<'a> {
             succeeded &= condition.holds(self.current(&data_key)?.version);
         }
         let branch = if succeeded { then_ops } else { else_ops };
+        let bytes = self.answer_bytes(&branch)?;
+        if bytes > self.answer_bytes_max {
+            return Ok(Outcome::AnswerTooLarge {
+                bytes: bytes as u64,
+            });
+        }
         let writes = branch.iter().any(|op| matches!(op, Op::Mutate(_)));
         let version = if writes {
             self.next_version()
@@ -267,6 +287,44 @@ impl<'a> Applier<'a> {
             results,
             version,
         }))
+    }
+
+    /// What the gets of a branch will answer, each as it is after the operations before it, without
+    /// doing these; counted no further than to above the limit.
+    fn answer_bytes(&self, branch: &[Op]) -> Result<usize, ApplyError> {
+        let mut written: HashMap<&[u8], Option<usize>> = HashMap::new();
+        let mut bytes = 0;
+        for op in branch {
+            match op {
+                Op::Mutate(Mutation::Put { key, value }) => {
+                    written.insert(key, Some(value.len()));
+                }
+                Op::Mutate(mutation) => {
+                    written.insert(mutation.key(), None);
+                }
+                other => {
+                    let key = other.key();
+                    let value_bytes = match written.get(&key[..]) {
+                        Some(value_bytes) => *value_bytes,
+                        None => self.stored_bytes(key)?,
+                    };
+                    bytes += value_bytes.map_or(0, |value| OpResult::entry_size_bytes(key, value));
+                }
+            }
+            if bytes > self.answer_bytes_max {
+                break;
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The size of a key's value, if there is one.
+    fn stored_bytes(&self, key: &[u8]) -> Result<Option<usize>, ApplyError> {
+        let current = self.current(&self.data_key(key))?;
+        if current.version == 0 {
+            return Ok(None);
+        }
+        Ok(Some(value::value_bytes(&current.stored)?))
     }
 
     fn data_key(&self, key: &[u8]) -> Vec<u8> {

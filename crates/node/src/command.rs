@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! command   = format u8 (1), kind u8, body
-//! kind 1    = stamp u64, count u32, operation*          writes of clients, each on its own
 //! kind 2    = nothing                                   hash this state
+//! kind 3    = stamp u64, answer u32, count u32, operation*      writes of clients, each on its own
+//! kind 1    = as 3 without `answer`, which is without bound; read, no longer written
 //! operation = client u64, sequence u64, range epoch u64, tag u8, fields
 //! ```
 //!
 //! Conditions and epochs are judged when a command is applied, from state alone; nothing in here is
-//! read from a clock then. `stamp` is the leader's hybrid time when it proposed.
+//! read from a clock or from settings then, which may differ. `stamp` is the leader's hybrid time when
+//! it proposed, `answer` its limit on what the gets of one compare answer, in bytes.
 
 use bytes::Bytes;
 use quorate_kv::{Condition, Limits, Mutation, Op, Version};
@@ -17,13 +19,19 @@ use quorate_sharding::{Operation, WriteId};
 use crate::codec::{Damaged, Reader, Result, put_bytes, put_list, put_u32, put_u64};
 
 const FORMAT: u8 = 1;
-const WRITES: u8 = 1;
+const WRITES_UNBOUNDED: u8 = 1;
 const HASH: u8 = 2;
+const WRITES: u8 = 3;
 
 /// A decoded command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command {
-    Writes { stamp: Version, writes: Vec<Write> },
+    Writes {
+        stamp: Version,
+        /// The most that the gets of one compare may answer.
+        answer_bytes_max: u32,
+        writes: Vec<Write>,
+    },
     Hash,
 }
 
@@ -43,12 +51,13 @@ pub(crate) struct WritesBuilder {
     count: u32,
 }
 
-const COUNT_AT: usize = 10;
+const COUNT_AT: usize = 14;
 
 impl WritesBuilder {
-    pub(crate) fn new(stamp: Version) -> WritesBuilder {
+    pub(crate) fn new(stamp: Version, answer_bytes_max: u32) -> WritesBuilder {
         let mut bytes = vec![FORMAT, WRITES];
         put_u64(&mut bytes, stamp);
+        put_u32(&mut bytes, answer_bytes_max);
         put_u32(&mut bytes, 0);
         WritesBuilder { bytes, count: 0 }
     }
@@ -84,11 +93,14 @@ impl Command {
             return Err(Damaged("a command has an unknown format"));
         }
         match reader.u8()? {
-            WRITES => {
-                let stamp = reader.u64()?;
-                let writes = reader.list(write)?;
-                Ok(Command::Writes { stamp, writes })
-            }
+            kind @ (WRITES | WRITES_UNBOUNDED) => Ok(Command::Writes {
+                stamp: reader.u64()?,
+                answer_bytes_max: match kind {
+                    WRITES => reader.u32()?,
+                    _ => u32::MAX,
+                },
+                writes: reader.list(write)?,
+            }),
             HASH => Ok(Command::Hash),
             _ => Err(Damaged("a command has an unknown kind")),
         }
@@ -97,6 +109,23 @@ impl Command {
 
 /// A command is closed when it has so many bytes.
 pub(crate) const COMMAND_BYTES: usize = 1 << 20;
+
+/// A command is closed, too, when its compares could answer so many bytes: every replica makes the
+/// answers of a whole command in memory.
+pub(crate) const ANSWER_BYTES: usize = 64 << 20;
+
+/// The most bytes that a write could answer with, whatever is stored.
+pub(crate) fn answer_bytes_max(limits: &Limits, operation: &Operation) -> usize {
+    let Operation::Compare {
+        then_ops, else_ops, ..
+    } = operation
+    else {
+        return 0;
+    };
+    let gets = |ops: &[Op]| ops.iter().filter(|op| !matches!(op, Op::Mutate(_))).count();
+    let entry = limits.key_bytes + limits.value_bytes;
+    (gets(then_ops).max(gets(else_ops)) * entry).min(limits.batch_bytes)
+}
 
 /// The most bytes that one write may take inside a command. Twice the largest batch, for the keys
 /// and values in it may be small and many.

@@ -38,6 +38,11 @@ impl Context {
         Arc::clone(&self.map.borrow())
     }
 
+    /// Whether the disk has less space than its reserve.
+    pub(crate) fn is_disk_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed)
+    }
+
     /// The hybrid time now: 48 bits of milliseconds since 1970, then a counter.
     pub(crate) fn stamp(&self) -> Version {
         let now = self.env.clock.unix_ms() << COUNTER_BITS;

@@ -30,6 +30,9 @@ pub enum Error {
     /// The disk failed.
     #[error("{0}")]
     Io(String),
+    /// A bug: a job panicked, and nothing is served since. Open the node again.
+    #[error("{0}")]
+    Panicked(String),
 }
 
 impl Error {

@@ -170,7 +170,10 @@ impl DataDir {
     }
 
     /// The shard map that was saved last.
-    pub(crate) fn load_map(&self) -> Result<Option<ShardMap>> {
+    ///
+    /// # Errors
+    /// `Corruption` if it is damaged.
+    pub fn known_map(&self) -> Result<Option<ShardMap>> {
         let file = self.path.join("MAP");
         let failed = |e: std::io::Error| Error::io("can't read", &file, &e);
         if !self.env.disk.exists(&file).map_err(failed)? {

@@ -3,8 +3,8 @@
 use quorate_env::{Env, JobClass};
 use tokio::sync::oneshot;
 
-/// Runs `work` on a background thread. A job that is dropped unrun, because the machine below stops,
-/// never answers; the caller is stopping too then.
+/// Runs `work` on a background thread. A job that is dropped unrun, because the machine below stops or
+/// a job panicked, never answers; the caller, a task of the node, ends with the node.
 pub(crate) async fn run<T: Send + 'static>(
     env: &Env,
     work: impl FnOnce() -> T + Send + 'static,

@@ -34,6 +34,7 @@ mod node;
 mod outcome;
 mod read;
 mod reconcile;
+mod reopen;
 mod replies;
 mod shard;
 mod snapshot;
@@ -49,7 +50,7 @@ pub use identity::{DataDir, Identity};
 pub use latency::{Latencies, Latency};
 pub use node::Node;
 pub use replies::{Replies, ReplyBatch};
-pub use status::{NodeStatus, ReplicaStatus};
+pub use status::{Fault, FaultKind, NodeStatus, ReplicaStatus};
 
 #[cfg(test)]
 mod tests;

@@ -171,13 +171,20 @@ impl ShardMachine {
         let mut applier = self.applier(*held);
         let mut results = Vec::with_capacity(commands.len());
         for command in commands {
+            applier.check_next(command.id)?;
             let mut result = Bytes::new();
             let mut hash_here = false;
             match &command.body {
                 CommandBody::Blank => {}
                 CommandBody::Membership(bytes) => applier.membership(bytes),
                 CommandBody::Write(bytes) => match Command::decode(bytes.clone())? {
-                    Command::Writes { stamp, writes } => result = applier.writes(stamp, writes)?,
+                    Command::Writes {
+                        stamp,
+                        answer_bytes_max,
+                        writes,
+                    } => {
+                        result = applier.writes(stamp, answer_bytes_max as usize, writes)?;
+                    }
                     Command::Hash => hash_here = true,
                 },
             }
@@ -235,8 +242,14 @@ impl StateMachine for Machine {
     }
 }
 
+/// Keeps what tells whether it may pass.
 pub(crate) fn engine_error(error: quorate_storage::Error) -> io::Error {
-    io::Error::other(error)
+    let kind = match error.kind() {
+        quorate_storage::ErrorKind::Corruption => io::ErrorKind::InvalidData,
+        quorate_storage::ErrorKind::DiskFull => io::ErrorKind::StorageFull,
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, error)
 }
 
 pub(crate) fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {

@@ -22,7 +22,7 @@ use crate::error::{Error, Result};
 use crate::identity::{DataDir, Identity};
 use crate::latency::Latencies;
 use crate::replies::Replies;
-use crate::shard::ShardReplica;
+use crate::shard::{ShardReplica, check_namespace};
 use crate::{keys, reconcile, upkeep};
 
 /// A member of a cluster. Clones are one node.
@@ -64,7 +64,7 @@ impl Node {
         let env = dir.env.clone();
         let engine = open_engine(&config, &dir)?;
         let groups = open_groups(&config, &dir, identity.node, transport)?;
-        let known = dir.load_map()?.unwrap_or_else(|| ShardMap::new(0));
+        let known = dir.known_map()?.unwrap_or_else(|| ShardMap::new(0));
         let (map, _) = watch::channel(Arc::new(known));
         let context = Context {
             limits: config.limits,
@@ -96,6 +96,7 @@ impl Node {
             tokio::spawn(reconcile::lead_coordinator(Arc::clone(&inner))),
             tokio::spawn(upkeep::run(Arc::clone(&inner))),
             tokio::spawn(upkeep::watch_engine(Arc::clone(&inner))),
+            tokio::spawn(upkeep::watch_space(Arc::clone(&inner))),
         ];
         inner.tasks.lock().extend(tasks);
         Ok(Node { inner })
@@ -152,6 +153,11 @@ impl Node {
                 None => by_shard.push((request.shard, vec![request])),
             }
         }
+        if let Some(why) = self.inner.env().jobs.fault() {
+            let refuse = |r: Request| (r.request_id, Err(panicked(why).into()));
+            let all = by_shard.into_iter().flat_map(|(_, requests)| requests);
+            return replies.send(all.map(refuse).collect());
+        }
         let shards = self.inner.shards.read();
         for (shard, requests) in by_shard {
             match shards.get(&shard) {
@@ -167,12 +173,22 @@ impl Node {
     /// Why a shard's request can't be served here, and where it can.
     fn not_here(&self, request: &Request) -> Failure {
         let map = self.map();
+        if let Some(shard) = map.shard(request.shard)
+            && let Err(failure) = check_namespace(request, shard)
+        {
+            return failure;
+        }
         if let Some(why) = self.inner.broken.lock().get(&request.shard) {
             let message = format!(
                 "this node's replica of shard {} is out of order: {why}",
                 request.shard
             );
-            return KvError::new(ErrorKind::Unavailable, message).into();
+            let failure = Failure::from(KvError::new(ErrorKind::Unavailable, message));
+            let others = map.shard(request.shard);
+            return failure.with_redirect(Redirect {
+                shards: others.map(|shard| (**shard).clone()).into_iter().collect(),
+                leader: None,
+            });
         }
         match map.shard(request.shard) {
             Some(shard) if shard.replica_on(self.inner.identity.node).is_some() => {
@@ -208,6 +224,9 @@ impl Node {
         command: ClusterCommand,
         timeout: Duration,
     ) -> std::result::Result<u64, Failure> {
+        if let Some(why) = self.inner.env().jobs.fault() {
+            return Err(panicked(why).into());
+        }
         let group = self.inner.coordinator.read().clone();
         let Some(group) = group else {
             let nodes = self.map();
@@ -285,6 +304,9 @@ impl Node {
 
     /// Stops: what was acknowledged is in the log, the rest is refused. Hands leadership on first,
     /// as far as that goes quickly.
+    ///
+    /// # Errors
+    /// `Panicked` at once if a job did: then nothing is written any more, as in a crash.
     pub async fn shutdown(&self) -> Result<()> {
         let tasks: Vec<_> = self.inner.tasks.lock().drain(..).collect();
         for task in tasks {
@@ -292,13 +314,24 @@ impl Node {
             // An aborted task ends with an error, which says so.
             let _ = task.await;
         }
+        if let Some(why) = self.inner.env().jobs.fault() {
+            return Err(Error::Panicked(why.to_owned()));
+        }
         reconcile::hand_over(&self.inner).await;
-        self.inner.groups.shutdown().await?;
+        let stopped = self.inner.groups.shutdown().await;
         let engine = Arc::clone(&self.inner.engine);
-        crate::jobs::run(&self.inner.context.env, move || engine.close()).await?;
+        let closed = crate::jobs::run(&self.inner.context.env, move || engine.close()).await;
         self.inner.dir.release();
-        Ok(())
+        stopped?;
+        Ok(closed?)
     }
+}
+
+/// The error of everything after a job has panicked: final, for here it does not pass.
+fn panicked(why: &str) -> KvError {
+    let message =
+        format!("nothing is served here since {why}; this is a bug: open the store again");
+    KvError::new(ErrorKind::Internal, message)
 }
 
 fn elsewhere(leader: Option<NodeId>) -> Failure {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! outcomes = count u32, outcome*
-//! outcome  = tag u8, fields        1 written, 2 batch, 3 compare, 4 wrong epoch, 5 out of range
+//! outcome  = tag u8, fields        1 written, 2 batch, 3 compare, 4 wrong epoch, 5 out of range,
+//!                                  6 answer too large
 //! ```
 //!
 //! These bytes never leave the process that applied, so they have no format number.
@@ -21,6 +22,10 @@ pub(crate) enum Outcome {
     WrongEpoch,
     /// A key is not in the shard's range.
     OutOfRange,
+    /// The gets of a compare would answer at least so many bytes; nothing was done.
+    AnswerTooLarge {
+        bytes: u64,
+    },
 }
 
 const WRITTEN: u8 = 1;
@@ -28,6 +33,7 @@ const BATCH: u8 = 2;
 const COMPARE: u8 = 3;
 const WRONG_EPOCH: u8 = 4;
 const OUT_OF_RANGE: u8 = 5;
+const ANSWER_TOO_LARGE: u8 = 6;
 
 /// Collects outcomes as they come.
 pub(crate) struct Outcomes {
@@ -72,6 +78,10 @@ impl Outcomes {
             Outcome::Done(_) => debug_assert!(false, "a read's answer in a command's outcomes"),
             Outcome::WrongEpoch => out.push(WRONG_EPOCH),
             Outcome::OutOfRange => out.push(OUT_OF_RANGE),
+            Outcome::AnswerTooLarge { bytes } => {
+                out.push(ANSWER_TOO_LARGE);
+                put_u64(out, *bytes);
+            }
         }
     }
 
@@ -103,6 +113,11 @@ fn outcome(reader: &mut Reader) -> Result<Outcome> {
         },
         WRONG_EPOCH => return Ok(Outcome::WrongEpoch),
         OUT_OF_RANGE => return Ok(Outcome::OutOfRange),
+        ANSWER_TOO_LARGE => {
+            return Ok(Outcome::AnswerTooLarge {
+                bytes: reader.u64()?,
+            });
+        }
         _ => return Err(Damaged("an outcome has an unknown tag")),
     }))
 }

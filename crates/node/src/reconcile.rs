@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_replication::{Group, StateMachine};
-use quorate_sharding::{COORDINATOR_GROUP, Shard, ShardEpoch, ShardMap};
+use quorate_sharding::{COORDINATOR_GROUP, GroupId, Shard, ShardEpoch, ShardMap};
 
 use crate::coordinator::{ClusterCommand, Coordinator, CoordinatorMachine};
 use crate::error::Result;
 use crate::jobs;
 use crate::machine::{Machine, ShardMachine};
 use crate::node::Inner;
+use crate::reopen::Reopening;
 use crate::shard::ShardReplica;
 
 const PERIOD: Duration = Duration::from_millis(200);
@@ -28,6 +29,7 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
         }
     }
     let mut saved = 0;
+    let mut reopening = Reopening::default();
     loop {
         let map = Arc::clone(&changes.borrow_and_update());
         if map.version > saved {
@@ -37,13 +39,21 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
                 Err(error) => tracing::error!(%error, "the shard map could not be saved"),
             }
         }
+        reopening.close_due(&inner).await;
         let all_open = open_missing(&inner, &map).await && saved == map.version;
-        if all_open {
-            if changes.changed().await.is_err() {
-                return;
+        let pause = tokio::time::sleep(PERIOD);
+        if !all_open {
+            pause.await;
+            continue;
+        }
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
             }
-        } else {
-            tokio::time::sleep(PERIOD).await;
+            // Replicas may have stopped.
+            () = pause => {}
         }
     }
 }
@@ -54,7 +64,7 @@ async fn found(inner: &Arc<Inner>) -> Result<()> {
         return Ok(());
     }
     let open = inner.coordinator.read().clone();
-    let group = match open {
+    let group = match open.filter(|group| group.stop_reason().is_none()) {
         Some(group) => group,
         None => open_coordinator(inner, 1).await?,
     };
@@ -62,6 +72,9 @@ async fn found(inner: &Arc<Inner>) -> Result<()> {
         .bootstrap(BTreeMap::from([(1, inner.identity.node)]))
         .await?;
     while inner.map.borrow().cluster == 0 {
+        if let Some(reason) = group.stop_reason() {
+            return Err(quorate_replication::Error::Stopped(reason.message).into());
+        }
         let command = ClusterCommand::Found {
             cluster: inner.identity.cluster,
             address: inner.config.address.clone(),
@@ -109,7 +122,17 @@ async fn open_missing(inner: &Arc<Inner>, map: &ShardMap) -> bool {
     all
 }
 
+/// Lets go of what an earlier attempt left half open: a group that runs, or has stopped, without
+/// having been made known.
+async fn close_left_over(inner: &Inner, group: GroupId) -> Result<()> {
+    if inner.groups.group(group).is_ok() {
+        inner.groups.close_group(group).await?;
+    }
+    Ok(())
+}
+
 async fn open_coordinator(inner: &Arc<Inner>, replica: u64) -> Result<Group> {
+    close_left_over(inner, COORDINATOR_GROUP).await?;
     let (engine, map) = (Arc::clone(&inner.engine), inner.map.clone());
     let machine = jobs::run(inner.env(), move || CoordinatorMachine::open(engine, map)).await;
     let machine = Coordinator(Arc::new(machine.map_err(replication_error)?));
@@ -121,7 +144,13 @@ async fn open_coordinator(inner: &Arc<Inner>, replica: u64) -> Result<Group> {
     Ok(group)
 }
 
-async fn open_shard(inner: &Arc<Inner>, map: &ShardMap, shard: &Shard, replica: u64) -> Result<()> {
+pub(crate) async fn open_shard(
+    inner: &Arc<Inner>,
+    map: &ShardMap,
+    shard: &Shard,
+    replica: u64,
+) -> Result<()> {
+    close_left_over(inner, shard.id).await?;
     let Some(namespace) = map.namespace(shard.namespace) else {
         return Err(crate::Error::Invalid(format!(
             "shard {} is of no namespace",

@@ -1,89 +1,33 @@
-//! This node's replica of one shard, as requests meet it.
-//!
-//! Writes queue up while earlier ones are agreed upon, and leave together as one command; so the
-//! number of Raft entries follows the speed of the group, not the number of clients. Reads that need
-//! a barrier share one for each frame, and the group shares one round among those.
+//! This node's replica of one shard, as requests meet it: what is refused at once, and the errors.
+//! What is taken goes on to the queue of [writes] or to [reads].
 
-use std::pin::pin;
+mod reads;
+mod writes;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_env::JobClass;
-use quorate_kv::{Domain, Error, ErrorKind, Outcome as Known, ReadLevel, Version};
-use quorate_replication::{Error as GroupError, Group, Proposed};
-use quorate_sharding::{
-    Answer, Failure, NamespaceKind, Operation, Redirect, Request, Response, Shard,
-};
+use quorate_kv::{Domain, Error, ErrorKind, Version};
+use quorate_replication::{Error as GroupError, Group};
+use quorate_sharding::{Failure, Operation, Redirect, Request, SYSTEM_NAMESPACE, Shard};
 use tokio::time::Instant;
 
-use crate::command::{self, COMMAND_BYTES, WritesBuilder};
+use crate::command;
 use crate::context::Context;
 use crate::machine::ShardMachine;
-use crate::outcome::{self, Outcome};
 use crate::read;
 use crate::replies::Replies;
-
-/// After so long the next reads no longer wait for a barrier that is under way.
-const BARRIER_PATIENCE: Duration = Duration::from_millis(50);
-/// So many bytes of writes wait in one shard before it refuses more.
-const QUEUE_BYTES: usize = 32 << 20;
+use reads::ReadQueue;
+use writes::WriteQueue;
 
 /// A replica of a shard. Shared by whoever serves requests.
 pub(crate) struct ShardReplica {
     pub(crate) group: Group,
     pub(crate) machine: Arc<ShardMachine>,
     context: Arc<Context>,
-    queue: Mutex<Queue>,
+    writes: Mutex<WriteQueue>,
     reads: Mutex<ReadQueue>,
-}
-
-/// Reads that wait for a barrier.
-#[derive(Default)]
-struct ReadQueue {
-    waiting: Vec<WaitingRead>,
-    barrier_under_way: bool,
-}
-
-struct WaitingRead {
-    request: Request,
-    since: Instant,
-    replies: Replies,
-}
-
-impl WaitingRead {
-    fn deadline(&self) -> Instant {
-        deadline(self.since, &self.request)
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: Vec<Waiting>,
-    bytes: usize,
-    /// Whether a command is under way; when it is done, the next one takes what waits by then.
-    under_way: bool,
-}
-
-struct Waiting {
-    request: Request,
-    since: Instant,
-    deadline: Instant,
-    replies: Replies,
-    /// Its time was over before the group answered.
-    answered: bool,
-}
-
-impl Waiting {
-    fn expire(&mut self) {
-        let message = "the write was proposed and the deadline passed";
-        let error = Error::new(ErrorKind::DeadlineExceeded, message).with_outcome(Known::Unknown);
-        self.replies
-            .send(vec![(self.request.request_id, Err(error.into()))]);
-        self.answered = true;
-    }
 }
 
 impl ShardReplica {
@@ -96,7 +40,7 @@ impl ShardReplica {
             group,
             machine,
             context,
-            queue: Mutex::default(),
+            writes: Mutex::default(),
             reads: Mutex::default(),
         })
     }
@@ -110,6 +54,11 @@ impl ShardReplica {
         let mut reads = Vec::new();
         let mut failed = Vec::new();
         let mut start_writer = false;
+        if let Some(reason) = self.group.stop_reason() {
+            let failure = self.stopped(&reason.message);
+            let refuse = |r: Request| (r.request_id, Err(failure.clone()));
+            return replies.send(requests.into_iter().map(refuse).collect());
+        }
         for request in requests {
             let id = request.request_id;
             match self.check(&request) {
@@ -133,6 +82,7 @@ impl ShardReplica {
 
     fn check(&self, request: &Request) -> Result<(), Failure> {
         let limits = &self.context.limits;
+        check_namespace(request, self.shard())?;
         if request.epoch.range != self.shard().epoch.range {
             return Err(self.wrong_epoch());
         }
@@ -167,328 +117,6 @@ impl ShardReplica {
             return Err(Error::new(ErrorKind::TooLarge, message).into());
         }
         Ok(())
-    }
-
-    /// Queues a write; true if nobody works on the queue yet.
-    fn enqueue(&self, request: Request, replies: &Replies) -> Result<bool, Failure> {
-        if !self.group.is_leader() {
-            return Err(self.not_leader());
-        }
-        if self.context.disk_full.load(Ordering::Relaxed) {
-            let message = "the disk is nearly full: free space; reads go on";
-            return Err(Error::new(ErrorKind::DiskFull, message).into());
-        }
-        if self.context.engine_behind.load(Ordering::Relaxed) {
-            let message = "this node's storage engine is behind with its flushes";
-            let error = Error::new(ErrorKind::Overloaded, message);
-            return Err(error.with_retry_after(Duration::from_millis(200)).into());
-        }
-        let bytes = command::size_bytes(&request.operation);
-        let mut queue = self.queue.lock();
-        if queue.bytes + bytes > QUEUE_BYTES {
-            let error = Error::new(ErrorKind::Overloaded, "the shard's queue of writes is full");
-            return Err(error.with_retry_after(Duration::from_millis(50)).into());
-        }
-        queue.bytes += bytes;
-        let since = Instant::now();
-        let deadline = deadline(since, &request);
-        queue.waiting.push(Waiting {
-            since,
-            request,
-            deadline,
-            replies: replies.clone(),
-            answered: false,
-        });
-        let idle = !std::mem::replace(&mut queue.under_way, true);
-        Ok(idle)
-    }
-
-    /// Proposes what waits, command after command, until nothing does.
-    async fn run_writes(&self) {
-        loop {
-            let (mut batch, command) = {
-                let mut queue = self.queue.lock();
-                match self.take_command(&mut queue) {
-                    Some(taken) => taken,
-                    None => {
-                        queue.under_way = false;
-                        return;
-                    }
-                }
-            };
-            if batch.is_empty() {
-                continue;
-            }
-            let proposed = self.propose(command, &mut batch).await;
-            match proposed.map(|proposed| outcome::decode(proposed.result)) {
-                Ok(Ok(outcomes)) if outcomes.len() == batch.len() => {
-                    self.answer(batch, outcomes);
-                }
-                Ok(_) => {
-                    let error =
-                        Error::new(ErrorKind::Internal, "the outcomes do not fit the writes");
-                    self.fail(batch, &error.with_outcome(Known::Unknown).into());
-                }
-                Err(error) => self.fail(batch, &self.failure(error)),
-            }
-        }
-    }
-
-    /// Proposes a command; a write whose time is over before the others' is answered so.
-    async fn propose(&self, command: Bytes, batch: &mut [Waiting]) -> Result<Proposed, GroupError> {
-        let now = Instant::now();
-        let deadlines = batch.iter().map(|waiting| waiting.deadline);
-        let last = deadlines.max().unwrap_or(now);
-        let mut proposed = pin!(self.group.propose(command, last - now));
-        loop {
-            let open = batch.iter().filter(|waiting| !waiting.answered);
-            let next = open.map(|waiting| waiting.deadline).min();
-            let Some(next) = next.filter(|next| *next < last) else {
-                return proposed.await;
-            };
-            tokio::select! {
-                biased;
-                done = &mut proposed => return done,
-                () = tokio::time::sleep_until(next) => {
-                    let late = batch.iter_mut().filter(|w| !w.answered && w.deadline <= next);
-                    late.for_each(Waiting::expire);
-                }
-            }
-        }
-    }
-
-    /// Takes writes off the queue into one command; `None` when none waits. Those whose time is
-    /// over are answered so, and not proposed.
-    fn take_command(&self, queue: &mut Queue) -> Option<(Vec<Waiting>, Bytes)> {
-        if queue.waiting.is_empty() {
-            return None;
-        }
-        let now = Instant::now();
-        let mut builder = WritesBuilder::new(self.context.stamp());
-        let mut batch = Vec::with_capacity(queue.waiting.len());
-        let mut taken = 0;
-        for waiting in &queue.waiting {
-            if builder.size_bytes() > COMMAND_BYTES {
-                break;
-            }
-            taken += 1;
-            if waiting.deadline > now {
-                let request = &waiting.request;
-                builder.push(request.write_id, request.epoch.range, &request.operation);
-            }
-        }
-        for waiting in queue.waiting.drain(..taken) {
-            queue.bytes -= command::size_bytes(&waiting.request.operation);
-            if waiting.deadline > now {
-                batch.push(waiting);
-            } else {
-                let error = Error::new(
-                    ErrorKind::DeadlineExceeded,
-                    "no time was left to propose it",
-                );
-                waiting
-                    .replies
-                    .send(vec![(waiting.request.request_id, Err(error.into()))]);
-            }
-        }
-        Some((batch, builder.finish()))
-    }
-
-    fn answer(&self, batch: Vec<Waiting>, outcomes: Vec<Outcome>) {
-        let now = Instant::now();
-        let writes = &self.context.latencies.writes;
-        let pairs = batch.into_iter().zip(outcomes);
-        let open = pairs.filter(|(waiting, _)| !waiting.answered);
-        let answers = open.map(|(waiting, outcome)| {
-            writes.add(now - waiting.since, 1);
-            let response = match outcome {
-                Outcome::Done(answer) => Ok(answer),
-                Outcome::WrongEpoch => Err(self.wrong_epoch()),
-                Outcome::OutOfRange => Err(self.out_of_range()),
-            };
-            (waiting.replies, waiting.request.request_id, response)
-        });
-        Replies::send_each(answers);
-    }
-
-    fn fail(&self, batch: Vec<Waiting>, failure: &Failure) {
-        let open = batch.into_iter().filter(|waiting| !waiting.answered);
-        let answers = open.map(|waiting| {
-            (
-                waiting.replies,
-                waiting.request.request_id,
-                Err(failure.clone()),
-            )
-        });
-        Replies::send_each(answers);
-    }
-
-    fn submit_reads(self: &Arc<Self>, reads: Vec<Request>, replies: &Replies) {
-        if reads.is_empty() {
-            return;
-        }
-        let since = Instant::now();
-        let (ready, behind): (Vec<_>, Vec<_>) = reads
-            .into_iter()
-            .partition(|request| self.can_read_now(request));
-        if !ready.is_empty() {
-            let each = ready.into_iter().map(|request| WaitingRead {
-                request,
-                since,
-                replies: replies.clone(),
-            });
-            self.run_reads(each.collect());
-        }
-        if behind.is_empty() {
-            return;
-        }
-        let idle = {
-            let mut queue = self.reads.lock();
-            let each = behind.into_iter().map(|request| WaitingRead {
-                request,
-                since,
-                replies: replies.clone(),
-            });
-            queue.waiting.extend(each);
-            !std::mem::replace(&mut queue.barrier_under_way, true)
-        };
-        if idle {
-            let replica = Arc::clone(self);
-            self.context
-                .raft_runtime
-                .spawn(async move { replica.run_barriers().await });
-        }
-    }
-
-    /// One barrier after the other, each for all reads that wait when it begins. One that takes
-    /// long goes on by itself, so that it holds up nobody who came later.
-    async fn run_barriers(self: &Arc<Self>) {
-        loop {
-            let reads = {
-                let mut queue = self.reads.lock();
-                if queue.waiting.is_empty() {
-                    queue.barrier_under_way = false;
-                    return;
-                }
-                std::mem::take(&mut queue.waiting)
-            };
-            let replica = Arc::clone(self);
-            let mut barrier = Box::pin(async move { replica.run_barrier(reads).await });
-            if tokio::time::timeout(BARRIER_PATIENCE, &mut barrier)
-                .await
-                .is_err()
-            {
-                self.context.raft_runtime.spawn(barrier);
-            }
-        }
-    }
-
-    /// Reads behind one barrier; a read whose time is over before the others' is answered so.
-    async fn run_barrier(self: &Arc<Self>, mut reads: Vec<WaitingRead>) {
-        let fail = |reads: Vec<WaitingRead>, failure: &Failure| {
-            let fail = |r: WaitingRead| (r.replies, r.request.request_id, Err(failure.clone()));
-            Replies::send_each(reads.into_iter().map(fail));
-        };
-        let now = Instant::now();
-        let last = reads.iter().map(WaitingRead::deadline).max();
-        let longest = last.unwrap_or(now).saturating_duration_since(now);
-        let mut barrier = pin!(self.group.read_barrier(longest));
-        while let Some(next) = reads.iter().map(WaitingRead::deadline).min() {
-            tokio::select! {
-                biased;
-                passed = &mut barrier => {
-                    return match passed {
-                        Ok(_) => self.run_reads(reads),
-                        Err(error) => fail(reads, &self.failure(error)),
-                    };
-                }
-                () = tokio::time::sleep_until(next) => {
-                    let (late, rest) = reads.into_iter().partition(|read| read.deadline() <= next);
-                    reads = rest;
-                    let message = "the deadline passed before the read could be linearized";
-                    fail(late, &Error::new(ErrorKind::DeadlineExceeded, message).into());
-                }
-            }
-        }
-    }
-
-    /// Whether a read's level is met by what is applied here; one that can't be met at all is
-    /// sorted out when it is read.
-    fn can_read_now(&self, request: &Request) -> bool {
-        match request.operation.level() {
-            Some(ReadLevel::Stale) => true,
-            Some(ReadLevel::AtLeast(token)) => {
-                !self.machine.is_installing() && self.machine.version() >= token.version
-            }
-            _ => false,
-        }
-    }
-
-    fn run_reads(self: &Arc<Self>, reads: Vec<WaitingRead>) {
-        let replica = Arc::clone(self);
-        let job = move || {
-            let answers = reads.into_iter().map(|read| {
-                let answer = replica.read(&read.request.operation);
-                replica.context.latencies.reads.add(read.since.elapsed(), 1);
-                (read.replies, read.request.request_id, answer)
-            });
-            Replies::send_each(answers);
-        };
-        self.context.env.jobs.spawn(JobClass::Read, Box::new(job));
-    }
-
-    fn read(&self, operation: &Operation) -> Response {
-        let installs = self.machine.installs();
-        let answer = self.read_applied(operation)?;
-        // Half of a snapshot is no state of the shard, whatever the level.
-        if installs % 2 == 1 || installs != self.machine.installs() {
-            let message = "this replica is receiving a snapshot: read from another";
-            let error = Error::new(ErrorKind::Unavailable, message);
-            return Err(error.with_retry_after(Duration::from_millis(100)).into());
-        }
-        Ok(answer)
-    }
-
-    fn read_applied(&self, operation: &Operation) -> Response {
-        if let Some(ReadLevel::AtLeast(token)) = operation.level() {
-            token.check(&self.domain())?;
-            // In a wide namespace a token ahead of this shard is another shard's, and the barrier
-            // before this read was more than it asks for.
-            let compact = self.machine.kind() == NamespaceKind::Compact;
-            if compact && self.machine.version() < token.version {
-                let message = "the token is ahead of everything that this namespace has committed";
-                return Err(Error::new(ErrorKind::Unavailable, message).into());
-            }
-        }
-        match operation {
-            Operation::Get { key, .. } => {
-                let encoded = self.machine.kind().encoding().encode(key);
-                if !self.shard().contains(&encoded) {
-                    return Err(self.out_of_range());
-                }
-                Ok(Answer::Entry(read::get(&self.machine, key, &encoded)?))
-            }
-            Operation::Scan {
-                start,
-                end,
-                limit,
-                limit_bytes,
-                reverse,
-                ..
-            } => {
-                let bounds = read::ScanBounds {
-                    start,
-                    end,
-                    limit: *limit as usize,
-                    limit_bytes: *limit_bytes as usize,
-                    reverse: *reverse,
-                };
-                Ok(read::scan(&self.machine, &bounds)?)
-            }
-            _ => {
-                Err(Error::new(ErrorKind::Unsupported, "this server has no such operation").into())
-            }
-        }
     }
 
     fn domain(&self) -> Domain {
@@ -533,8 +161,29 @@ impl ShardReplica {
         })
     }
 
+    /// This replica serves nothing; others may.
+    fn stopped(&self, reason: &str) -> Failure {
+        let shard = self.shard();
+        let message = format!(
+            "this node's replica of shard {} has stopped: {reason}",
+            shard.id
+        );
+        let leader = self.group.leader();
+        let redirect = Redirect {
+            shards: vec![shard.clone()],
+            leader: leader
+                .filter(|leader| leader.replica != self.group.replica())
+                .map(|leader| leader.node),
+        };
+        Failure::from(Error::new(ErrorKind::Unavailable, message)).with_redirect(redirect)
+    }
+
     /// A group's error as a client sees it.
     pub(crate) fn failure(&self, error: GroupError) -> Failure {
+        if let GroupError::Stopped(why) = &error {
+            let reason = self.group.stop_reason();
+            return self.stopped(&reason.map_or_else(|| why.clone(), |reason| reason.message));
+        }
         let leader = match &error {
             GroupError::NotLeader { leader } => leader.map(|leader| leader.node),
             _ => None,
@@ -548,6 +197,23 @@ impl ShardReplica {
             None => failure,
         }
     }
+}
+
+/// Refuses a request that names a shard of another namespace than its own: its keys would be read or
+/// written in the encoding, and under the limits, of data that its sender does not mean.
+pub(crate) fn check_namespace(request: &Request, shard: &Shard) -> Result<(), Failure> {
+    let (asked, of) = (request.namespace, shard.namespace);
+    let message = if of == SYSTEM_NAMESPACE {
+        format!("shard {} is the coordinator's and holds no keys", shard.id)
+    } else if asked != of {
+        format!(
+            "shard {} is of namespace {of}, not of namespace {asked}",
+            shard.id
+        )
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::InvalidArgument, message).into())
 }
 
 /// When a request's time is over; no request waits longer than a day.

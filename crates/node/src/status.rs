@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use quorate_kv::Version;
-use quorate_replication::Status as GroupStatus;
+use quorate_replication::{Health, Status as GroupStatus};
 use quorate_sharding::{COORDINATOR_GROUP, GroupId, NamespaceId, SYSTEM_NAMESPACE, ShardEpoch};
 use quorate_storage::Stats;
 
@@ -36,6 +36,75 @@ pub struct NodeStatus {
     pub broken: Vec<(GroupId, String)>,
     /// Shards that it should hold and is about to open.
     pub opening: Vec<GroupId>,
+}
+
+/// A shard that this node should serve and does not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The shard.
+    pub shard: GroupId,
+    /// What is the matter.
+    pub kind: FaultKind,
+    /// Why, where there is more to say than the kind does; else empty.
+    pub reason: String,
+}
+
+/// What keeps a replica from serving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// It knows no leader, or has not heard it for too long.
+    NoLeader,
+    /// It leads and has not heard a quorum for too long.
+    NoQuorum,
+    /// It has stopped: applying failed, or the disk did.
+    Stopped,
+    /// It could not be opened; that is tried again.
+    Broken,
+    /// It is about to be opened.
+    Opening,
+}
+
+impl FaultKind {
+    /// Its name in `/health` and `/metrics`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FaultKind::NoLeader => "no_leader",
+            FaultKind::NoQuorum => "no_quorum",
+            FaultKind::Stopped => "stopped",
+            FaultKind::Broken => "broken",
+            FaultKind::Opening => "opening",
+        }
+    }
+}
+
+impl NodeStatus {
+    /// The shards that this node should serve and does not; none if it is well.
+    pub fn faults(&self) -> Vec<Fault> {
+        let running = self.replicas.iter().filter_map(|replica| {
+            let (kind, reason) = match &replica.group.health {
+                Health::Works => return None,
+                Health::NoLeader => (FaultKind::NoLeader, String::new()),
+                Health::NoQuorum => (FaultKind::NoQuorum, String::new()),
+                Health::Stopped(reason) => (FaultKind::Stopped, reason.message.clone()),
+            };
+            Some(Fault {
+                shard: replica.shard,
+                kind,
+                reason,
+            })
+        });
+        let broken = self.broken.iter().map(|(shard, why)| Fault {
+            shard: *shard,
+            kind: FaultKind::Broken,
+            reason: why.clone(),
+        });
+        let opening = self.opening.iter().map(|shard| Fault {
+            shard: *shard,
+            kind: FaultKind::Opening,
+            reason: String::new(),
+        });
+        running.chain(broken).chain(opening).collect()
+    }
 }
 
 /// One replica of a node.

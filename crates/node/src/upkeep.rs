@@ -14,6 +14,7 @@ use quorate_replication::Group;
 use crate::error::Result;
 use crate::jobs;
 use crate::node::Inner;
+use crate::reconcile;
 
 const PERIOD: Duration = Duration::from_secs(1);
 /// The engine is looked at so often: memory for so long a burst is there.
@@ -28,7 +29,6 @@ pub(crate) async fn run(inner: Arc<Inner>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        watch_space(&inner).await;
         if let Err(error) = bound_log(&inner).await {
             tracing::warn!(%error, "the log could not be shortened");
         }
@@ -47,7 +47,20 @@ pub(crate) async fn watch_engine(inner: Arc<Inner>) {
     }
 }
 
-async fn watch_space(inner: &Arc<Inner>) {
+/// Watches the space on disk: below the reserve, client writes are refused, so that what is in the
+/// log already, votes and compaction have room. If it fills all the same, the log and the engine
+/// wait, and go on when there is space.
+pub(crate) async fn watch_space(inner: Arc<Inner>) {
+    let mut ticks = tokio::time::interval(PERIOD);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        look_at_space(&inner).await;
+        inner.engine.retry();
+    }
+}
+
+async fn look_at_space(inner: &Arc<Inner>) {
     let looker = Arc::clone(inner);
     let space = jobs::run(inner.env(), move || {
         looker.env().disk.space(looker.dir.path())
@@ -59,7 +72,7 @@ async fn watch_space(inner: &Arc<Inner>) {
                 .context
                 .free_bytes
                 .store(space.free, Ordering::Relaxed);
-            space.free < inner.config.free_bytes_min
+            space.free < inner.config.free_bytes_min || inner.groups.log_is_full()
         }
         Err(error) => {
             tracing::warn!(%error, "the free space of the data directory is not known");
@@ -68,7 +81,12 @@ async fn watch_space(inner: &Arc<Inner>) {
     };
     let was_full = inner.context.disk_full.swap(full, Ordering::Relaxed);
     match (was_full, full) {
-        (false, true) => tracing::error!("the disk is nearly full: client writes are refused"),
+        (false, true) => {
+            tracing::error!("the disk is full or nearly so: client writes are refused");
+            // Others may have space: what this node leads is offered to them, once.
+            let leads = Arc::clone(inner);
+            tokio::spawn(async move { reconcile::hand_over(&leads).await });
+        }
         (true, false) => tracing::info!("the disk has space again: client writes are taken"),
         _ => {}
     }

@@ -49,6 +49,12 @@ pub(crate) fn decode_header(stored: &[u8]) -> Result<Header> {
     })
 }
 
+/// The size of the value in it.
+pub(crate) fn value_bytes(stored: &[u8]) -> Result<usize> {
+    decode_header(stored)?;
+    Ok(stored.len() - HEADER_LEN)
+}
+
 /// The entry that a stored value says.
 pub(crate) fn to_entry(key: Bytes, version: Version, stored: &Bytes) -> Result<Entry> {
     let header = decode_header(stored)?;

@@ -10,9 +10,9 @@ use quorate_kv::{
     Condition, Domain, Entry, Error, ErrorKind, Mutation, Op, OpResult, Outcome, ReadLevel, Token,
 };
 use quorate_sharding::{
-    Answer, Encoding, Failure, GroupStatus, NamespaceKind, NamespaceSpec, NodeStatus, Operation,
-    Redirect, Replica, ReplicaHash, Request, Response, Role, RoutingPrefix, Shard, ShardEpoch,
-    ShardMap, WriteId,
+    Answer, Encoding, Failure, GroupStatus, Health, NamespaceKind, NamespaceSpec, NodeStatus,
+    Operation, Redirect, Replica, ReplicaHash, Request, Response, Role, RoutingPrefix, Shard,
+    ShardEpoch, ShardMap, WriteId,
 };
 
 use crate::{error_of_status, status_of_error, v1};
@@ -357,6 +357,7 @@ fn node_status_and_hash_round_trip() {
         groups: vec![GroupStatus {
             group: 2,
             role: Role::Leader,
+            health: Health::Stopped,
             leader: Some(1),
             fault: Some("damaged".into()),
             ..GroupStatus::default()

@@ -41,8 +41,8 @@ pub enum Error {
     /// A quorum does not answer; nothing happened. Retry later.
     #[error("no quorum of the group answers")]
     NoQuorum,
-    /// A change of members is under way; nothing happened. Retry when it is done.
-    #[error("another change of members is under way")]
+    /// Another change of the group is under way; nothing happened. Retry when it is done.
+    #[error("another change of the group is under way")]
     Busy,
     /// This node has no replica of the group.
     #[error("this node has no replica of group {0}")]

@@ -1,5 +1,6 @@
 //! [`Group`]: a handle to this node's replica of one group.
 
+mod health;
 mod members;
 mod message;
 
@@ -20,12 +21,14 @@ use openraft::errors::{
 use openraft::impls::ProgressResponder;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, ServerState};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::error::{Error, Result};
 use crate::inbox::Inbox;
 use crate::log::GroupLog;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::network::Network;
 use crate::raft::{Payload, TypeConfig};
 use crate::reads::Rounds;
@@ -58,6 +61,7 @@ pub(crate) struct Parts {
     pub runtime: Handle,
     pub raft: Raft<TypeConfig, Machine>,
     pub machine: Arc<dyn StateMachine>,
+    pub handle: machine::Handle,
     pub log: GroupLog,
     pub watch: Arc<AppliedWatch>,
     pub network: Network,
@@ -67,6 +71,9 @@ struct Inner {
     parts: Parts,
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     inbox: Inbox,
+    /// When a message of the leader last came that this replica followed. openraft knows it too, and
+    /// tells it nobody.
+    leader_heard: Mutex<Option<Instant>>,
     /// Rounds that ask a quorum, when this replica leads.
     rounds: Arc<Rounds>,
     /// Rounds that ask the leader, when another does.
@@ -115,6 +122,7 @@ impl Group {
             parts,
             metrics,
             inbox,
+            leader_heard: Mutex::default(),
             rounds: Arc::default(),
             forwards: Arc::default(),
             inflight_bytes: AtomicUsize::new(0),
@@ -301,6 +309,7 @@ impl Group {
         Status {
             replica: self.replica(),
             role,
+            health: self.health_of(&metrics),
             term: metrics.current_term,
             leader: leader_of(&metrics),
             last_index: metrics.last_log_index,
@@ -329,6 +338,11 @@ impl Group {
         let stopped = self.raft().shutdown().await;
         self.inner.parts.watch.close();
         stopped.map_err(|e| Error::Stopped(e.to_string()))
+    }
+
+    /// Waits until nothing of the replica, which was stopped, works on its state machine.
+    pub(crate) async fn let_go(&self) {
+        self.inner.parts.handle.let_go().await;
     }
 
     /// Waits until the metrics say so.

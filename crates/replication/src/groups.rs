@@ -6,6 +6,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -26,6 +27,9 @@ use crate::transport::{Class, Transport};
 use crate::types::{Config, GroupId, NodeId, ReplicaId};
 use crate::watch::AppliedWatch;
 use crate::wire;
+
+/// How long the work of a replica that was stopped may take to end.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The host of all replicas of a node. Cheap to clone; all methods may be called from anywhere.
 #[derive(Clone)]
@@ -105,6 +109,26 @@ impl Groups {
         Ok(opened)
     }
 
+    /// Stops this node's replica and lets go of it, so that it can be opened again; one that stopped by
+    /// itself too. What it has in the log is durable then.
+    ///
+    /// # Errors
+    /// Whatever keeps the log from being synced: then the replica stays as it is, stopped, since one
+    /// that is opened takes all that it finds in the log for durable. `Busy` if work of it is still
+    /// under way: try again.
+    pub async fn close_group(&self, group: GroupId) -> Result<()> {
+        let _alone = self.inner.changing.lock().await;
+        let running = self.group(group)?;
+        running.shutdown().await?;
+        tokio::time::timeout(LET_GO_TIMEOUT, running.let_go())
+            .await
+            .map_err(|_| Error::Busy)?;
+        let log = self.inner.log.clone();
+        run_job(&self.inner.env.jobs, JobClass::Control, move || log.sync()).await??;
+        self.inner.groups.write().remove(&group);
+        Ok(())
+    }
+
     /// Stops this node's replica and forgets its log for good. The caller has removed it from the
     /// members first and deals with the state machine's data.
     pub async fn remove_group(&self, group: GroupId) -> Result<()> {
@@ -164,6 +188,12 @@ impl Groups {
         self.inner.log.bytes()
     }
 
+    /// Whether entries and votes of this node wait because the disk of the log is full. They go on by
+    /// themselves when there is space.
+    pub fn log_is_full(&self) -> bool {
+        self.inner.log.is_full()
+    }
+
     /// The groups that keep the `segments` oldest log segments from being released, each with the
     /// index up to which its log must be purged to let go of them.
     pub fn pinning(&self, segments: u64) -> BTreeMap<GroupId, u64> {
@@ -174,11 +204,14 @@ impl Groups {
     pub async fn release_segments(&self) -> Result<u64> {
         let log = self.inner.log.clone();
         let release = move || log.release_segments();
-        run_job(&self.inner.env.jobs, JobClass::Compaction, release).await?
+        run_job(&self.inner.env.jobs, JobClass::Control, release).await?
     }
 
-    /// Stops all groups and syncs the log.
+    /// Stops all groups and syncs the log. On a full disk that fails, and what was not acknowledged
+    /// is not kept; all groups have stopped all the same.
     pub async fn shutdown(&self) -> Result<()> {
+        // Who opens or removes a group just now may wait for the log.
+        self.inner.log.stop_waiting();
         let _alone = self.inner.changing.lock().await;
         self.inner.stopped.store(true, Ordering::Release);
         let groups: Vec<Group> = self
@@ -188,14 +221,13 @@ impl Groups {
             .drain()
             .map(|(_, group)| group)
             .collect();
+        let mut stopped = Ok(());
         for group in groups {
-            group.shutdown().await?;
+            stopped = stopped.and(group.shutdown().await);
         }
         let log = self.inner.log.clone();
-        run_job(&self.inner.env.jobs, JobClass::Compaction, move || {
-            log.sync()
-        })
-        .await?
+        let synced = run_job(&self.inner.env.jobs, JobClass::Control, move || log.sync()).await?;
+        stopped.and(synced)
     }
 }
 
@@ -232,6 +264,7 @@ async fn start(
         config.apply_bytes_max,
         Arc::clone(&live),
     )?;
+    let handle = adapter.handle();
     let network = Network {
         transport: Arc::clone(&host.transport),
         env: host.env.clone(),
@@ -254,6 +287,7 @@ async fn start(
         runtime,
         raft,
         machine,
+        handle,
         log,
         watch,
         network,
@@ -261,7 +295,7 @@ async fn start(
 }
 
 fn raft_config(config: &Config) -> Result<openraft::Config> {
-    let ms = |duration: std::time::Duration| duration.as_millis() as u64;
+    let ms = |duration: Duration| duration.as_millis() as u64;
     let timing = config.timing;
     if config.proposal_bytes_max as u64 + 4096 > config.segment_bytes {
         return Err(Error::Invalid("a proposal must fit a log segment".into()));

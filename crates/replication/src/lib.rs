@@ -44,5 +44,6 @@ pub use state_machine::{
 };
 pub use transport::{Class, Reply, Transport, TransportError};
 pub use types::{
-    Config, EntryId, GroupId, Leader, Members, NodeId, ReplicaId, Role, Status, Timing,
+    Config, EntryId, GroupId, Health, Leader, Members, NodeId, ReplicaId, Role, Status, StopReason,
+    Timing,
 };

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_env::Env;
-use quorate_log::{Completion, Durability, Log, LogOptions, Position};
+use quorate_log::{Completion, Durability, Log, LogOptions, Position, WhenFull};
 
 use crate::codec::{decode_payload, payload_size};
 use crate::error::{Error, Result};
@@ -76,6 +76,8 @@ impl SharedLog {
         let mut replicas = BTreeMap::new();
         let options = LogOptions {
             segment_bytes,
+            // A replica can't take back an entry or a vote.
+            when_full: WhenFull::Wait,
             ..LogOptions::default()
         };
         let log = Log::open(env, dir, options, &mut |at, bytes| {
@@ -155,6 +157,16 @@ impl SharedLog {
         self.inner.log.size_bytes()
     }
 
+    /// Whether entries and votes wait because the disk is full.
+    pub fn is_full(&self) -> bool {
+        self.inner.log.is_full()
+    }
+
+    /// The node stops: what waits for space fails.
+    pub fn stop_waiting(&self) {
+        self.inner.log.refuse_when_full();
+    }
+
     /// Waits until all submitted so far is durable. Blocks.
     pub fn sync(&self) -> Result<()> {
         self.inner.log.sync().map_err(log_error)
@@ -175,6 +187,10 @@ impl SharedLog {
     /// Releases the segments that nobody needs; returns the bytes freed. Blocks.
     pub fn release_segments(&self) -> Result<u64> {
         let log = &self.inner.log;
+        if log.is_full() {
+            // The record that must come first would wait too.
+            return Ok(0);
+        }
         let before = log.size_bytes();
         let keep = {
             let replicas = self.inner.replicas.lock();

@@ -7,15 +7,16 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
+use openraft::errors::Fatal;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use quorate_env::{JobClass, Jobs};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::codec::{Reader, payload_size, put_membership, put_stored_membership};
 use crate::log::GroupLog;
@@ -54,7 +55,36 @@ pub(crate) struct Machine {
     memberships: VecDeque<StoredMembership>,
     /// Set once openraft has read the initial state.
     live: Arc<AtomicBool>,
+    failure: Arc<Failure>,
+    /// Closes when openraft lets go of the machine, and so no job of it is under way any more.
+    held: watch::Sender<()>,
 }
+
+/// The first thing that the state machine failed of: openraft keeps only its text.
+#[derive(Default)]
+pub(crate) struct Failure {
+    first: OnceLock<(io::ErrorKind, String)>,
+}
+
+impl Failure {
+    fn note<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &done {
+            let _ = self.first.set((error.kind(), error.to_string()));
+        }
+        done
+    }
+
+    /// Whether what made openraft stop is this failure, and of a kind that may be over by itself.
+    pub fn may_pass(&self, fatal: &Fatal<TypeConfig>) -> bool {
+        self.first.get().is_some_and(|(kind, text)| {
+            let passes = matches!(*kind, io::ErrorKind::StorageFull | DROPPED);
+            passes && fatal.to_string().contains(text)
+        })
+    }
+}
+
+/// The kind of error of a job that was dropped.
+const DROPPED: io::ErrorKind = io::ErrorKind::Interrupted;
 
 /// Runs work that may block on a thread for it.
 pub(crate) async fn run_job<T: Send + 'static>(
@@ -68,7 +98,7 @@ pub(crate) async fn run_job<T: Send + 'static>(
     };
     jobs.spawn(class, Box::new(job));
     rx.await
-        .map_err(|_| io::Error::other("a job was dropped: the node is stopping"))
+        .map_err(|_| io::Error::new(DROPPED, "a job was dropped: the node is stopping"))
 }
 
 /// The position of a state machine in openraft's terms.
@@ -118,7 +148,17 @@ impl Machine {
             last,
             memberships,
             live,
+            failure: Arc::default(),
+            held: watch::Sender::new(()),
         })
+    }
+
+    /// What is left to the group when openraft has the machine.
+    pub fn handle(&self) -> Handle {
+        Handle {
+            failure: Arc::clone(&self.failure),
+            let_go: self.held.subscribe(),
+        }
     }
 
     /// The flushed position, and the membership there.
@@ -148,7 +188,8 @@ impl Machine {
         let machine = Arc::clone(&self.machine);
         let count = commands.len();
         let work = move || machine.apply(&commands);
-        let results = run_job(&self.jobs, JobClass::Apply, work).await??;
+        let results = run_job(&self.jobs, JobClass::Apply, work).await;
+        let results = self.failure.note(results.flatten())?;
         if results.len() != count {
             return Err(io::Error::other(
                 "the state machine answered not every command",
@@ -166,6 +207,21 @@ impl Machine {
         step.bytes = 0;
         step.last = None;
         Ok(())
+    }
+}
+
+/// What is left to the group of a machine that openraft holds.
+pub(crate) struct Handle {
+    pub failure: Arc<Failure>,
+    let_go: watch::Receiver<()>,
+}
+
+impl Handle {
+    /// Waits until openraft has let go of the machine. REQUIRES: it was told to stop.
+    pub async fn let_go(&self) {
+        let mut let_go = self.let_go.clone();
+        // Nothing is ever sent: this ends when the sender is gone.
+        while let_go.changed().await.is_ok() {}
     }
 }
 
@@ -229,7 +285,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let mut step = Step::default();
         while let Some(item) = entries.next().await {
-            step.add(item?);
+            step.add(self.failure.note(item)?);
             if step.bytes >= self.apply_bytes_max {
                 self.apply_step(&mut step).await?;
             }
@@ -263,7 +319,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 "a snapshot without data can't be installed",
             )),
         };
-        run_job(&self.jobs, JobClass::Apply, work).await??;
+        let installed = run_job(&self.jobs, JobClass::Apply, work).await;
+        self.failure.note(installed.flatten())?;
         self.last = meta.last_log_id;
         self.memberships = VecDeque::from([meta.last_membership.clone()]);
         if let Some(last) = self.last {
@@ -284,7 +341,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
             return Ok(None);
         }
         let machine = Arc::clone(&self.machine);
-        let source = run_job(&self.jobs, JobClass::Read, move || machine.snapshot()).await??;
+        let source = run_job(&self.jobs, JobClass::Read, move || machine.snapshot()).await;
+        let source = self.failure.note(source.flatten())?;
         let (last_log_id, last_membership) = decode_applied(source.applied())?;
         let meta = SnapshotMeta {
             last_log_id,

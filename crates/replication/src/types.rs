@@ -55,8 +55,32 @@ pub enum Role {
     Candidate,
     /// Leads, or believes so: only a quorum's answer proves it.
     Leader,
-    /// Has stopped; the group must be opened again.
+    /// Has stopped: [`Health::Stopped`] says why. It must be closed and opened again.
     Stopped,
+}
+
+/// Whether a group serves, as one of its replicas sees it. Too long is twice the longest election
+/// time-out: a group that is well elects within it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// It has a leader that this replica hears; if it leads itself, it hears a quorum.
+    Works,
+    /// No leader is known, or it has been silent for too long.
+    NoLeader,
+    /// This replica leads, as far as it knows, and has heard no quorum for too long.
+    NoQuorum,
+    /// This replica has stopped, whatever the others do.
+    Stopped(StopReason),
+}
+
+/// Why a replica stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopReason {
+    /// What failed, and of what.
+    pub message: String,
+    /// Whether it may be over by itself, as a full disk or work that was dropped; then the replica
+    /// may be closed and opened again. Damage, and a log that failed, do not pass.
+    pub may_pass: bool,
 }
 
 /// A replica as it sees itself and its group. For display and decisions of placement, not for
@@ -67,9 +91,12 @@ pub struct Status {
     pub replica: ReplicaId,
     /// What it is.
     pub role: Role,
+    /// Whether the group serves.
+    pub health: Health,
     /// The current term.
     pub term: u64,
-    /// Who leads, as far as it knows.
+    /// Who leads, as far as it knows: where to ask, though perhaps in vain. Whether that one is heard
+    /// is said by `health`.
     pub leader: Option<Leader>,
     /// The last index in its log.
     pub last_index: Option<u64>,

@@ -1,6 +1,7 @@
 //! `quorate serve`: one server process, from its settings to its clean end.
 
 mod cluster_service;
+mod health;
 mod host;
 mod kv_service;
 mod membership;
@@ -18,7 +19,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use quorate_env::Env;
+use quorate_env::{Env, ThreadJobs};
+use quorate_node::DataDir;
 use quorate_proto::MESSAGE_BYTES_MAX;
 use quorate_proto::v1::cluster_server::ClusterServer;
 use quorate_proto::v1::kv_server::KvServer;
@@ -32,8 +34,8 @@ pub use settings::{Flags, Settings};
 
 use host::Host;
 
-/// After the signal to stop, calls under way may take so long.
-const GRACE: Duration = Duration::from_secs(5);
+/// When the node has stopped, calls under way are answered so, and peers' streams end, within this time.
+const GRACE: Duration = Duration::from_secs(1);
 /// Files that a node may have open: tables, segments, connections.
 const FILES: u64 = 65_536;
 
@@ -88,7 +90,10 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| {
         format!("can't listen on {listen}: stop what uses the port, or choose another by --listen")
     })?;
-    let host = Host::open(settings, Env::real(1))?;
+    let jobs = ThreadJobs::with_panic_hook(1, Box::new(abort));
+    let dir = DataDir::open(&settings.data_dir, Env::real_with(jobs))?;
+    membership::check_place(&settings, &dir).await?;
+    let host = Host::open(settings, dir)?;
     let mut member = tokio::spawn(membership::run(Arc::clone(&host)));
     tracing::info!(%listen, data_dir = %host.settings.data_dir.display(), "listening");
     if host.node().is_err() && host.settings.seeds.is_empty() {
@@ -110,10 +115,20 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     stop.send_replace(true);
     match tokio::time::timeout(GRACE, server).await {
         Ok(ended) => ended.context("the services ended badly")??,
-        Err(_) => tracing::warn!("calls under way did not end in {GRACE:?}: cut off"),
+        Err(_) => tracing::info!("connections were open after {GRACE:?}: cut off"),
     }
     tracing::info!("stopped");
     refused
+}
+
+/// A job panicked, and left something half done: going on could hang or harm. The disk is as after a
+/// crash now, which a restart recovers from; until then others lead.
+fn abort(why: &str) {
+    tracing::error!(
+        why,
+        "a bug: the process ends; please report it, and start the server again"
+    );
+    std::process::abort();
 }
 
 async fn until(mut stopped: tokio::sync::watch::Receiver<bool>) {
@@ -158,7 +173,11 @@ async fn run_services(
     let (of_health, of_metrics) = (Arc::clone(&host), host);
     let router = routes
         .into_axum_router()
-        .route("/health", get(move || async move { health(&of_health) }))
+        .route(
+            "/health",
+            get(move || async move { health::health(&of_health) }),
+        )
+        .route("/live", get(|| async { "alive\n" }))
         .route(
             "/metrics",
             get(move || async move { metrics_page(&of_metrics) }),
@@ -175,35 +194,6 @@ async fn run_services(
         )
         .await
         .context("the listener failed")
-}
-
-/// Ready: this server is a node, it opened all its replicas, and they know a leader.
-fn health(host: &Host) -> impl IntoResponse + use<> {
-    let (code, text) = match host.node() {
-        Err(_) => (
-            axum::http::StatusCode::SERVICE_UNAVAILABLE,
-            "waiting for a cluster".to_owned(),
-        ),
-        Ok(node) => {
-            let status = node.status();
-            let without = status
-                .replicas
-                .iter()
-                .filter(|r| r.group.leader.is_none())
-                .count();
-            match (status.broken.len(), status.opening.len(), without) {
-                (0, 0, 0) => (axum::http::StatusCode::OK, "ok".to_owned()),
-                (broken, opening, without) => (
-                    axum::http::StatusCode::SERVICE_UNAVAILABLE,
-                    format!(
-                        "{broken} shards out of order, {opening} being opened, {without} without a \
-                         leader"
-                    ),
-                ),
-            }
-        }
-    };
-    (code, format!("{text}\n"))
 }
 
 fn metrics_page(host: &Host) -> impl IntoResponse + use<> {

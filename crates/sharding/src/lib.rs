@@ -32,7 +32,7 @@ pub use error::{Error, Result};
 pub use map::{NextIds, ShardMap};
 pub use placement::{NodeLoad, place, place_with_loads};
 pub use request::{Answer, Failure, Operation, Redirect, Request, Response, WriteId};
-pub use status::{GroupStatus, NodeStatus, ReplicaHash, Role};
+pub use status::{GroupStatus, Health, NodeStatus, ReplicaHash, Role};
 pub use types::{
     COORDINATOR_GROUP, GroupId, Namespace, NamespaceId, NamespaceKind, NodeId, NodeInfo, Replica,
     ReplicaId, SYSTEM_NAMESPACE, Shard, ShardEpoch,

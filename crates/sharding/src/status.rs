@@ -19,6 +19,22 @@ pub enum Role {
     Learner,
 }
 
+/// Whether a group serves, as one of its replicas sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// The node did not say.
+    #[default]
+    Unknown,
+    /// It has a leader that a quorum follows, as far as the replica hears.
+    Works,
+    /// The replica knows no leader, or has not heard it for too long.
+    NoLeader,
+    /// The replica leads and has not heard a quorum for too long.
+    NoQuorum,
+    /// The replica has stopped or could not be opened; `fault` says why.
+    Stopped,
+}
+
 /// One replica as its node sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GroupStatus {
@@ -30,7 +46,9 @@ pub struct GroupStatus {
     pub replica: ReplicaId,
     /// What it is.
     pub role: Role,
-    /// The node of the leader it knows.
+    /// Whether its group serves.
+    pub health: Health,
+    /// The node of the leader, if it knows one that works.
     pub leader: Option<NodeId>,
     /// Its Raft term.
     pub term: u64,
@@ -46,7 +64,7 @@ pub struct GroupStatus {
     pub epoch: ShardEpoch,
     /// About how many bytes of keys and values it holds.
     pub size_bytes: u64,
-    /// Why it does not serve, if it does not.
+    /// Why it has stopped or could not be opened, if that is so.
     pub fault: Option<String>,
 }
 

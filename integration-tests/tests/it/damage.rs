@@ -88,6 +88,52 @@ async fn data_directory_that_is_open_already_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_directory_of_another_node_is_refused() {
+    let mut cluster = Cluster::three().await;
+    let client = cluster.client().await;
+    let kv = cluster.namespace(&client, &hashed("default", 2, 3)).await;
+    kv.put(Put::new("key", "value")).await.expect("written");
+    assert!(cluster.nodes[2].terminate().await.success());
+
+    // The directory of a node that is down, at the address of one that is down too.
+    assert!(cluster.nodes[1].terminate().await.success());
+    let theirs = cluster.nodes[2].data.clone();
+    let ours = std::mem::replace(&mut cluster.nodes[1].data, theirs.clone());
+    cluster.nodes[1].configure(&cluster.endpoints()[..1], "");
+    let said = refuses(&mut cluster.nodes[1]).await;
+    assert!(said.contains(&*theirs.to_string_lossy()), "{said}");
+    assert!(said.contains("is the address of node"), "{said}");
+    cluster.nodes[1].data = ours;
+    cluster.configure(&Settings::nodes(3));
+    cluster.start_all();
+    cluster.healthy().await;
+
+    // A copy of the directory of a node that runs, at a new address.
+    assert!(cluster.nodes[2].terminate().await.success());
+    let mut copy = Node::new(cluster.dir.path(), "copy", free_ports(1));
+    copy_dir(&theirs, &copy.data);
+    cluster.start_all();
+    cluster.healthy().await;
+    copy.configure(&cluster.endpoints()[..1], "");
+    let said = refuses(&mut copy).await;
+    assert!(said.contains("must not be copied"), "{said}");
+    assert!(said.contains(&cluster.nodes[2].address), "{said}");
+    cluster.assert_replicas_agree(&client).await;
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the test's directory is writable");
+    for entry in fs::read_dir(from).expect("is listed") {
+        let entry = entry.expect("is listed");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("is known").is_dir() {
+            true => copy_dir(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).expect("is copied")),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_directory_of_another_cluster_is_refused() {
     let share = Share::of(2).await;
     let mut ours = Cluster::start_within(&share, &Settings::nodes(1)).await;

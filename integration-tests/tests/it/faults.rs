@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use quorate_client::{ClientOptions, NamespaceKv};
 use quorate_kv::{ErrorKind, Get, Kv, Put, ReadLevel};
 
-use crate::support::{Cluster, SOON, Settings, eventually, hashed};
+use quorate_sharding::GroupId;
+use serde_json::Value;
+
+use crate::support::{Cluster, Node, SOON, Settings, eventually, hashed, quorate};
 
 /// What a client gives one operation here.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +46,47 @@ async fn assert_no_quorum(kv: &NamespaceKv) {
     }
 }
 
+/// Waits until a node that is alone says so of all its shards in every way there is, and of the first
+/// with this fault.
+async fn assert_unhealthy(node: &Node, shards: &[GroupId], fault: &str) {
+    eventually("the node misses the others", SOON, || async {
+        let (status, body) = node.http("/health").await?;
+        let health: Value = serde_json::from_str(&body).map_err(|e| format!("{e}: {body}"))?;
+        let said = |shard: &GroupId| {
+            let mut faults = health["faults"].as_array().into_iter().flatten();
+            faults.find(|fault| fault["shard"] == *shard).cloned()
+        };
+        // The coordinator's is one more.
+        let all = status == 503 && said(&1).is_some() && shards.iter().all(|s| said(s).is_some());
+        let first = said(&shards[0]).filter(|said| said["fault"] == fault);
+        let first = first.filter(|said| said["namespace"] == "default");
+        (all && first.is_some()).then_some(()).ok_or(body)
+    })
+    .await;
+    let first = shards[0];
+    let (_, page) = node.http("/metrics").await.expect("answered");
+    for line in [
+        format!("quorate_shard_healthy{{shard=\"{first}\"}} 0"),
+        format!("quorate_shard_fault{{shard=\"{first}\",fault=\"{fault}\",reason=\"\"}} 1"),
+    ] {
+        assert!(page.contains(&line), "{line} is not in\n{page}");
+    }
+    // The process itself is well: nobody should restart it.
+    assert_eq!(node.http("/live").await.expect("answered").0, 200);
+    let report = quorate(&["status", "--endpoints", &node.address]).await;
+    assert_eq!(report.code, Some(1), "{report:#?}");
+    assert!(
+        report.out.contains(" 0 of 5 shards have a leader"),
+        "{report:#?}"
+    );
+    let row = report.out.lines().find(|line| {
+        let mut words = line.split_whitespace();
+        words.next() == Some(&first.to_string()) && words.next() == Some("default")
+    });
+    let row = row.expect("the shard has a row");
+    assert!(row.contains(&fault.replace('_', " ")), "{row}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn cluster_without_a_quorum_refuses_in_time_and_reads_stale() {
     let mut cluster = Cluster::three().await;
@@ -51,20 +95,29 @@ async fn cluster_without_a_quorum_refuses_in_time_and_reads_stale() {
     kv.put(Put::new("key", "value")).await.expect("written");
     // All replicas have it.
     cluster.assert_replicas_agree(&client).await;
-    // One node is left, first with the others dead, then with the others frozen.
-    for is_frozen in [false, true] {
-        for n in [0, 1] {
+    let shards = cluster.shards(&client).await;
+    // One node is left: first one that led, with the others dead; then one that followed, with the
+    // others frozen.
+    for (is_frozen, fault) in [(false, "no_quorum"), (true, "no_leader")] {
+        let leader = cluster.leader(&client, Some(shards[0])).await;
+        let left = match fault {
+            "no_quorum" => leader,
+            _ => (leader + 1) % 3,
+        };
+        let gone = [(left + 1) % 3, (left + 2) % 3];
+        for n in gone {
             match is_frozen {
                 false => cluster.nodes[n].kill(),
                 true => cluster.nodes[n].pause(),
             }
         }
         assert_no_quorum(&kv).await;
+        assert_unhealthy(&cluster.nodes[left], &shards, fault).await;
         assert_eq!(
             stale(&kv, "key").await.expect("answered").as_deref(),
             Some(&b"value"[..])
         );
-        for n in [0, 1] {
+        for n in gone {
             match is_frozen {
                 false => cluster.nodes[n].start(),
                 true => cluster.nodes[n].resume(),

@@ -6,6 +6,8 @@
 //! [`support::Share`], whatever the number of test threads.
 
 mod bad_input;
+#[cfg(feature = "chaos")]
+mod chaos;
 mod checker;
 mod conformance;
 mod damage;

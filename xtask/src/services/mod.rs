@@ -84,6 +84,11 @@ pub const ETCD: Tool = Tool {
     program: "etcd",
     package: "etcd-server",
 };
+/// The peer of the storage benchmark, as a library.
+pub const ROCKSDB: Tool = Tool {
+    program: "librocksdb.so",
+    package: "librocksdb-dev",
+};
 /// The list of installed packages is the tests' real input.
 const DPKG: Tool = Tool {
     program: "dpkg",
@@ -108,7 +113,27 @@ pub fn require_all() -> Result<()> {
 
 /// Finds a program, installing its package if that is possible.
 pub fn require(tool: &Tool) -> Result<PathBuf> {
-    if let Some(path) = find(tool.program) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    folders.extend(["/usr/sbin", "/usr/bin"].map(PathBuf::from));
+    require_in(tool, &folders)
+}
+
+/// Finds a library to link with, installing its package if that is possible.
+pub fn require_library(tool: &Tool) -> Result<PathBuf> {
+    let triple = format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    require_in(
+        tool,
+        &[triple.into(), "/usr/lib".into(), "/usr/local/lib".into()],
+    )
+}
+
+fn require_in(tool: &Tool, folders: &[PathBuf]) -> Result<PathBuf> {
+    let find = || {
+        let files = folders.iter().map(|folder| folder.join(tool.program));
+        files.into_iter().find(|file| file.is_file())
+    };
+    if let Some(path) = find() {
         return Ok(path);
     }
     let line = format!("apt-get install -y {}", tool.package);
@@ -127,20 +152,10 @@ pub fn require(tool: &Tool) -> Result<PathBuf> {
     };
     apt(&["update"])?;
     apt(&["install", "-y", "--no-install-recommends", tool.package])?;
-    match find(tool.program) {
+    match find() {
         Some(path) => Ok(path),
         None => bail!("{line} did not bring {}", tool.program),
     }
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let folders = std::env::split_paths(&path);
-    let more = ["/usr/sbin", "/usr/bin"].into_iter().map(PathBuf::from);
-    folders
-        .chain(more)
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
 }
 
 pub(crate) fn is_root() -> Result<bool> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use quorate_env::Random;
 use quorate_env::sim::Crash;
-use quorate_kv::Condition;
+use quorate_kv::{Condition, Mutation, Op, OpResult};
 use quorate_replication::{Command as Committed, CommandBody, EntryId, StateMachine};
 use quorate_sharding::{Answer, NamespaceKind, Operation, WriteId};
 
@@ -71,7 +71,7 @@ fn apply_again_from_an_earlier_flushed_point_gives_the_same_hash() {
 
 /// Applies one command of puts to one machine, and returns the answers.
 pub(super) fn put_all(rig: &Rig, stamp: u64, puts: &[(&'static str, u64)]) -> Vec<Outcome> {
-    let mut builder = WritesBuilder::new(stamp);
+    let mut builder = WritesBuilder::new(stamp, u32::MAX);
     for (key, epoch) in puts {
         let put = Operation::Put {
             key: Bytes::from_static(key.as_bytes()),
@@ -80,6 +80,10 @@ pub(super) fn put_all(rig: &Rig, stamp: u64, puts: &[(&'static str, u64)]) -> Ve
         };
         builder.push(WriteId::default(), *epoch, &put);
     }
+    apply(rig, builder)
+}
+
+fn apply(rig: &Rig, builder: WritesBuilder) -> Vec<Outcome> {
     let id = EntryId {
         term: 1,
         leader: 21,
@@ -137,6 +141,49 @@ fn apply_at_a_wrong_epoch_or_out_of_range_is_refused_without_effect() {
     assert_eq!(rig.data(), before);
     assert_eq!(rig.machine.version(), 502);
     assert!(!shard(ORDERED).contains(b"a"));
+}
+
+#[test]
+fn apply_compare_answers_up_to_the_commands_limit_and_beyond_it_does_nothing() {
+    let rig = Rig::new(1, ORDERED);
+    put_all(&rig, 500, &THREE);
+    let before = rig.data();
+    let op = |key: &'static str| Op::Get { key: key.into() };
+    // "x" and "y" hold 5 bytes each; what the branch writes counts as written, what is not there
+    // counts as nothing.
+    let compare = Operation::Compare {
+        conditions: vec![("x".into(), Condition::Present)],
+        then_ops: vec![
+            op("x"),
+            Op::Mutate(Mutation::put("y", "a longer value")),
+            op("y"),
+            Op::Mutate(Mutation::delete("x")),
+            op("x"),
+            op("z"),
+        ],
+        else_ops: vec![op("x"); 1000],
+    };
+    let bytes = (1 + 5 + 32) + (1 + 14 + 32);
+    let run = |limit: u32| {
+        let mut builder = WritesBuilder::new(600, limit);
+        builder.push(WriteId::default(), EPOCH, &compare);
+        apply(&rig, builder).remove(0)
+    };
+    assert_eq!(
+        run(bytes - 1),
+        Outcome::AnswerTooLarge {
+            bytes: u64::from(bytes)
+        }
+    );
+    assert_eq!(rig.data(), before);
+    // The stamp counts as seen, as with every command; no version was given.
+    assert_eq!(rig.machine.version(), 599);
+    let Outcome::Done(Answer::Compare { results, .. }) = run(bytes) else {
+        panic!("it fits");
+    };
+    let sizes: usize = results.iter().map(OpResult::size_bytes).sum();
+    assert_eq!(sizes, bytes as usize);
+    assert_eq!(rig.machine.version(), 600);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quorate_env::Disk;
+use quorate_env::{Disk, JobClass};
 use quorate_kv::{Condition, ErrorKind, Mutation, Op, Outcome, ReadLevel};
 use quorate_sharding::{Answer, NamespaceKind, Operation, Shard, ShardEpoch};
 
@@ -129,6 +129,93 @@ fn cluster_requests_that_fit_no_shard_are_refused() {
             let shards = failure.redirect.map(|r| r.shards);
             assert_eq!(shards, Some(vec![shard.clone()]));
         }
+    });
+}
+
+#[test]
+fn cluster_request_under_another_namespace_is_refused_and_changes_nothing() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("one", hashed()).await;
+        let other = cluster.namespace("two", NamespaceKind::Compact).await;
+        cluster.put(&shard, "key", "value").await;
+        let leader = cluster.leader(shard.id).await;
+        let mixed = |namespace| Shard {
+            namespace,
+            ..shard.clone()
+        };
+        let operations = [
+            get("key", LINEARIZABLE),
+            get("key", ReadLevel::Stale),
+            scan(LINEARIZABLE),
+            put("key", "foreign"),
+        ];
+        for operation in operations {
+            let answer = cluster
+                .call(leader, &mixed(other.namespace), operation)
+                .await;
+            let failure = answer.expect_err("is refused");
+            assert_eq!(failure.error.kind(), ErrorKind::InvalidArgument);
+            assert_eq!(failure.error.outcome(), Outcome::NotApplied);
+            let message = failure.error.message();
+            assert!(message.contains("not of namespace"), "{message}");
+        }
+        let read = cluster.call(leader, &shard, get("key", LINEARIZABLE)).await;
+        assert_eq!(entry(read).map(|e| e.write_count), Some(1));
+
+        // Nor does a shard that is not here, or the coordinator's, take such a request.
+        let replica = cluster.nodes[&leader]
+            .inner
+            .shards
+            .write()
+            .remove(&shard.id);
+        let foreign = mixed(other.namespace);
+        let answer = cluster.call(leader, &foreign, put("key", "x")).await;
+        assert_eq!(kind(&answer), ErrorKind::InvalidArgument);
+        cluster.nodes[&leader]
+            .inner
+            .shards
+            .write()
+            .extend(replica.map(|r| (shard.id, r)));
+        let coordinator = Shard {
+            id: quorate_sharding::COORDINATOR_GROUP,
+            ..mixed(quorate_sharding::SYSTEM_NAMESPACE)
+        };
+        let answer = cluster
+            .call(leader, &coordinator, get("key", LINEARIZABLE))
+            .await;
+        assert_eq!(kind(&answer), ErrorKind::InvalidArgument);
+    });
+}
+
+#[test]
+fn node_whose_job_panicked_refuses_everything_at_once_and_closes() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        cluster.put(&shard, "key", "value").await;
+        let leader = cluster.leader(shard.id).await;
+        let node = cluster.nodes.remove(&leader).expect("a node");
+        let jobs = node.inner.env().jobs.clone();
+        jobs.spawn(JobClass::Flush, Box::new(|| panic!("on purpose")));
+        until("the panic", || async { jobs.fault().map(drop) }).await;
+        cluster.nodes.insert(leader, node);
+        for operation in [put("key", "more"), get("key", ReadLevel::Stale)] {
+            let call = cluster.call(leader, &shard, operation);
+            let answer = tokio::time::timeout(Duration::from_secs(5), call).await;
+            let failure = answer.expect("at once").expect_err("is refused");
+            assert_eq!(failure.error.kind(), ErrorKind::Internal);
+            let message = failure.error.message();
+            assert!(message.contains("on purpose"), "{message}");
+        }
+        let node = cluster.nodes.remove(&leader).expect("a node");
+        cluster.network.leave(leader);
+        let closed = tokio::time::timeout(Duration::from_secs(5), node.shutdown()).await;
+        let error = closed.expect("at once").expect_err("says why");
+        assert!(matches!(error, crate::Error::Panicked(_)), "{error}");
+        drop(node);
+        // The others go on.
+        cluster.put(&shard, "key", "more").await;
     });
 }
 

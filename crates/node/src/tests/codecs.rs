@@ -75,8 +75,10 @@ fn write() -> impl Strategy<Value = Write> {
     })
 }
 
+const ANSWER_BYTES_MAX: u32 = 0x1234;
+
 fn encode(stamp: u64, writes: &[Write]) -> Bytes {
-    let mut builder = WritesBuilder::new(stamp);
+    let mut builder = WritesBuilder::new(stamp, ANSWER_BYTES_MAX);
     for write in writes {
         builder.push(write.id, write.range_epoch, &write.operation);
     }
@@ -102,6 +104,7 @@ fn an_outcome() -> impl Strategy<Value = Outcome> {
     prop_oneof![
         Just(Outcome::WrongEpoch),
         Just(Outcome::OutOfRange),
+        any::<u64>().prop_map(|bytes| Outcome::AnswerTooLarge { bytes }),
         any::<(bool, u64, u64)>().prop_map(|(applied, version, group_version)| Outcome::Done(
             Answer::Written {
                 applied,
@@ -189,7 +192,8 @@ proptest! {
         stamp in any::<u64>(), writes in vec(write(), 0..5),
     ) {
         let encoded = encode(stamp, &writes);
-        prop_assert_eq!(Command::decode(encoded.clone()), Ok(Command::Writes { stamp, writes }));
+        let command = Command::Writes { stamp, answer_bytes_max: ANSWER_BYTES_MAX, writes };
+        prop_assert_eq!(Command::decode(encoded.clone()), Ok(command));
         for cut in each_prefix(&encoded) {
             prop_assert!(Command::decode(cut.clone()).is_err());
             read_as_anything(&cut);
@@ -326,15 +330,31 @@ fn command_bytes_are_those_of_format_1() {
         operation,
     });
     let head = "0000000000000001 0000000000000002 0000000000000003";
-    let expected = format!(
-        "01 01 00000000000000ff 00000004
-         {head} 01 03 0000000000000009 00000001 6b 00000002 7631
+    let operations = format!(
+        "{head} 01 03 0000000000000009 00000001 6b 00000002 7631
          {head} 02 01 00000001 6b
          {head} 03 00000002 01 00000001 61 00000001 62 02 00000001 63
          {head} 04 00000001 02 00000001 78 00000001 05 00000001 78 00000001 01 00000001 78 00000000"
     );
+    let expected = format!("01 03 00000000000000ff 00001234 00000004 {operations}");
     assert_eq!(hex(&encode(255, &writes)), without_spaces(&expected));
+    // As it was written before compares had a limit.
+    let unbounded = format!("01 01 00000000000000ff 00000004 {operations}");
+    let command = Command::Writes {
+        stamp: 255,
+        answer_bytes_max: u32::MAX,
+        writes: writes.into(),
+    };
+    assert_eq!(
+        Command::decode(unhex(&without_spaces(&unbounded))),
+        Ok(command)
+    );
     assert_eq!(hex(&hash_command()), "0102");
+}
+
+fn unhex(text: &str) -> Bytes {
+    let byte = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).expect("two digits");
+    (0..text.len()).step_by(2).map(byte).collect()
 }
 
 fn without_spaces(text: &str) -> String {
@@ -368,12 +388,13 @@ fn outcome_bytes_are_the_documented_ones() {
     }));
     outcomes.push(&Outcome::WrongEpoch);
     outcomes.push(&Outcome::OutOfRange);
-    let expected = "00000005
+    outcomes.push(&Outcome::AnswerTooLarge { bytes: 10 });
+    let expected = "00000006
         01 01 0000000000000007 0000000000000008
         02 0000000000000009
         03 00 0000000000000009 00000003 00 01
            02 0000000000000007 0000000000000006 0000000000000002 00000001 6b 00000001 76
-        04 05";
+        04 05 06 000000000000000a";
     assert_eq!(hex(&outcomes.finish()), without_spaces(expected));
 }
 

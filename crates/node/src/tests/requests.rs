@@ -1,14 +1,15 @@
 //! Three nodes in one process, and requests to them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorate_env::sim::SimDisk;
-use quorate_env::{Env, Random, RealClock, ThreadJobs};
+use quorate_env::{Env, Event, Job, JobClass, Jobs, Random, RealClock, ThreadJobs};
 use quorate_kv::{Condition, Domain, Entry, ErrorKind, ReadLevel, Token};
 use quorate_replication::Timing;
 use quorate_replication::testing::MemoryNetwork;
@@ -46,12 +47,48 @@ pub(super) async fn until<T, F: Future<Output = Option<T>>>(
     }
 }
 
-fn env(disk: &SimDisk, seed: u64) -> Env {
+/// The nodes whose next job of applying is to be dropped unrun.
+type Drops = Arc<Mutex<BTreeSet<NodeId>>>;
+
+/// The jobs of a node, of which some are dropped.
+struct FaultyJobs {
+    jobs: ThreadJobs,
+    node: NodeId,
+    drops: Drops,
+}
+
+impl Jobs for FaultyJobs {
+    fn spawn(&self, class: JobClass, job: Job) {
+        if class != JobClass::Apply || !self.drops.lock().remove(&self.node) {
+            self.jobs.spawn(class, job);
+        }
+    }
+
+    fn wait(
+        &self,
+        event: &Event,
+        ready: &mut dyn FnMut() -> bool,
+        timeout: Option<Duration>,
+    ) -> bool {
+        self.jobs.wait(event, ready, timeout)
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.jobs.fault()
+    }
+}
+
+fn env(disk: &SimDisk, node: NodeId, drops: &Drops) -> Env {
+    let jobs = FaultyJobs {
+        jobs: ThreadJobs::new(1),
+        node,
+        drops: Arc::clone(drops),
+    };
     Env {
         disk: Arc::new(disk.clone()),
         clock: Arc::new(RealClock::new()),
-        jobs: Arc::new(ThreadJobs::new(1)),
-        random: Random::from_seed(seed),
+        jobs: Arc::new(jobs),
+        random: Random::from_seed(node),
     }
 }
 
@@ -73,9 +110,9 @@ fn config(node: NodeId) -> Config {
 }
 
 /// Takes a data directory; a node that was stopped lets go of it soon.
-async fn data_dir(disk: &SimDisk, node: NodeId) -> DataDir {
+async fn data_dir(disk: &SimDisk, node: NodeId, drops: &Drops) -> DataDir {
     until("the data directory", || async {
-        DataDir::open(Path::new("/data"), env(disk, node)).ok()
+        DataDir::open(Path::new("/data"), env(disk, node, drops)).ok()
     })
     .await
 }
@@ -84,6 +121,7 @@ pub(super) struct Cluster {
     pub network: MemoryNetwork,
     pub nodes: BTreeMap<NodeId, Node>,
     pub disks: BTreeMap<NodeId, SimDisk>,
+    drops: Drops,
 }
 
 impl Cluster {
@@ -93,14 +131,15 @@ impl Cluster {
             network: MemoryNetwork::new(1),
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
+            drops: Drops::default(),
         };
         let disk = SimDisk::new(Random::from_seed(1));
-        let mut dir = data_dir(&disk, 1).await;
+        let mut dir = data_dir(&disk, 1, &cluster.drops).await;
         dir.become_node(CLUSTER, 1, true).expect("becomes a node");
         cluster.open(1, dir, disk);
         for id in 2..=3 {
             let disk = SimDisk::new(Random::from_seed(id));
-            let mut dir = data_dir(&disk, id).await;
+            let mut dir = data_dir(&disk, id, &cluster.drops).await;
             let join = ClusterCommand::Join {
                 address: address(id),
                 data_id: dir.data_id(),
@@ -131,6 +170,11 @@ impl Cluster {
         self.disks.insert(id, disk);
     }
 
+    /// Lets the next call that applies something on a node be dropped.
+    pub(super) fn drop_next_apply(&self, id: NodeId) {
+        self.drops.lock().insert(id);
+    }
+
     /// Stops a node as an operator would; its disk is left.
     pub(super) async fn stop(&mut self, id: NodeId) -> SimDisk {
         let node = self.nodes.remove(&id).expect("a node");
@@ -149,7 +193,7 @@ impl Cluster {
     }
 
     pub(super) async fn restart(&mut self, id: NodeId, disk: SimDisk) {
-        let dir = data_dir(&disk, id).await;
+        let dir = data_dir(&disk, id, &self.drops).await;
         self.open(id, dir, disk);
     }
 

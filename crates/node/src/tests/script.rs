@@ -159,7 +159,7 @@ impl Writer {
         if self.kind != NamespaceKind::Compact {
             self.last = self.last.max(self.stamp - 1);
         }
-        let mut builder = WritesBuilder::new(self.stamp);
+        let mut builder = WritesBuilder::new(self.stamp, u32::MAX);
         let mut outcomes = Vec::new();
         for _ in 0..1 + self.random.below(4) {
             let operation = self.operation();

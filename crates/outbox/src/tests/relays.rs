@@ -642,7 +642,9 @@ async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
     outbox.enqueue(&[keyed("b", "good")], true).await;
     until_got(&broker, 1).await;
     sqlx::query(hide).execute(&pg.pool).await.expect("hides");
-    outbox.enqueue(&[keyed("a", "bad"), keyed("b", "more")], true).await;
+    outbox
+        .enqueue(&[keyed("a", "bad"), keyed("b", "more")], true)
+        .await;
     eventually("saving fails", || async {
         let status = relay.status();
         if status.retries > 2 {

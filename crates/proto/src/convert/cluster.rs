@@ -1,7 +1,7 @@
 //! The cluster's calls: namespaces, status, hashes.
 
 use quorate_kv::Error;
-use quorate_sharding::{GroupStatus, NamespaceSpec, NodeStatus, ReplicaHash, Role};
+use quorate_sharding::{GroupStatus, Health, NamespaceSpec, NodeStatus, ReplicaHash, Role};
 
 use super::invalid;
 use super::map::{cluster_from_wire, cluster_to_wire};
@@ -61,6 +61,30 @@ impl From<v1::Role> for Role {
     }
 }
 
+impl From<Health> for v1::Health {
+    fn from(health: Health) -> Self {
+        match health {
+            Health::Unknown => v1::Health::Unknown,
+            Health::Works => v1::Health::Works,
+            Health::NoLeader => v1::Health::NoLeader,
+            Health::NoQuorum => v1::Health::NoQuorum,
+            Health::Stopped => v1::Health::Stopped,
+        }
+    }
+}
+
+impl From<v1::Health> for Health {
+    fn from(wire: v1::Health) -> Self {
+        match wire {
+            v1::Health::Unknown => Health::Unknown,
+            v1::Health::Works => Health::Works,
+            v1::Health::NoLeader => Health::NoLeader,
+            v1::Health::NoQuorum => Health::NoQuorum,
+            v1::Health::Stopped => Health::Stopped,
+        }
+    }
+}
+
 impl From<GroupStatus> for v1::GroupStatus {
     fn from(status: GroupStatus) -> Self {
         v1::GroupStatus {
@@ -68,6 +92,7 @@ impl From<GroupStatus> for v1::GroupStatus {
             namespace: status.namespace,
             replica: status.replica,
             role: v1::Role::from(status.role).into(),
+            health: v1::Health::from(status.health).into(),
             leader: status.leader.unwrap_or_default(),
             term: status.term,
             last_index: status.last_index,
@@ -88,6 +113,7 @@ impl From<v1::GroupStatus> for GroupStatus {
             namespace: wire.namespace,
             replica: wire.replica,
             role: wire.role().into(),
+            health: wire.health().into(),
             leader: (wire.leader != 0).then_some(wire.leader),
             term: wire.term,
             last_index: wire.last_index,

@@ -967,7 +967,7 @@ pub struct GroupStatus {
     pub replica: u64,
     #[prost(enumeration = "Role", tag = "4")]
     pub role: i32,
-    /// 0: not known.
+    /// 0: none that works is known.
     #[prost(uint64, tag = "5")]
     pub leader: u64,
     #[prost(uint64, tag = "6")]
@@ -984,9 +984,11 @@ pub struct GroupStatus {
     pub epoch: ::core::option::Option<ShardEpoch>,
     #[prost(uint64, tag = "12")]
     pub size_bytes: u64,
-    /// Why it does not serve; empty: it does.
+    /// Why it has stopped or could not be opened; else empty.
     #[prost(string, tag = "13")]
     pub fault: ::prost::alloc::string::String,
+    #[prost(enumeration = "Health", tag = "14")]
+    pub health: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
@@ -1073,6 +1075,42 @@ impl Role {
             "ROLE_CANDIDATE" => Some(Self::Candidate),
             "ROLE_LEADER" => Some(Self::Leader),
             "ROLE_LEARNER" => Some(Self::Learner),
+            _ => None,
+        }
+    }
+}
+/// Whether a group serves, as one replica sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Health {
+    Unknown = 0,
+    Works = 1,
+    NoLeader = 2,
+    NoQuorum = 3,
+    Stopped = 4,
+}
+impl Health {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unknown => "HEALTH_UNKNOWN",
+            Self::Works => "HEALTH_WORKS",
+            Self::NoLeader => "HEALTH_NO_LEADER",
+            Self::NoQuorum => "HEALTH_NO_QUORUM",
+            Self::Stopped => "HEALTH_STOPPED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "HEALTH_UNKNOWN" => Some(Self::Unknown),
+            "HEALTH_WORKS" => Some(Self::Works),
+            "HEALTH_NO_LEADER" => Some(Self::NoLeader),
+            "HEALTH_NO_QUORUM" => Some(Self::NoQuorum),
+            "HEALTH_STOPPED" => Some(Self::Stopped),
             _ => None,
         }
     }

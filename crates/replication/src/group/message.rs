@@ -6,6 +6,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use openraft::errors::RaftError;
+use openraft::raft::AppendEntriesResponse;
+use tokio::time::Instant;
 
 use super::{Group, stopped};
 use crate::error::{Error, Result};
@@ -37,7 +39,12 @@ impl Group {
         let inbox = &self.inner.inbox;
         Ok(match message {
             Message::Append(request) => {
-                wire::append_reply(&raft.append_entries(request).await.map_err(fatal)?)
+                let came = Instant::now();
+                let response = raft.append_entries(request).await.map_err(fatal)?;
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.note_leader(came);
+                }
+                wire::append_reply(&response)
             }
             Message::Vote(request) => wire::vote_reply(&raft.vote(request).await.map_err(fatal)?),
             Message::PreVote(request) => {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use quorate_env::{Env, Random, RealClock, ThreadJobs};
 
 use crate::testing::{MemoryMachine, MemoryNetwork};
 use crate::types::Timing;
-use crate::{Class, Config, Error, Group, Groups, NodeId, ReplicaId, Role, StateMachine};
+use crate::{
+    Class, Config, Error, Group, Groups, Health, NodeId, ReplicaId, Role, StateMachine, StopReason,
+};
 
 const GROUP: u64 = 7;
 const SOON: Duration = Duration::from_secs(10);
@@ -295,6 +298,120 @@ fn leader_lost_another_takes_over_and_nothing_acknowledged_is_lost() {
                 .expect("a linearizable read");
             cluster.holds(node, written).await;
         }
+    });
+}
+
+#[test]
+fn health_of_a_group_is_lost_and_found_with_its_leader_and_its_quorum() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let is = |node: NodeId, health: Health| {
+            let (cluster, what) = (&cluster, format!("node {node} to be {health:?}"));
+            async move {
+                until(&what, || async {
+                    (cluster.group(node).status().health == health).then_some(())
+                })
+                .await;
+            }
+        };
+        cluster.write(0).await;
+        // An idle group stays well: heartbeats do.
+        let idle = Instant::now() + config(1).timing.election_max * 3;
+        until("some idle time", || async {
+            (Instant::now() > idle).then_some(())
+        })
+        .await;
+        for node in [1, 2, 3] {
+            is(node, Health::Works).await;
+        }
+        let leader = cluster.leader().await;
+        let others: Vec<_> = [1, 2, 3].into_iter().filter(|n| *n != leader).collect();
+        // A follower that hears nobody. Whom it would ask is as before.
+        cluster.network.isolate(others[0], &[leader, others[1]]);
+        is(others[0], Health::NoLeader).await;
+        assert_eq!(
+            cluster.group(others[0]).leader().map(|l| l.node),
+            Some(leader)
+        );
+        for node in [leader, others[1]] {
+            assert_eq!(cluster.group(node).status().health, Health::Works);
+        }
+        // A leader that hears nobody: it does not know of another, and does not step down.
+        cluster.network.isolate(others[1], &[leader]);
+        is(leader, Health::NoQuorum).await;
+        is(others[1], Health::NoLeader).await;
+        assert!(cluster.group(leader).is_leader());
+        cluster.network.heal();
+        for node in [1, 2, 3] {
+            is(node, Health::Works).await;
+        }
+        cluster.write(1).await;
+    });
+}
+
+#[test]
+fn health_of_a_group_of_one_is_well_without_anybody_to_ask() {
+    runtime().block_on(async {
+        let cluster = Cluster::empty(&[1]).await;
+        assert_eq!(cluster.group(1).status().health, Health::NoLeader);
+        let bootstrapped = cluster.group(1).bootstrap(members(&[1])).await;
+        bootstrapped.expect("bootstraps");
+        cluster.write(0).await;
+        let idle = Instant::now() + config(1).timing.election_max * 3;
+        until("some idle time", || async {
+            (Instant::now() > idle).then_some(())
+        })
+        .await;
+        assert_eq!(cluster.group(1).status().health, Health::Works);
+    });
+}
+
+/// Waits until a node's replica has stopped; gives the reason.
+async fn stopped(cluster: &Cluster, node: NodeId) -> StopReason {
+    until("the replica to stop", || async {
+        match cluster.group(node).status().health {
+            Health::Stopped(reason) => Some(reason),
+            _ => None,
+        }
+    })
+    .await
+}
+
+#[test]
+fn stopped_replica_says_why_and_opens_again_where_it_was() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let mut written = 0;
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::InvalidData] {
+            let leader = cluster.leader().await;
+            // Once a follower, once the leader.
+            let of = match kind {
+                io::ErrorKind::StorageFull => (leader % 3) + 1,
+                _ => leader,
+            };
+            let others: Vec<_> = [1, 2, 3].into_iter().filter(|n| *n != of).collect();
+            let (node, machine) = (&cluster.nodes[&of], &cluster.nodes[&of].machine);
+            machine.fail_once(kind);
+            // Committed, and perhaps not answered: the one that applies it here fails.
+            let _ = cluster.group(leader).propose(bytes(written), SOON).await;
+            written += 1;
+            let reason = stopped(&cluster, of).await;
+            assert!(reason.message.contains("failed on purpose"), "{reason:?}");
+            assert_eq!(reason.may_pass, kind == io::ErrorKind::StorageFull);
+            assert_eq!(node.group().status().role, Role::Stopped);
+            let refused = node.group().propose(bytes(99), SOON).await;
+            assert!(matches!(refused, Err(Error::Stopped(_))), "{refused:?}");
+            cluster.write_among(&others, written).await;
+            written += 1;
+            // It has to be closed first.
+            let again = || node.groups.open_group(GROUP, replica(of), machine.clone());
+            assert!(matches!(again().await, Err(Error::Invalid(_))));
+            node.groups.close_group(GROUP).await.expect("closes");
+            again().await.expect("opens");
+            assert_eq!(node.group().stop_reason(), None);
+            cluster.holds(of, written).await;
+        }
+        cluster.write(written).await;
     });
 }
 

@@ -19,6 +19,8 @@ pub struct MemoryMachine {
     state: Arc<Mutex<Both>>,
     /// Every apply flushes.
     flush_always: bool,
+    /// What the next apply fails of.
+    fault: Mutex<Option<io::ErrorKind>>,
 }
 
 #[derive(Default)]
@@ -48,6 +50,11 @@ impl MemoryMachine {
         }
     }
 
+    /// Lets the next apply fail, without effect.
+    pub fn fail_once(&self, kind: io::ErrorKind) {
+        *self.fault.lock() = Some(kind);
+    }
+
     /// Makes what is applied durable.
     pub fn flush(&self) {
         let mut state = self.state.lock();
@@ -65,6 +72,7 @@ impl MemoryMachine {
         MemoryMachine {
             state: Arc::new(Mutex::new(state)),
             flush_always: self.flush_always,
+            fault: Mutex::default(),
         }
     }
 
@@ -109,6 +117,9 @@ impl StateMachine for MemoryMachine {
     }
 
     fn apply(&self, commands: &[Command]) -> io::Result<Vec<Bytes>> {
+        if let Some(kind) = self.fault.lock().take() {
+            return Err(io::Error::new(kind, "failed on purpose"));
+        }
         let last = self.state.lock().now.applied.entry;
         let first = last.map_or(0, |entry| entry.index + 1);
         for (command, expected) in commands.iter().zip(first..) {

@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use quorate_client::Client;
 use quorate_kv::Error;
 use quorate_sharding::{
-    GroupStatus, NodeInfo, NodeStatus, ReplicaHash, Role, SYSTEM_NAMESPACE, Shard, ShardMap,
+    GroupStatus, Health, NodeInfo, NodeStatus, ReplicaHash, Role, SYSTEM_NAMESPACE, Shard, ShardMap,
 };
 use serde_json::{Value, json};
 
@@ -71,7 +71,10 @@ pub async fn status(args: StatusArgs) -> Result<ExitCode> {
         Output::Json => println!("{}", json_of(&map, &nodes, &compared, args.replicas)),
         Output::Text => print(&map, &nodes, &compared),
     }
-    let well = nodes.iter().all(|n| n.1.is_ok()) && compared.iter().all(Compared::agrees);
+    let well = nodes.iter().all(|n| n.1.is_ok())
+        && map.shards().all(|shard| leader_of(&nodes, shard).is_some())
+        && nodes.iter().all(|n| faults(n).next().is_none())
+        && compared.iter().all(Compared::agrees);
     Ok(if well {
         ExitCode::SUCCESS
     } else {
@@ -93,15 +96,29 @@ async fn compare(client: &Client, map: &ShardMap) -> Vec<Compared> {
         .await
 }
 
-/// The state of a shard's leader, as some node sees it.
-fn leader_of(nodes: &[Node], shard: &Shard) -> Option<(u64, GroupStatus)> {
-    nodes.iter().find_map(|(node, status)| {
-        let groups = &status.as_ref().ok()?.groups;
-        let group = groups
-            .iter()
-            .find(|g| g.group == shard.id && g.role == Role::Leader)?;
-        Some((node.id, group.clone()))
+/// The replicas of a shard, as the nodes that answered see them.
+fn replicas_of<'a>(
+    nodes: &'a [Node],
+    shard: &'a Shard,
+) -> impl Iterator<Item = (u64, &'a GroupStatus)> {
+    nodes.iter().flat_map(|(node, status)| {
+        let groups = status.iter().flat_map(|status| &status.groups);
+        let of = groups.filter(|group| group.group == shard.id);
+        of.map(|group| (node.id, group))
     })
+}
+
+/// The node that leads a shard and is followed by a quorum, with the state of its replica.
+fn leader_of<'a>(nodes: &'a [Node], shard: &'a Shard) -> Option<(u64, &'a GroupStatus)> {
+    replicas_of(nodes, shard).find(|(_, g)| g.role == Role::Leader && g.health == Health::Works)
+}
+
+/// What a shard without such a leader lacks.
+fn lack_of(nodes: &[Node], shard: &Shard) -> &'static str {
+    match replicas_of(nodes, shard).any(|(_, group)| group.health == Health::NoQuorum) {
+        true => "no quorum",
+        false => "no leader",
+    }
 }
 
 fn print(map: &ShardMap, nodes: &[Node], compared: &[Compared]) {
@@ -143,7 +160,7 @@ fn print(map: &ShardMap, nodes: &[Node], compared: &[Compared]) {
                     group.applied_index.to_string(),
                     size(group.size_bytes),
                 ]),
-                None => row.extend(["-"; 4].map(String::from)),
+                None => row.extend([lack_of(nodes, shard), "-", "-", "-"].map(String::from)),
             }
             row.extend(
                 compared
@@ -171,13 +188,16 @@ fn print(map: &ShardMap, nodes: &[Node], compared: &[Compared]) {
     print_faults(nodes);
 }
 
-/// Why a replica does not serve, of those that do not.
+/// The replicas of a node that have stopped or could not be opened, and why.
+fn faults((_, status): &Node) -> impl Iterator<Item = (&GroupStatus, &str)> {
+    let groups = status.iter().flat_map(|status| &status.groups);
+    groups.filter_map(|group| Some((group, group.fault.as_deref()?)))
+}
+
 fn print_faults(nodes: &[Node]) {
-    for (node, status) in nodes {
-        let groups = status.iter().flat_map(|s| &s.groups);
-        for group in groups.filter(|g| g.fault.is_some()) {
-            let why = group.fault.as_deref().unwrap_or_default();
-            println!("\nnode {}, shard {}: {why}", node.id, group.group);
+    for node in nodes {
+        for (group, why) in faults(node) {
+            println!("\nnode {}, shard {}: {why}", node.0.id, group.group);
         }
     }
 }
@@ -189,7 +209,7 @@ fn node_row((node, status): &Node) -> Vec<String> {
             let leads = status
                 .groups
                 .iter()
-                .filter(|g| g.role == Role::Leader)
+                .filter(|g| g.role == Role::Leader && g.health == Health::Works)
                 .count();
             let up = Duration::from_millis(status.uptime_ms);
             row.extend([
@@ -207,11 +227,24 @@ fn node_row((node, status): &Node) -> Vec<String> {
     row
 }
 
+fn health_name(health: Health) -> &'static str {
+    match health {
+        Health::Unknown => "unknown",
+        Health::Works => "works",
+        Health::NoLeader => "no_leader",
+        Health::NoQuorum => "no_quorum",
+        Health::Stopped => "stopped",
+    }
+}
+
 fn json_of(map: &ShardMap, nodes: &[Node], compared: &[Compared], replicas: bool) -> Value {
+    let led = |shard: &&std::sync::Arc<Shard>| leader_of(nodes, shard).is_some();
+    let leaderless: Vec<u64> = map.shards().filter(|s| !led(s)).map(|s| s.id).collect();
     let nodes: Vec<Value> = nodes.iter().map(node_json).collect();
     let mut object = json!({
         "cluster": format!("{:032x}", map.cluster),
         "map_version": map.version,
+        "shards_without_leader": leaderless,
         "nodes": nodes,
     });
     if replicas {
@@ -255,6 +288,7 @@ fn node_json((node, status): &Node) -> Value {
             "namespace": g.namespace,
             "replica": g.replica,
             "role": format!("{:?}", g.role).to_lowercase(),
+            "health": health_name(g.health),
             "leader": g.leader,
             "term": g.term,
             "last_index": g.last_index,

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::{Mutex, RwLock};
-use quorate_env::Env;
 use quorate_kv::{Error, ErrorKind};
 use quorate_node::{DataDir, Node};
 
@@ -27,9 +26,8 @@ pub struct Host {
 const FOUNDING: Duration = Duration::from_secs(20);
 
 impl Host {
-    /// Takes the data directory; opens the node if it is one.
-    pub fn open(settings: Settings, env: Env) -> Result<Arc<Host>> {
-        let dir = DataDir::open(&settings.data_dir, env)?;
+    /// Opens the node, if the directory is one's.
+    pub fn open(settings: Settings, dir: DataDir) -> Result<Arc<Host>> {
         let host = Arc::new(Host {
             settings,
             metrics: Metrics::default(),

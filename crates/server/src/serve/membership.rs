@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_kv::{Error, ErrorKind};
+use quorate_node::DataDir;
 use quorate_proto::{PROTOCOL_VERSION, cluster_from_wire, v1};
 use quorate_sharding::ShardMap;
 use tonic::Request;
 
 use super::cluster_service::{call_error, connect};
 use super::host::Host;
+use super::settings::Settings;
 
 const PAUSE: Duration = Duration::from_millis(300);
 const CALL: Duration = Duration::from_secs(10);
@@ -52,6 +54,50 @@ pub async fn run(host: Arc<Host>) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// Fails if the data directory is plainly not this server's: the address here is another node's, or
+/// the node of the directory runs elsewhere. Two servers with one node's data would vote twice. To be
+/// asked before the node runs.
+pub async fn check_place(settings: &Settings, dir: &DataDir) -> anyhow::Result<()> {
+    let (Some(identity), Some(map)) = (dir.identity(), dir.known_map()?) else {
+        return Ok(());
+    };
+    let (me, here) = (identity.node, &settings.node.address);
+    let known = match map.node(me) {
+        Some(known) if known.address != *here => &known.address,
+        _ => return Ok(()),
+    };
+    let data = settings.data_dir.display();
+    if let Some((other, _)) = map.nodes.iter().find(|(_, node)| node.address == *here) {
+        anyhow::bail!(
+            "the data in {data} is of node {me}, known at {known}, and {here} is the address of node \
+             {other}: correct `data_dir` or `listen`"
+        );
+    }
+    let asked = tokio::time::timeout(SEED, ask_identity(known)).await;
+    let Ok(Ok((cluster, node))) = asked else {
+        return Ok(());
+    };
+    anyhow::ensure!(
+        (cluster, node) != (Some(identity.cluster), me),
+        "the data in {data} is of node {me}, which runs at {known}: a data directory must not be \
+         copied; give this server an empty one, and it joins as a new node"
+    );
+    Ok(())
+}
+
+/// Which node, of which cluster, answers at an address.
+async fn ask_identity(address: &str) -> Result<(Option<u128>, u64), Error> {
+    let mut client = connect(address).await?;
+    let mut request = Request::new(v1::StatusRequest {});
+    request.set_timeout(SEED);
+    let answer = client
+        .status(request)
+        .await
+        .map_err(|status| call_error(&status))?
+        .into_inner();
+    Ok((cluster_from_wire(&answer.cluster)?, answer.node))
 }
 
 /// Fails if a seed answers that belongs to another cluster than the data here: either the seeds or

@@ -1,6 +1,7 @@
 //! `/metrics`: what the process counts itself, and the node's state at the moment of asking, in
 //! Prometheus' text format.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -85,11 +86,18 @@ impl Metrics {
             page.latency(node);
             let status = node.status();
             page.node(&status);
+            page.health(&status);
             page.storage(&status);
             page.raft(&status);
         }
         page.text
     }
+}
+
+/// A text as the value of a label.
+fn escaped(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    text.replace('\n', "\\n")
 }
 
 #[derive(Default)]
@@ -169,6 +177,35 @@ impl Page {
         self.single("quorate_log_bytes", "gauge", help, status.log_bytes);
         let help = "Shards of this node that could not be opened.";
         self.single("quorate_broken_shards", "gauge", help, status.broken.len());
+    }
+
+    fn health(&mut self, status: &NodeStatus) {
+        let faults = status.faults();
+        let replicas = status.replicas.iter().map(|replica| replica.shard);
+        let others = status.broken.iter().map(|(shard, _)| *shard);
+        let all: BTreeSet<_> = replicas
+            .chain(others)
+            .chain(status.opening.clone())
+            .collect();
+        let help =
+            "Whether the shard is served here: the replica runs and its group's leader works.";
+        self.family("quorate_shard_healthy", "gauge", help);
+        for shard in all {
+            let healthy = faults.iter().all(|fault| fault.shard != shard);
+            let labels = format!("shard=\"{shard}\"");
+            self.sample("quorate_shard_healthy", &labels, u64::from(healthy));
+        }
+        let help = "1 for each shard that should be served here and is not, and why.";
+        self.family("quorate_shard_fault", "gauge", help);
+        for fault in &faults {
+            let labels = format!(
+                "shard=\"{}\",fault=\"{}\",reason=\"{}\"",
+                fault.shard,
+                fault.kind.name(),
+                escaped(&fault.reason)
+            );
+            self.sample("quorate_shard_fault", &labels, 1);
+        }
     }
 
     fn storage(&mut self, status: &NodeStatus) {

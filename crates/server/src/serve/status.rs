@@ -1,14 +1,15 @@
 //! A node's state in the terms of the wire.
 
 use quorate_node::{Node, ReplicaStatus};
-use quorate_replication::Role as RaftRole;
-use quorate_sharding::{GroupStatus, NodeStatus, Role};
+use quorate_replication::{Health as RaftHealth, Role as RaftRole};
+use quorate_sharding::{GroupStatus, Health, NodeStatus, Role};
 
 /// The state of a node, for `quorate status`.
 pub fn wire_status(node: &Node) -> NodeStatus {
     let status = node.status();
     let broken = status.broken.iter().map(|(group, why)| GroupStatus {
         group: *group,
+        health: Health::Stopped,
         fault: Some(why.clone()),
         ..GroupStatus::default()
     });
@@ -34,6 +35,13 @@ pub fn wire_status(node: &Node) -> NodeStatus {
 
 fn group(replica: &ReplicaStatus) -> GroupStatus {
     let raft = &replica.group;
+    let (health, fault) = match &raft.health {
+        RaftHealth::Works => (Health::Works, None),
+        RaftHealth::NoLeader => (Health::NoLeader, None),
+        RaftHealth::NoQuorum => (Health::NoQuorum, None),
+        RaftHealth::Stopped(reason) => (Health::Stopped, Some(reason.message.clone())),
+    };
+    let leader = raft.leader.filter(|_| health == Health::Works);
     GroupStatus {
         group: replica.shard,
         namespace: replica.namespace,
@@ -45,7 +53,8 @@ fn group(replica: &ReplicaStatus) -> GroupStatus {
             RaftRole::Leader => Role::Leader,
             RaftRole::Stopped => Role::Unknown,
         },
-        leader: raft.leader.map(|leader| leader.node),
+        health,
+        leader: leader.map(|leader| leader.node),
         term: raft.term,
         last_index: raft.last_index.unwrap_or_default(),
         committed_index: raft.committed.unwrap_or_default(),
@@ -53,6 +62,6 @@ fn group(replica: &ReplicaStatus) -> GroupStatus {
         version: replica.version,
         epoch: replica.epoch,
         size_bytes: replica.size_bytes,
-        fault: (raft.role == RaftRole::Stopped).then(|| "its group has stopped".to_owned()),
+        fault,
     }
 }

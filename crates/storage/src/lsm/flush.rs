@@ -261,6 +261,12 @@ impl Inner {
         self.trouble.store(trouble, Ordering::Release);
     }
 
+    pub(super) fn retry_if_full(self: &Arc<Self>) {
+        if self.trouble.load(Ordering::Acquire) && self.work.lock().full.is_some() {
+            self.retry();
+        }
+    }
+
     /// The disk was full: tries again what could not be written.
     pub(super) fn retry(self: &Arc<Self>) {
         self.spawn_flush();

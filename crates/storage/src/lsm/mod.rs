@@ -207,6 +207,12 @@ impl Lsm {
         self.inner.stats()
     }
 
+    /// Has background work try again that a full disk stopped, if any. Refused writes do so by
+    /// themselves; for owners that write without being throttled, and so are never refused.
+    pub fn retry(&self) {
+        self.inner.retry_if_full();
+    }
+
     /// How far background work is behind.
     pub fn debt(&self) -> Debt {
         self.inner.debt()

@@ -3,6 +3,7 @@
 //! All keyspaces of an engine share one memtable, so that writing it out takes all of them to disk
 //! at one sequence. A memtable is sealed when it is full, and then only read.
 
+mod arena;
 mod skiplist;
 #[cfg(test)]
 mod tests;

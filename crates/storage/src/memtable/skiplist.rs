@@ -1,7 +1,7 @@
 //! A skip list in an arena, into which many threads insert at once.
 //!
-//! This module holds all unsafe code of the crate. Entries live in one block of memory that never
-//! moves, and are named by their 32-bit offset in it: half the size of pointers, and the whole list
+//! This module and the arena's hold all unsafe code of the crate. Entries live in one block of memory that
+//! never moves, and are named by their 32-bit offset in it: half the size of pointers, and the whole list
 //! is freed at once. Nothing is ever removed or changed but the links.
 //!
 //! ```text
@@ -21,7 +21,7 @@
 //!   with `Acquire`, or are those of the head. So whoever has an offset sees the whole node.
 //! - **I3.** After linking nothing but the tower changes, and that only by atomic operations.
 //!   References to the other fields may be shared freely for as long as the arena lives.
-//! - **I4.** The arena is freed when the list is dropped; every reference handed out borrows the
+//! - **I4.** The arena is freed with the list; every reference handed out borrows the
 //!   list, and a [`ListCursor`] owns a share of it.
 //! - **I5.** A cursor's offset came from the list that it owns: the field is private to this module.
 #![expect(
@@ -29,14 +29,13 @@
     reason = "arena memory shared between threads; see the invariants above"
 )]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cmp::Ordering as Order;
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 
+use super::arena::Arena;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::key::{Key, Kind};
@@ -51,14 +50,13 @@ const HEAD_END: usize = HEAD as usize + PLACE;
 
 /// The list.
 pub(crate) struct SkipList {
-    base: NonNull<u8>,
-    layout: Layout,
+    arena: Arena,
     used: AtomicUsize,
     /// No node is higher than this.
     height: AtomicUsize,
 }
 
-// SAFETY: the memory behind `base` is owned by the list, and by I1 to I3 is either private to one
+// SAFETY: the arena is owned by the list, and by I1 to I3 each byte of it is either private to one
 // inserter, or unchanging, or atomic.
 unsafe impl Send for SkipList {}
 // SAFETY: as above.
@@ -99,16 +97,12 @@ impl SkipList {
     pub(crate) fn new(capacity: usize) -> Self {
         let size = (HEAD_END + capacity).next_multiple_of(ALIGN);
         assert!(size < u32::MAX as usize, "an arena is below 4 GiB");
-        let layout = Layout::from_size_align(size, ALIGN).expect("a size below 4 GiB is a layout");
-        // SAFETY: the layout's size is not 0: it holds the head.
-        let base = unsafe { alloc_zeroed(layout) };
-        let Some(base) = NonNull::new(base) else {
-            handle_alloc_error(layout);
-        };
-        // The head's tower is all zeros: no nodes.
+        let arena = Arena::new(size);
+        // SAFETY: the arena is larger than the head, and nobody else knows of it. The head's tower is
+        // all zeros: no nodes.
+        unsafe { arena.base().write_bytes(0, HEAD_END) };
         SkipList {
-            base,
-            layout,
+            arena,
             used: AtomicUsize::new(HEAD_END),
             height: AtomicUsize::new(1),
         }
@@ -123,10 +117,7 @@ impl SkipList {
     fn allocate(&self, size: usize) -> usize {
         let size = size.next_multiple_of(ALIGN);
         let at = self.used.fetch_add(size, Ordering::Relaxed);
-        assert!(
-            at + size <= self.layout.size(),
-            "an insert was not reserved"
-        );
+        assert!(at + size <= self.arena.size(), "an insert was not reserved");
         at
     }
 
@@ -137,7 +128,7 @@ impl SkipList {
         // SAFETY: `node` is the head or a linked node (I2, I5) found at `level`, so that its tower
         // has that level and lies in the arena before the node; it is aligned to 4 since nodes are
         // to 8. Links are only accessed as atomics once a node is linked (I3).
-        unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU32>() }
+        unsafe { &*self.arena.base().add(at).cast::<AtomicU32>() }
     }
 
     fn next(&self, node: u32, level: usize) -> u32 {
@@ -151,7 +142,7 @@ impl SkipList {
         // fields don't change (I3). The offsets of the numbers are aligned: 0 and 4 to 4, 8 and 16
         // to 8. The place follows them, as `write_node` wrote it.
         unsafe {
-            let at = self.base.as_ptr().add(node as usize);
+            let at = self.arena.base().add(node as usize);
             let place_len = at.cast::<u32>().read() as usize;
             Head {
                 version: at.add(8).cast::<u64>().read(),
@@ -177,7 +168,7 @@ impl SkipList {
         let head = self.head(node);
         // SAFETY: as in `head`: the value's bytes are written, unchanging, and in the arena.
         unsafe {
-            let at = self.base.as_ptr().add(node as usize + head.value_at);
+            let at = self.arena.base().add(node as usize + head.value_at);
             std::slice::from_raw_parts(at, head.value_len)
         }
     }
@@ -200,11 +191,28 @@ impl SkipList {
     fn walk(&self, from: u32, level: usize, known: u32, key: &Key<'_>) -> (u32, u32) {
         let mut before = from;
         let mut next = self.next(before, level);
+        self.fetch_below(before, level);
         while next != 0 && next != known && self.is_before(next, key) {
             before = next;
             next = self.next(before, level);
+            self.fetch_below(before, level);
         }
         (before, next)
+    }
+
+    /// Brings the node into the cache that is compared next if the search goes down from `node` at
+    /// `level`, while the comparison on this level waits for memory of its own.
+    #[inline]
+    fn fetch_below(&self, node: u32, level: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if level > 0 {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let below = self.link(node, level - 1).load(Ordering::Relaxed) as usize;
+            // SAFETY: a prefetch reads nothing and faults never; the offset lies in the arena.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.arena.base().add(below).cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (node, level);
     }
 
     /// The last node before `key` (perhaps the head) and the first at or after it (or 0).
@@ -262,7 +270,7 @@ impl SkipList {
         // `node` is a multiple of 8, so that the numbers are aligned; source and target can't
         // overlap, since nobody else has a reference to these bytes.
         unsafe {
-            let at = self.base.as_ptr().add(node);
+            let at = self.arena.base().add(node);
             at.cast::<u32>().write(key.place.len() as u32);
             at.add(4).cast::<u32>().write(value.len() as u32);
             at.add(8).cast::<u64>().write(key.version);
@@ -312,14 +320,6 @@ impl SkipList {
             }
         }
         node
-    }
-}
-
-impl Drop for SkipList {
-    fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc_zeroed` with this layout and is freed once; by I4 no
-        // reference is left.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! first one is a restart point. A block passed its checksum before it gets here, yet nothing here
 //! trusts a length in it.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::codec::{Reader, put_varint};
 use crate::key::{Key, Kind};
@@ -144,9 +144,26 @@ impl Block {
         })
     }
 
+    /// A block without entries.
+    pub(crate) fn empty() -> Block {
+        Block {
+            bytes: Bytes::from_static(&[0; 4]),
+            entries_end: 0,
+            restarts: 0,
+        }
+    }
+
     /// What it takes in memory.
     pub(crate) fn size_bytes(&self) -> usize {
         self.bytes.len()
+    }
+
+    /// A part of the block, which it keeps alive.
+    pub(crate) fn into_value(self, (from, to): (u32, u32)) -> Bytes {
+        let mut bytes = self.bytes;
+        bytes.truncate(to as usize);
+        bytes.advance(from as usize);
+        bytes
     }
 
     /// How many restart points it has.
@@ -192,6 +209,91 @@ impl Block {
         };
         Some((parts, end))
     }
+
+    /// The last restart point whose entry is before `target`; 0 if none is.
+    fn restart_before(&self, target: &Key<'_>) -> Result<u32, Damage> {
+        let (mut low, mut high) = (0, self.restarts);
+        // Invariant: entries at restarts below `low` are before the target, from `high` on not.
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let at = self.restart(middle).ok_or(NONSENSE)?;
+            let (parts, _) = self.entry(at).ok_or(NONSENSE)?;
+            let key = Key {
+                place: parts.own,
+                version: parts.version,
+                sequence: parts.sequence,
+                kind: parts.kind,
+            };
+            if key.order(target).is_lt() {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        Ok(low.saturating_sub(1))
+    }
+
+    /// The first entry of the target's place at its version or below that `sequence` sees.
+    ///
+    /// Keys are not put together on the way. As long as entries are before the target, `matched` is how
+    /// many bytes of its place the last of them begins with; one that shares more than that with the
+    /// last differs from the target where that did, and one that shares less is behind the target.
+    pub(crate) fn find(&self, target: &Key<'_>, sequence: u64) -> Result<Lookup, Damage> {
+        if self.restarts == 0 {
+            return Ok(Lookup::Behind);
+        }
+        let mut at = self.restart(self.restart_before(target)?).ok_or(NONSENSE)?;
+        let mut matched = 0;
+        while at < self.entries_end {
+            let (parts, after) = self.entry(at).ok_or(NONSENSE)?;
+            at = after;
+            if parts.shared == 0 {
+                // A whole place, as at restart points.
+                matched = 0;
+            }
+            if parts.shared > matched {
+                continue;
+            }
+            if parts.shared < matched {
+                return Ok(Lookup::Absent);
+            }
+            let rest = &target.place[matched..];
+            let common = common_prefix(parts.own, rest);
+            matched += common;
+            let visible = parts.version <= target.version && parts.sequence <= sequence;
+            match (parts.own.get(common), rest.get(common)) {
+                (None, None) if visible => {
+                    return Ok(Lookup::Found(FoundInBlock {
+                        version: parts.version,
+                        kind: parts.kind,
+                        value: parts.value,
+                    }));
+                }
+                (Some(own), Some(wanted)) if own > wanted => return Ok(Lookup::Absent),
+                (Some(_), None) => return Ok(Lookup::Absent),
+                _ => {}
+            }
+        }
+        Ok(Lookup::Behind)
+    }
+}
+
+/// What a lookup in one block gave.
+pub(crate) enum Lookup {
+    /// The table does not hold it.
+    Absent,
+    /// The entry.
+    Found(FoundInBlock),
+    /// All entries of the block are before it: the next block may hold it.
+    Behind,
+}
+
+/// An entry found in a block.
+pub(crate) struct FoundInBlock {
+    pub(crate) version: u64,
+    pub(crate) kind: Kind,
+    /// The value, in the block.
+    pub(crate) value: (u32, u32),
 }
 
 const NONSENSE: Damage = "an entry of a block is nonsense";
@@ -323,34 +425,11 @@ impl BlockCursor {
         Ok(())
     }
 
-    /// The last restart point whose entry is before `target`; 0 if none is.
-    fn restart_before(&self, target: &Key<'_>) -> Result<u32, Damage> {
-        let (mut low, mut high) = (0, self.block.restarts);
-        // Invariant: entries at restarts below `low` are before the target, from `high` on not.
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let at = self.block.restart(middle).ok_or(NONSENSE)?;
-            let (parts, _) = self.block.entry(at).ok_or(NONSENSE)?;
-            let key = Key {
-                place: parts.own,
-                version: parts.version,
-                sequence: parts.sequence,
-                kind: parts.kind,
-            };
-            if key.order(target).is_lt() {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        Ok(low.saturating_sub(1))
-    }
-
     pub(crate) fn seek(&mut self, target: &Key<'_>) -> Result<(), Damage> {
         if self.block.restarts == 0 {
             return self.go_nowhere();
         }
-        let restart = self.restart_before(target)?;
+        let restart = self.block.restart_before(target)?;
         self.load_restart(restart)?;
         while self.valid() && self.key().order(target).is_lt() {
             self.load(self.after)?;

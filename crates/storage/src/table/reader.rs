@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quorate_env::{Disk, File};
 
-use super::block::{Block, BlockCursor};
+use super::block::{Block, BlockCursor, Damage, Lookup};
 use super::filter::Filter;
 use super::format::{FOOTER_BYTES, Footer, Handle, MAGIC, Properties, open_block};
 use super::index::Index;
@@ -72,7 +72,8 @@ impl Table {
             read_block(file.as_ref(), path, handle)
         };
         let damaged = |what| Error::corrupt(path, what);
-        let index = Block::new(part(footer.index)?).and_then(Index::new);
+        let index = Block::new(part(footer.index)?);
+        let index = index.and_then(|block| Index::new(block, footer.index.offset));
         let index = index.map_err(damaged)?;
         let filter = Filter::new(part(footer.filter)?).map_err(damaged)?;
         let properties = part(footer.properties)?;
@@ -101,20 +102,20 @@ impl Table {
         Error::corrupt(&self.path, format!("block at byte {offset}: {what}"))
     }
 
-    /// A data block, by its handle in the index.
-    fn data_block(&self, handle: &[u8], fill_cache: bool) -> Result<(Block, u64)> {
-        let handle = Handle::decode(handle).filter(|h| h.end() <= self.data_end);
-        let handle =
-            handle.ok_or_else(|| Error::corrupt(&self.path, "its index points nowhere"))?;
+    fn index_damaged(&self, what: &str) -> Error {
+        Error::corrupt(&self.path, format!("index: {what}"))
+    }
+
+    fn data_block(&self, handle: Handle, fill_cache: bool) -> Result<Block> {
         if let Some(block) = self.cache.get(self.number, handle.offset) {
-            return Ok((block, handle.offset));
+            return Ok(block);
         }
         let bytes = read_block(self.file.as_ref(), &self.path, handle)?;
         let block = Block::new(bytes).map_err(|what| self.damaged(handle.offset, what))?;
         if fill_cache {
             self.cache.insert(self.number, handle.offset, block.clone());
         }
-        Ok((block, handle.offset))
+        Ok(block)
     }
 
     /// The newest entry of a place at `version` or below that `sequence` sees. `hash` is that of
@@ -130,68 +131,40 @@ impl Table {
             return Ok(None);
         }
         let target = Key::seek(place, version);
-        let in_index = |what| Error::corrupt(&self.path, what);
-        let mut index = self.index.cursor();
-        self.index.seek(&mut index, &target).map_err(in_index)?;
-        let mut cursor: Option<BlockCursor> = None;
-        while index.valid() {
-            let (block, offset) = self.data_block(index.value(), true)?;
-            let in_block = |what| self.damaged(offset, what);
-            let cursor = match &mut cursor {
-                Some(cursor) => {
-                    cursor.set_block(block);
-                    cursor.seek_to_first().map_err(in_block)?;
-                    cursor
-                }
-                none => {
-                    let cursor = none.insert(BlockCursor::new(block));
-                    cursor.seek(&target).map_err(in_block)?;
-                    cursor
-                }
-            };
-            while cursor.valid() {
-                let key = cursor.key();
-                if key.place != place {
-                    return Ok(None);
-                }
-                if key.sequence <= sequence {
+        let position = self.index.position(&target);
+        let mut at = position.map_err(|what| self.index_damaged(what))?;
+        // One place may go on in further blocks.
+        while let Some(handle) = self.index.handle(at) {
+            let block = self.data_block(handle, true)?;
+            let looked = block.find(&target, sequence);
+            match looked.map_err(|what| self.damaged(handle.offset, what))? {
+                Lookup::Absent => return Ok(None),
+                Lookup::Found(found) => {
                     return Ok(Some(Found {
-                        version: key.version,
-                        kind: key.kind,
-                        value: cursor.value_bytes(),
+                        version: found.version,
+                        kind: found.kind,
+                        value: block.into_value(found.value),
                     }));
                 }
-                cursor.next().map_err(in_block)?;
+                Lookup::Behind => at += 1,
             }
-            index.next().map_err(in_index)?;
         }
         Ok(None)
     }
 
     /// About where in the file a place would be.
     pub(crate) fn offset_of(&self, place: &[u8]) -> Result<u64> {
-        let in_index = |what| Error::corrupt(&self.path, what);
-        let mut index = self.index.cursor();
-        let sought = self.index.seek(&mut index, &Key::first_of(place));
-        sought.map_err(in_index)?;
-        if !index.valid() {
-            return Ok(self.data_end);
-        }
-        let handle = Handle::decode(index.value());
+        let position = self.index.position(&Key::first_of(place));
+        let position = position.map_err(|what| self.index_damaged(what))?;
+        let handle = self.index.handle(position);
         Ok(handle.map_or(self.data_end, |h| h.offset))
     }
 
     /// Calls `each` with the end of each data block, as the index has it, and its size on disk.
     pub(crate) fn for_each_block(&self, mut each: impl FnMut(&[u8], u64)) -> Result<()> {
-        let in_index = |what| Error::corrupt(&self.path, what);
-        let mut index = self.index.cursor();
-        index.seek_to_first().map_err(in_index)?;
-        while index.valid() {
-            let size = Handle::decode(index.value()).map_or(0, |h| h.size);
-            each(index.key().place, u64::from(size));
-            index.next().map_err(in_index)?;
-        }
-        Ok(())
+        let each = |place: &[u8], handle: Handle| each(place, u64::from(handle.size));
+        let done = self.index.for_each(each);
+        done.map_err(|what| self.index_damaged(what))
     }
 }
 
@@ -207,97 +180,88 @@ fn read_block(file: &dyn File, path: &Path, handle: Handle) -> Result<Bytes> {
 /// A place in a table.
 pub(crate) struct TableCursor {
     table: Arc<Table>,
-    index: BlockCursor,
-    /// Valid exactly when the cursor is; the block that `index` stands on.
+    /// The data block it stands in, or stood in last.
+    at: usize,
+    /// Whether `data` is over that block.
+    loaded: bool,
     data: BlockCursor,
-    /// Where that block lies.
-    data_at: Option<u64>,
     fill_cache: bool,
 }
 
 impl TableCursor {
     /// `fill_cache` is whether blocks that it reads shall stay: not for compaction.
     pub(crate) fn new(table: Arc<Table>, fill_cache: bool) -> Self {
-        let index = table.index.cursor();
-        // An empty stand-in until a block is loaded: the index itself, invalid.
-        let data = table.index.cursor();
         TableCursor {
-            table,
-            index,
-            data,
-            data_at: None,
+            at: 0,
+            loaded: false,
+            data: BlockCursor::new(Block::empty()),
             fill_cache,
+            table,
         }
     }
 
-    /// Loads the block that the index stands on; false if it stands on none.
-    fn load(&mut self) -> Result<bool> {
-        if !self.index.valid() {
-            self.drop_block();
-            return Ok(false);
-        }
-        let handle = Handle::decode(self.index.value());
-        if handle.is_some() && handle.map(|h| h.offset) == self.data_at {
+    /// Goes to a data block; false if there is none, and then it is not valid.
+    fn load(&mut self, at: usize) -> Result<bool> {
+        if self.loaded && self.at == at {
             return Ok(true);
         }
         self.drop_block();
-        let (block, offset) = self.table.data_block(self.index.value(), self.fill_cache)?;
+        let Some(handle) = self.table.index.handle(at) else {
+            return Ok(false);
+        };
+        let block = self.table.data_block(handle, self.fill_cache)?;
         self.data.set_block(block);
-        self.data_at = Some(offset);
+        self.at = at;
+        self.loaded = true;
         Ok(true)
     }
 
     fn drop_block(&mut self) {
-        self.data_at = None;
+        self.loaded = false;
         self.data.invalidate();
     }
 
-    /// Runs a step of the index or the data; damage leaves the cursor invalid.
+    /// Moves within the block; damage leaves the cursor invalid.
     fn step(
         &mut self,
-        on_index: bool,
-        step: impl FnOnce(&mut BlockCursor) -> std::result::Result<(), super::block::Damage>,
+        step: impl FnOnce(&mut BlockCursor) -> std::result::Result<(), Damage>,
     ) -> Result<()> {
-        let cursor = if on_index {
-            &mut self.index
-        } else {
-            &mut self.data
-        };
-        if let Err(what) = step(cursor) {
-            let at = if on_index { None } else { self.data_at };
+        step(&mut self.data).map_err(|what| {
             self.drop_block();
-            return Err(match at {
-                Some(at) => self.table.damaged(at, what),
-                None => Error::corrupt(&self.table.path, format!("index: {what}")),
-            });
-        }
-        Ok(())
+            let handle = self.table.index.handle(self.at).unwrap_or_default();
+            self.table.damaged(handle.offset, what)
+        })
     }
 
-    fn seek_index(&mut self, target: &Key<'_>) -> Result<()> {
-        let table = Arc::clone(&self.table);
-        self.step(true, |index| table.index.seek(index, target))
+    fn position(&mut self, target: &Key<'_>) -> Result<usize> {
+        let position = self.table.index.position(target);
+        position.map_err(|what| {
+            self.drop_block();
+            self.table.index_damaged(what)
+        })
     }
 
     /// While the data is at its end, goes on to the next block.
     fn skip_forward(&mut self) -> Result<()> {
         while !self.data.valid() {
-            self.step(true, BlockCursor::next)?;
-            if !self.load()? {
+            if !self.load(self.at + 1)? {
                 return Ok(());
             }
-            self.step(false, BlockCursor::seek_to_first)?;
+            self.step(BlockCursor::seek_to_first)?;
         }
         Ok(())
     }
 
     fn skip_back(&mut self) -> Result<()> {
         while !self.data.valid() {
-            self.step(true, BlockCursor::prev)?;
-            if !self.load()? {
+            let Some(before) = self.at.checked_sub(1) else {
+                self.drop_block();
+                return Ok(());
+            };
+            if !self.load(before)? {
                 return Ok(());
             }
-            self.step(false, BlockCursor::seek_to_last)?;
+            self.step(BlockCursor::seek_to_last)?;
         }
         Ok(())
     }
@@ -305,53 +269,52 @@ impl TableCursor {
 
 impl Cursor for TableCursor {
     fn seek_to_first(&mut self) -> Result<()> {
-        self.step(true, BlockCursor::seek_to_first)?;
-        if !self.load()? {
+        if !self.load(0)? {
             return Ok(());
         }
-        self.step(false, BlockCursor::seek_to_first)?;
+        self.step(BlockCursor::seek_to_first)?;
         self.skip_forward()
     }
 
     fn seek_to_last(&mut self) -> Result<()> {
-        self.step(true, BlockCursor::seek_to_last)?;
-        if !self.load()? {
+        let last = self.table.index.len().saturating_sub(1);
+        if !self.load(last)? {
             return Ok(());
         }
-        self.step(false, BlockCursor::seek_to_last)?;
+        self.step(BlockCursor::seek_to_last)?;
         self.skip_back()
     }
 
     fn seek(&mut self, target: &Key<'_>) -> Result<()> {
-        self.seek_index(target)?;
-        if !self.load()? {
+        let at = self.position(target)?;
+        if !self.load(at)? {
             return Ok(());
         }
-        self.step(false, |data| data.seek(target))?;
+        self.step(|data| data.seek(target))?;
         self.skip_forward()
     }
 
     fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
-        self.seek_index(target)?;
-        if !self.load()? {
+        let at = self.position(target)?;
+        if !self.load(at)? {
             return self.seek_to_last();
         }
-        self.step(false, |data| data.seek_before(target))?;
+        self.step(|data| data.seek_before(target))?;
         self.skip_back()
     }
 
     fn next(&mut self) -> Result<()> {
-        self.step(false, BlockCursor::next)?;
+        self.step(BlockCursor::next)?;
         self.skip_forward()
     }
 
     fn prev(&mut self) -> Result<()> {
-        self.step(false, BlockCursor::prev)?;
+        self.step(BlockCursor::prev)?;
         self.skip_back()
     }
 
     fn valid(&self) -> bool {
-        self.data_at.is_some() && self.data.valid()
+        self.loaded && self.data.valid()
     }
 
     fn key(&self) -> Key<'_> {

@@ -19,6 +19,9 @@ pub struct Settings {
     pub nodes: usize,
     /// `storage.free_bytes_min`.
     pub free_bytes_min: u64,
+    /// The data directories of these nodes are file systems of their own, each of so many bytes.
+    #[cfg(feature = "chaos")]
+    pub small_disks: Option<(Vec<usize>, u64)>,
 }
 
 impl Settings {
@@ -27,6 +30,8 @@ impl Settings {
         Settings {
             nodes,
             free_bytes_min: 1 << 20,
+            #[cfg(feature = "chaos")]
+            small_disks: None,
         }
     }
 
@@ -75,8 +80,15 @@ impl Cluster {
         let first = free_ports(count);
         let names = (1_u16..).take(settings.nodes);
         let nodes = names.map(|n| Node::new(dir.path(), &format!("node-{n}"), first + n - 1));
+        let nodes: Vec<Node> = nodes.collect();
+        #[cfg(feature = "chaos")]
+        if let Some((places, bytes)) = &settings.small_disks {
+            places
+                .iter()
+                .for_each(|n| crate::chaos::mount(&nodes[*n].data, *bytes));
+        }
         let mut cluster = Cluster {
-            nodes: nodes.collect(),
+            nodes,
             dir,
             share: None,
         };

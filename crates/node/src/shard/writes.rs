@@ -1,0 +1,210 @@
+//! The queue of writes. They wait while earlier ones are agreed upon, and leave together as one
+//! command; so the number of Raft entries follows the speed of the group, not the number of clients.
+
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use quorate_kv::{Error, ErrorKind, Outcome as Known};
+use quorate_replication::{Error as GroupError, Proposed};
+use quorate_sharding::{Failure, Request};
+use tokio::time::Instant;
+
+use super::{ShardReplica, deadline};
+use crate::command::{self, ANSWER_BYTES, COMMAND_BYTES, WritesBuilder};
+use crate::outcome::{self, Outcome};
+use crate::replies::Replies;
+
+/// So many bytes of writes wait in one shard before it refuses more.
+const QUEUE_BYTES: usize = 32 << 20;
+
+#[derive(Default)]
+pub(super) struct WriteQueue {
+    waiting: Vec<Waiting>,
+    bytes: usize,
+    /// Whether a command is under way; when it is done, the next one takes what waits by then.
+    under_way: bool,
+}
+
+struct Waiting {
+    request: Request,
+    since: Instant,
+    deadline: Instant,
+    replies: Replies,
+    /// Its time was over before the group answered.
+    answered: bool,
+}
+
+impl Waiting {
+    fn expire(&mut self) {
+        let message = "the write was proposed and the deadline passed";
+        let error = Error::new(ErrorKind::DeadlineExceeded, message).with_outcome(Known::Unknown);
+        self.replies
+            .send(vec![(self.request.request_id, Err(error.into()))]);
+        self.answered = true;
+    }
+}
+
+impl ShardReplica {
+    /// Queues a write; true if nobody works on the queue yet.
+    pub(super) fn enqueue(&self, request: Request, replies: &Replies) -> Result<bool, Failure> {
+        if !self.group.is_leader() {
+            return Err(self.not_leader());
+        }
+        if self.context.disk_full.load(Ordering::Relaxed) {
+            let message = "the disk is nearly full: free space; reads go on";
+            return Err(Error::new(ErrorKind::DiskFull, message).into());
+        }
+        if self.context.engine_behind.load(Ordering::Relaxed) {
+            let message = "this node's storage engine is behind with its flushes";
+            let error = Error::new(ErrorKind::Overloaded, message);
+            return Err(error.with_retry_after(Duration::from_millis(200)).into());
+        }
+        let bytes = command::size_bytes(&request.operation);
+        let mut queue = self.writes.lock();
+        if queue.bytes + bytes > QUEUE_BYTES {
+            let error = Error::new(ErrorKind::Overloaded, "the shard's queue of writes is full");
+            return Err(error.with_retry_after(Duration::from_millis(50)).into());
+        }
+        queue.bytes += bytes;
+        let since = Instant::now();
+        let deadline = deadline(since, &request);
+        queue.waiting.push(Waiting {
+            since,
+            request,
+            deadline,
+            replies: replies.clone(),
+            answered: false,
+        });
+        let idle = !std::mem::replace(&mut queue.under_way, true);
+        Ok(idle)
+    }
+
+    /// Proposes what waits, command after command, until nothing does.
+    pub(super) async fn run_writes(&self) {
+        loop {
+            let (mut batch, command) = {
+                let mut queue = self.writes.lock();
+                match self.take_command(&mut queue) {
+                    Some(taken) => taken,
+                    None => {
+                        queue.under_way = false;
+                        return;
+                    }
+                }
+            };
+            if batch.is_empty() {
+                continue;
+            }
+            let proposed = self.propose(command, &mut batch).await;
+            match proposed.map(|proposed| outcome::decode(proposed.result)) {
+                Ok(Ok(outcomes)) if outcomes.len() == batch.len() => {
+                    self.answer(batch, outcomes);
+                }
+                Ok(_) => {
+                    let error =
+                        Error::new(ErrorKind::Internal, "the outcomes do not fit the writes");
+                    self.fail(batch, &error.with_outcome(Known::Unknown).into());
+                }
+                Err(error) => self.fail(batch, &self.failure(error)),
+            }
+        }
+    }
+
+    /// Proposes a command; a write whose time is over before the others' is answered so.
+    async fn propose(&self, command: Bytes, batch: &mut [Waiting]) -> Result<Proposed, GroupError> {
+        let now = Instant::now();
+        let deadlines = batch.iter().map(|waiting| waiting.deadline);
+        let last = deadlines.max().unwrap_or(now);
+        let mut proposed = pin!(self.group.propose(command, last - now));
+        loop {
+            let open = batch.iter().filter(|waiting| !waiting.answered);
+            let next = open.map(|waiting| waiting.deadline).min();
+            let Some(next) = next.filter(|next| *next < last) else {
+                return proposed.await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut proposed => return done,
+                () = tokio::time::sleep_until(next) => {
+                    let late = batch.iter_mut().filter(|w| !w.answered && w.deadline <= next);
+                    late.for_each(Waiting::expire);
+                }
+            }
+        }
+    }
+
+    /// Takes writes off the queue into one command; `None` when none waits. Those whose time is
+    /// over are answered so, and not proposed.
+    fn take_command(&self, queue: &mut WriteQueue) -> Option<(Vec<Waiting>, Bytes)> {
+        if queue.waiting.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let limits = &self.context.limits;
+        let answer_bytes_max = u32::try_from(limits.batch_bytes).unwrap_or(u32::MAX);
+        let mut builder = WritesBuilder::new(self.context.stamp(), answer_bytes_max);
+        let mut batch = Vec::with_capacity(queue.waiting.len());
+        let (mut taken, mut answer_bytes) = (0, 0);
+        for waiting in &queue.waiting {
+            if builder.size_bytes() > COMMAND_BYTES || answer_bytes > ANSWER_BYTES {
+                break;
+            }
+            taken += 1;
+            if waiting.deadline > now {
+                let request = &waiting.request;
+                answer_bytes += command::answer_bytes_max(limits, &request.operation);
+                builder.push(request.write_id, request.epoch.range, &request.operation);
+            }
+        }
+        for waiting in queue.waiting.drain(..taken) {
+            queue.bytes -= command::size_bytes(&waiting.request.operation);
+            if waiting.deadline > now {
+                batch.push(waiting);
+            } else {
+                let error = Error::new(
+                    ErrorKind::DeadlineExceeded,
+                    "no time was left to propose it",
+                );
+                waiting
+                    .replies
+                    .send(vec![(waiting.request.request_id, Err(error.into()))]);
+            }
+        }
+        Some((batch, builder.finish()))
+    }
+
+    fn answer(&self, batch: Vec<Waiting>, outcomes: Vec<Outcome>) {
+        let now = Instant::now();
+        let writes = &self.context.latencies.writes;
+        let pairs = batch.into_iter().zip(outcomes);
+        let open = pairs.filter(|(waiting, _)| !waiting.answered);
+        let answers = open.map(|(waiting, outcome)| {
+            writes.add(now - waiting.since, 1);
+            let response = match outcome {
+                Outcome::Done(answer) => Ok(answer),
+                Outcome::WrongEpoch => Err(self.wrong_epoch()),
+                Outcome::OutOfRange => Err(self.out_of_range()),
+                Outcome::AnswerTooLarge { bytes } => {
+                    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                    Err(self.context.limits.answer_too_large(bytes).into())
+                }
+            };
+            (waiting.replies, waiting.request.request_id, response)
+        });
+        Replies::send_each(answers);
+    }
+
+    fn fail(&self, batch: Vec<Waiting>, failure: &Failure) {
+        let open = batch.into_iter().filter(|waiting| !waiting.answered);
+        let answers = open.map(|waiting| {
+            (
+                waiting.replies,
+                waiting.request.request_id,
+                Err(failure.clone()),
+            )
+        });
+        Replies::send_each(answers);
+    }
+}

@@ -1,0 +1,118 @@
+//! Disks that fill altogether, as a file system does: nothing acknowledged is lost, nothing stops for
+//! good, and all goes on by itself when there is space.
+
+use std::path::Path;
+
+use quorate_env::Disk;
+use quorate_env::sim::SimDisk;
+use quorate_kv::ReadLevel;
+
+use super::requests::*;
+
+const VALUE_BYTES: usize = 512 << 10;
+
+/// Not a byte is left.
+fn fill(disk: &SimDisk) {
+    let space = disk.space(Path::new("/data")).expect("looks");
+    disk.set_capacity(Some(space.total - space.free));
+}
+
+/// More than two segments of the log and ten memtables.
+async fn write_much(cluster: &Cluster, shard: &quorate_sharding::Shard, round: u64) {
+    let value = format!("{round}").repeat(VALUE_BYTES);
+    for n in 0..80 {
+        cluster.put(shard, &format!("key {n}"), &value).await;
+    }
+}
+
+#[test]
+fn cluster_follower_with_a_full_disk_waits_and_catches_up() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        cluster.put(&shard, "key", "value").await;
+        let full = cluster.follower(shard.id).await;
+        let disk = cluster.disks[&full].clone();
+        fill(&disk);
+        write_much(&cluster, &shard, 1).await;
+        let node = &cluster.nodes[&full];
+        assert!(node.inner.groups.log_is_full());
+        assert!(node.status().disk_full);
+        let stale = cluster
+            .call(full, &shard, get("key", ReadLevel::Stale))
+            .await;
+        assert_eq!(value(stale).as_deref(), Some(&b"value"[..]));
+        disk.set_capacity(None);
+        cluster.assert_replicas_agree(shard.id).await;
+
+        // It is stopped while it is full, or crashes then, and comes back when there is space.
+        for crash in [false, true] {
+            fill(&disk_of(&cluster, full));
+            write_much(&cluster, &shard, 2).await;
+            let disk = match crash {
+                true => cluster.crash(full).await,
+                false => {
+                    let node = cluster.nodes.remove(&full).expect("a node");
+                    // What waited for space is not kept, and that is said.
+                    let _ = node.shutdown().await;
+                    cluster.network.leave(full);
+                    cluster.disks.remove(&full).expect("a disk")
+                }
+            };
+            disk.set_capacity(None);
+            cluster.restart(full, disk).await;
+            cluster.assert_replicas_agree(shard.id).await;
+        }
+    });
+}
+
+fn disk_of(cluster: &Cluster, node: u64) -> SimDisk {
+    cluster.disks[&node].clone()
+}
+
+#[test]
+fn cluster_leader_with_a_full_disk_lets_others_lead() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        cluster.put(&shard, "key", "value").await;
+        let full = cluster.leader(shard.id).await;
+        let disk = disk_of(&cluster, full);
+        fill(&disk);
+        write_much(&cluster, &shard, 1).await;
+        assert_ne!(cluster.leader(shard.id).await, full);
+        disk.set_capacity(None);
+        cluster.assert_replicas_agree(shard.id).await;
+    });
+}
+
+#[test]
+fn cluster_whose_disks_are_all_full_reads_and_goes_on_with_space() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        cluster.put(&shard, "key", "value").await;
+        cluster.disks.values().for_each(fill);
+        until("writes to be refused", || async {
+            let leader = cluster.leader(shard.id).await;
+            let refused = cluster.call(leader, &shard, put("other", "value")).await;
+            refused.is_err().then_some(())
+        })
+        .await;
+        for node in 1..=3 {
+            // Leadership may just be on its way to another.
+            let read = until("a read", || async {
+                let read = get("key", ReadLevel::Linearizable);
+                let read = cluster.call(node, &shard, read).await;
+                read.is_ok().then_some(read)
+            })
+            .await;
+            assert_eq!(value(read).as_deref(), Some(&b"value"[..]));
+        }
+        for disk in cluster.disks.values() {
+            disk.set_capacity(None);
+        }
+        cluster.put(&shard, "other", "value").await;
+        cluster.assert_replicas_agree(shard.id).await;
+    });
+}

@@ -1,0 +1,158 @@
+//! Faults that need mounts of their own. `cargo xtask chaos` runs these inside a mount namespace, where
+//! a test may mount what it likes and everything is gone with the last process.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind as IoErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use futures_util::StreamExt;
+use quorate_client::NamespaceKv;
+use quorate_kv::{ErrorKind, Get, Kv, Put, ReadLevel};
+
+use crate::support::{Cluster, SOON, Settings, Writers, eventually, hashed};
+
+/// Room for a few log segments, memtables and tables.
+const DISK_BYTES: u64 = 640 << 20;
+const VALUE_BYTES: usize = 256 << 10;
+/// More than the bound of the log, which is 64 MiB, and two segments.
+const VALUES: usize = 420;
+
+/// Mounts a file system of so many bytes.
+pub fn mount(dir: &Path, bytes: u64) {
+    fs::create_dir_all(dir).expect("the test's directory is writable");
+    let options = format!("size={bytes}");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", &options, "quorate-chaos"])
+        .arg(dir)
+        .status();
+    let mounted = mounted.expect("mount can be started");
+    assert!(
+        mounted.success(),
+        "no file system can be mounted here: run `cargo xtask chaos`"
+    );
+}
+
+/// A file that takes all that is left of a node's disk; dropping it gives the space back.
+struct Ballast(PathBuf);
+
+impl Ballast {
+    fn fill(disk: &Path) -> Ballast {
+        let ballast = Ballast(disk.join("ballast"));
+        let mut file = File::create(&ballast.0).expect("a full disk still takes a name");
+        for piece in [1 << 20, 4096, 1] {
+            let bytes = vec![7; piece];
+            loop {
+                match file.write_all(&bytes) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == IoErrorKind::StorageFull => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        ballast
+    }
+}
+
+impl Drop for Ballast {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).expect("the ballast is there");
+    }
+}
+
+async fn cluster_with_small_disks(places: &[usize]) -> Cluster {
+    let mut settings = Settings::nodes(3);
+    settings.small_disks = Some((places.to_vec(), DISK_BYTES));
+    Cluster::start(&settings).await
+}
+
+/// Writes more than a log keeps.
+async fn write_much(kv: &NamespaceKv, round: u8) {
+    let puts = (0..VALUES).map(|n| async move {
+        let value = vec![round; VALUE_BYTES];
+        let put = || kv.put(Put::new(format!("much-{n}"), value.clone()));
+        eventually("a large write is acknowledged", SOON, || async {
+            put().await.map_err(|error| error.to_string())
+        })
+        .await;
+    });
+    let written = futures_util::stream::iter(puts).buffer_unordered(4);
+    assert_eq!(written.count().await, VALUES);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chaos_disk_of_one_node_fills_and_others_go_on_until_it_is_back() {
+    let mut cluster = cluster_with_small_disks(&[2]).await;
+    let client = cluster.client().await;
+    let kv = cluster.namespace(&client, &hashed("default", 4, 3)).await;
+    kv.put(Put::new("key", "value")).await.expect("written");
+    let writers = Writers::start(&kv, 4);
+    for round in 0..3 {
+        writers.progress(200).await;
+        let ballast = Ballast::fill(&cluster.nodes[2].data);
+        // Past what the others keep in their logs: it will need snapshots.
+        write_much(&kv, round).await;
+        let (_, metrics) = cluster.nodes[2].http("/metrics").await.expect("it lives");
+        assert!(metrics.contains("quorate_disk_full 1"), "{metrics}");
+        match round {
+            0 => {}
+            // Without a byte to write to, it does not start, and says why.
+            1 => {
+                cluster.nodes[2].kill();
+                cluster.nodes[2].start();
+                let ended = cluster.nodes[2].ended().await;
+                assert!(!ended.success());
+                assert!(cluster.nodes[2].log().contains("No space left on device"));
+            }
+            _ => {
+                let ended = cluster.nodes[2].terminate().await;
+                assert!(ended.code().is_some(), "it ended by itself: {ended}");
+            }
+        }
+        drop(ballast);
+        if !cluster.nodes[2].is_running() {
+            cluster.nodes[2].start();
+        }
+        cluster.healthy().await;
+        cluster.assert_replicas_agree(&client).await;
+    }
+    writers.stop_and_verify().await;
+    assert!(
+        !cluster.nodes[2].log().contains("panicked"),
+        "{}",
+        cluster.nodes[2].log()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chaos_disks_of_all_nodes_fill_and_reads_go_on_until_there_is_space() {
+    let mut cluster = cluster_with_small_disks(&[0, 1, 2]).await;
+    let client = cluster.client().await;
+    let kv = cluster.namespace(&client, &hashed("default", 4, 3)).await;
+    kv.put(Put::new("key", "value")).await.expect("written");
+    let ballasts: Vec<Ballast> = cluster
+        .nodes
+        .iter()
+        .map(|node| Ballast::fill(&node.data))
+        .collect();
+    eventually("writes are refused for want of space", SOON, || async {
+        match kv.put(Put::new("other", "value")).await {
+            Err(error) if error.kind() == ErrorKind::DiskFull => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    for level in [ReadLevel::Linearizable, ReadLevel::Stale] {
+        let found = kv.get(Get::new("key").level(level)).await;
+        let found = found.unwrap_or_else(|error| panic!("{level:?}: {error}"));
+        assert_eq!(found.expect("there").value, "value");
+    }
+    drop(ballasts);
+    eventually("writes are taken again", SOON, || async {
+        let written = kv.put(Put::new("other", "value")).await;
+        written.map_err(|error| error.to_string())
+    })
+    .await;
+    cluster.healthy().await;
+    cluster.assert_replicas_agree(&client).await;
+}
