@@ -7,6 +7,7 @@ mod cluster;
 mod codegen;
 mod services;
 mod tidy;
+mod torture;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,8 @@ usage: cargo xtask <task>
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall, redb and sled
+  torture storage [--minutes N] [--seed S] [--only PART]
+                      crashes, faults, damage, threads, kills: the engine's safety checks, for long
   cluster start|stop|kill N|pause N|resume N|restart N
                       a cluster of real processes, in target/cluster
 ";
@@ -48,6 +51,7 @@ fn main() -> Result<()> {
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
+        ["torture", "storage", more @ ..] => torture::storage(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

@@ -35,6 +35,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "kv",
             "env",
+            "storage",
             "replication",
             "sharding",
             "node",

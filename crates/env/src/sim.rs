@@ -2,10 +2,12 @@
 
 mod clock;
 mod disk;
+mod hooked;
 mod jobs;
 
 pub use clock::SimClock;
 pub use disk::{Crash, Fault, SimDisk};
+pub use hooked::{HookedDisk, Hooks};
 pub use jobs::SimJobs;
 
 use std::sync::Arc;

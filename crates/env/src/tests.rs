@@ -240,3 +240,25 @@ fn jobs_simulated_run_only_in_a_wait_and_move_the_clock() {
     );
     assert_eq!(sim.env().clock.now() - before, Duration::from_secs(3));
 }
+
+#[test]
+fn disk_operation_that_is_to_fail_fails_once_and_a_failed_sync_loses_data() {
+    let disk = SimDisk::new(Random::from_seed(1));
+    let dir = Path::new("/d");
+    disk.create_dir_all(dir).unwrap();
+    let file = disk.create(&dir.join("f")).unwrap();
+    disk.sync_dir(dir).unwrap();
+    disk.fail_at(disk.operations(), io::ErrorKind::StorageFull);
+    let failed = file.write_all_at(b"halfhalf", 0).unwrap_err();
+    assert_eq!(failed.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(file.size().unwrap(), 4);
+    disk.fail_at(disk.operations(), io::ErrorKind::Other);
+    assert!(file.sync().is_err());
+    file.sync().unwrap();
+    disk.fail_read_at(disk.reads());
+    assert!(file.read_exact_at(&mut [0; 4], 0).is_err());
+    // The cache still has what no sync will ever write.
+    file.read_exact_at(&mut [0; 4], 0).unwrap();
+    let up = disk.crash_with(Crash::KeepAll);
+    assert_eq!(up.read(&dir.join("f")).unwrap(), b"");
+}

@@ -23,10 +23,13 @@ mod error;
 mod format;
 mod log;
 mod recovery;
+mod scan;
 mod segment;
 #[cfg(test)]
 mod tests;
+mod waits;
 mod writer;
 
 pub use error::{Error, ErrorKind, Result};
-pub use log::{Completion, Durability, Log, LogOptions, Position, Replay, Ticket, WhenFull};
+pub use log::{Completion, Durability, Log, LogOptions, Position, Replay, Then, Ticket, WhenFull};
+pub use scan::scan;

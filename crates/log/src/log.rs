@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, HEADER_LEN, RECORD_HEADER_LEN, SegmentId};
 use crate::recovery;
 use crate::segment::Folder;
+use crate::waits::Sleeper;
 
 /// How far a record must have got when it is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,7 +55,8 @@ pub enum WhenFull {
 pub struct LogOptions {
     /// The size of a segment's file, in bytes; a record takes at most one. From 4 KiB to 2 GiB.
     pub segment_bytes: u64,
-    /// Whether a job writes the next segment's file beforehand.
+    /// Whether a job writes the next segment's file beforehand, when this one is half full and records are
+    /// synced: a sync into blocks that were written before is faster.
     pub prepare_segments: bool,
     /// What becomes of records that find the disk full.
     pub when_full: WhenFull,
@@ -69,6 +71,9 @@ impl Default for LogOptions {
         }
     }
 }
+
+/// What is to be done when a record is durable; see [`Log::wait_then`].
+pub type Then = Box<dyn FnOnce() + Send>;
 
 /// A record that is queued and that its owner has yet to wait for.
 #[must_use = "the log may wait for its holder to write"]
@@ -86,7 +91,7 @@ impl Ticket {
 }
 
 /// What a thread waits for, and which cuts of the queue it has to hear of.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Wait {
     pub end: Position,
     pub durability: Durability,
@@ -106,8 +111,10 @@ pub(crate) struct Inner {
     pub options: LogOptions,
     pub log_id: u64,
     pub state: Mutex<State>,
-    /// Rung when records complete, and when the writer's place becomes free.
-    pub progress: Event,
+    /// Held over a sync of a segment, and before `state`.
+    pub syncing: Mutex<()>,
+    /// Rung when the writer need not wait for room any more.
+    pub given_up: Event,
     /// Whether records that find the disk full wait for room.
     pub waits: AtomicBool,
     /// Whether the writer found the disk full and waits.
@@ -124,8 +131,10 @@ pub(crate) struct State {
     /// Taken by the writer, not yet written: still readable from here.
     pub in_flight: Vec<Arc<Chunk>>,
     pub writing: bool,
-    /// How many threads wait in [`Log::append`]: one of them can be the next writer.
+    /// How many threads wait, or are about to: one of them can be the next writer.
     pub waiting: usize,
+    /// Those of them that sleep, in the order in which they came.
+    pub sleepers: VecDeque<Sleeper>,
     /// All before this is with the operating system.
     pub written: Position,
     /// All before this is durable.
@@ -135,6 +144,12 @@ pub(crate) struct State {
     pub files: BTreeMap<u64, Arc<dyn File>>,
     pub poison: Option<Error>,
     pub preparing: bool,
+    /// Whether a job syncs what was written.
+    pub syncing_behind: bool,
+    /// Whether a record was to be synced: from then on a segment that is released is kept for the next.
+    pub syncs: bool,
+    /// The last segment in which the file of the next one was asked for.
+    pub prepared_in: u64,
 }
 
 /// Records that lie one after the other in one segment and are written at once.
@@ -186,12 +201,16 @@ impl Log {
             in_flight: Vec::new(),
             writing: false,
             waiting: 0,
+            sleepers: VecDeque::new(),
             written: found.tail,
             synced: found.tail,
             cuts: Vec::new(),
             files: found.files,
             poison: None,
             preparing: false,
+            syncing_behind: false,
+            syncs: false,
+            prepared_in: 0,
         };
         let inner = Inner {
             env: env.clone(),
@@ -201,7 +220,8 @@ impl Log {
             options,
             log_id: found.log_id,
             state: Mutex::new(state),
-            progress: Event::new(),
+            syncing: Mutex::new(()),
+            given_up: Event::new(),
         };
         Ok(Log {
             inner: Arc::new(inner),
@@ -253,7 +273,18 @@ impl Log {
 
     /// Waits until the record of a ticket is as durable as was asked; returns where it begins.
     pub fn wait(&self, ticket: Ticket) -> Result<Position> {
-        self.inner.finish_wait(ticket.wait)?;
+        self.inner.finish_wait(ticket.wait, None)?;
+        Ok(ticket.at)
+    }
+
+    /// Like [`Log::wait`]; and when the record is as durable as asked, `then` runs before this
+    /// returns, on this thread or on that of the writer. It does not run if the record fails.
+    ///
+    /// Where many threads wait for one sync, what each has to do afterwards is done in their order
+    /// by the one that is awake, before it wakes the others. REQUIRES: `then` is short and waits for
+    /// nothing.
+    pub fn wait_then(&self, ticket: Ticket, then: Then) -> Result<Position> {
+        self.inner.finish_wait(ticket.wait, Some(then))?;
         Ok(ticket.at)
     }
 
@@ -374,13 +405,13 @@ impl Log {
     /// included: an owner that stops can't wait for space.
     pub fn refuse_when_full(&self) {
         self.inner.waits.store(false, Ordering::Release);
-        self.inner.progress.notify();
+        self.inner.given_up.notify();
     }
 
     /// Forgets all whole segments below `segment`; never the one that is written to.
     pub fn release(&self, segment: u64) -> Result<()> {
         loop {
-            let oldest = {
+            let (oldest, keep) = {
                 let mut state = self.inner.state.lock();
                 let Some(oldest) = state.files.keys().next().copied() else {
                     return Ok(());
@@ -390,9 +421,9 @@ impl Log {
                     return Ok(());
                 }
                 state.files.remove(&oldest);
-                oldest
+                (oldest, state.syncs)
             };
-            self.inner.folder.remove_oldest(oldest)?;
+            self.inner.folder.remove_oldest(oldest, keep)?;
         }
     }
 }

@@ -94,7 +94,10 @@ fn replay_segment(
 ) -> Result<u64> {
     let path = folder.path(id.segment);
     let mut at = HEADER_LEN;
+    // All before this is on disk: records prove it.
+    let mut durable = HEADER_LEN;
     while let Some(record) = format::decode_record(&bytes[at..], id) {
+        durable = durable.max(record.synced as usize);
         if record.kind == SEAL {
             if is_last {
                 // A crash between the seal and the next segment: go on writing here.
@@ -122,6 +125,11 @@ fn replay_segment(
             format!("a record's checksum does not match, and bytes up to {synced} were synced");
         return Err(Error::corruption(&path, at as u64, &what));
     }
+    // After a sync that failed, what is read may be in the page cache alone, and no later sync would write
+    // it: so it is written once more.
+    if let Some(doubtful) = bytes.get(durable..at) {
+        folder.write_again(id.segment, doubtful, durable as u64)?;
+    }
     if (bytes.len() as u64) < folder.segment_bytes || bytes[at..].iter().any(|byte| *byte != 0) {
         folder.clear_from(id.segment, at as u64)?;
     }
@@ -129,7 +137,7 @@ fn replay_segment(
 }
 
 /// Looks past the end for a sound record that proves that the log was synced beyond it.
-fn synced_beyond(bytes: &[u8], end: usize, id: SegmentId) -> Option<u32> {
+pub(crate) fn synced_beyond(bytes: &[u8], end: usize, id: SegmentId) -> Option<u32> {
     let mut at = end + 8;
     while at < bytes.len() {
         if let Some(record) = format::decode_record(&bytes[at..], id)

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use quorate_env::{Disk, Env, File};
 
 use crate::error::{Error, Result};
@@ -19,6 +20,10 @@ pub(crate) struct Folder {
     pub disk: Arc<dyn Disk>,
     pub dir: PathBuf,
     pub segment_bytes: u64,
+    /// Held by whoever gives the spare its name or takes it away: the writer, the job that prepares one,
+    /// and whoever releases segments. Without it one could put a blank file in the place of a segment
+    /// that another is making.
+    spare: Mutex<()>,
 }
 
 impl Folder {
@@ -27,6 +32,7 @@ impl Folder {
             disk: Arc::clone(&env.disk),
             dir: dir.to_owned(),
             segment_bytes,
+            spare: Mutex::new(()),
         }
     }
 
@@ -72,7 +78,12 @@ impl Folder {
             file.allocate(self.segment_bytes)?;
             self.write_zeros(&*file, 0)?;
             file.sync()?;
-            self.disk.rename(&beside, &path)
+            let _names = self.spare.lock();
+            // Somebody may have needed one sooner, or given one back.
+            match self.disk.exists(&path)? {
+                true => self.disk.remove(&beside),
+                false => self.disk.rename(&beside, &path),
+            }
         };
         make().map_err(|e| Error::io("can't prepare", &path, &e))
     }
@@ -87,6 +98,7 @@ impl Folder {
         let path = self.path(id.segment);
         let spare = self.spare_path();
         let make = || {
+            let _names = self.spare.lock();
             if !self.disk.exists(&spare)? {
                 let file = self.disk.create(&spare)?;
                 if let Err(e) = file.allocate(self.segment_bytes) {
@@ -104,12 +116,13 @@ impl Folder {
         make().map_err(|e| Error::io("can't make segment", &path, &e))
     }
 
-    /// Removes the oldest segment, or makes it the spare. The name's end is durable on return, so
-    /// that of several removals no crash can undo an earlier one alone.
-    pub(crate) fn remove_oldest(&self, segment: u64) -> Result<()> {
+    /// Removes the oldest segment, or makes it the spare if there is none and `keep` says so. The name's
+    /// end is durable on return, so that of several removals no crash can undo an earlier one alone.
+    pub(crate) fn remove_oldest(&self, segment: u64, keep: bool) -> Result<()> {
         let path = self.path(segment);
         let run = || {
-            if self.disk.exists(&self.spare_path())? {
+            let _names = self.spare.lock();
+            if !keep || self.disk.exists(&self.spare_path())? {
                 self.disk.remove(&path)?;
             } else {
                 self.disk.rename(&path, &self.spare_path())?;
@@ -132,6 +145,14 @@ impl Folder {
             file.sync()
         };
         run().map_err(|e| Error::io("can't clear the end of", &path, &e))
+    }
+
+    /// Writes bytes where they are already, so that the next sync takes them to disk whatever became of
+    /// the last one.
+    pub(crate) fn write_again(&self, segment: u64, bytes: &[u8], offset: u64) -> Result<()> {
+        let path = self.path(segment);
+        let run = || self.disk.open(&path)?.write_all_at(bytes, offset);
+        run().map_err(|e| Error::io("can't write again", &path, &e))
     }
 
     fn write_zeros(&self, file: &dyn File, from: u64) -> std::io::Result<()> {

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use parking_lot::Mutex;
-use quorate_env::sim::{Fault, Sim};
+use parking_lot::{Condvar, Mutex};
+use quorate_env::sim::{Crash, Fault, HookedDisk, Hooks, Sim};
 use quorate_env::{Disk, Env, JobClass, Jobs};
 
 use crate::{Durability, ErrorKind, Log, LogOptions, Position, WhenFull};
@@ -342,6 +343,36 @@ fn log_on_a_full_disk_refuses_and_goes_on_when_there_is_space() {
     );
 }
 
+/// Segments are so small that the writer is often faster than the job that prepares the next one: then
+/// both make a file, and it must not matter who is first.
+#[test]
+fn log_that_outruns_its_preparation_loses_nothing() {
+    for round in 0..8 {
+        let folder = tempfile::tempdir().unwrap();
+        let env = Env::real(1);
+        let log = Log::open(&env, folder.path(), small(), &mut |_, _| Ok(())).unwrap();
+        for n in 0..600_u32 {
+            let mut record = vec![0; 900];
+            record[..4].copy_from_slice(&n.to_le_bytes());
+            // Segments are prepared where records are synced.
+            let durability = match n % 3 {
+                0 => Durability::Synced,
+                _ => Durability::Buffered,
+            };
+            log.append(&[&record], durability).unwrap();
+        }
+        drop(log);
+        let mut found = 0;
+        let reopened = Log::open(&Env::real(1), folder.path(), small(), &mut |_, record| {
+            assert_eq!(record[..4], u32::to_le_bytes(found));
+            found += 1;
+            Ok(())
+        });
+        reopened.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        assert_eq!(found, 600, "round {round}");
+    }
+}
+
 /// A log on a disk with room for little, told to wait; twenty records are queued, and what became of
 /// each. `when_full` runs once, while they wait.
 fn wait_on_a_full_disk(when_full: impl FnOnce(&Sim, &Log) + Send + 'static) -> (Sim, Vec<bool>) {
@@ -399,6 +430,23 @@ fn log_told_to_wait_no_longer_fails_what_waits() {
     assert_eq!(found.len(), kept);
 }
 
+/// The failed sync left its records in the page cache, and on no disk.
+#[test]
+fn log_opened_after_a_failed_sync_makes_durable_what_it_replays() {
+    let sim = Sim::new(8);
+    let (log, _) = open(&sim.env()).unwrap();
+    log.append(&[&record(1)], Durability::Synced).unwrap();
+    sim.disk.inject(Fault::Sync);
+    log.append(&[&record(2)], Durability::Synced).unwrap_err();
+    drop(log);
+    let (log, found) = open(&sim.env()).unwrap();
+    assert_eq!(found, [record(1), record(2)]);
+    log.append(&[&record(3)], Durability::Synced).unwrap();
+    let disk = sim.disk.crash_with(Crash::LoseAll);
+    let (_, found) = open(&Sim { disk, ..sim }.env()).unwrap();
+    assert_eq!(found, [record(1), record(2), record(3)]);
+}
+
 #[test]
 fn log_too_large_record_and_newer_format_are_refused() {
     let sim = Sim::new(9);
@@ -416,4 +464,107 @@ fn log_too_large_record_and_newer_format_are_refused() {
         .unwrap();
     let error = open(&sim.env()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NewerFormat);
+}
+
+/// Buffered records of 64 KiB, with a segment that holds them all.
+fn write_much(sim: &Sim, count: usize) -> (Log, LogOptions) {
+    write_much_to(&sim.env(), &dir(), count)
+}
+
+fn write_much_to(env: &Env, dir: &Path, count: usize) -> (Log, LogOptions) {
+    let options = LogOptions {
+        segment_bytes: 16 << 20,
+        ..small()
+    };
+    let log = Log::open(env, dir, options.clone(), &mut |_, _| Ok(())).unwrap();
+    for n in 0..count {
+        let record = vec![n as u8; 64 << 10];
+        log.append(&[&record], Durability::Buffered).unwrap();
+    }
+    (log, options)
+}
+
+#[test]
+fn log_that_is_never_asked_to_sync_is_synced_in_the_background() {
+    let sim = Sim::new(4);
+    let (_log, options) = write_much(&sim, 100);
+    sim.jobs.pump_all();
+    let crashed = Sim {
+        disk: sim.disk.crash_with(Crash::LoseAll),
+        ..sim.crash()
+    };
+    let mut found = 0;
+    let count = &mut |_, _: &[u8]| {
+        found += 1;
+        Ok(())
+    };
+    Log::open(&crashed.env(), &dir(), options, count).unwrap();
+    assert!(found >= 64, "{found} of 100 survived");
+}
+
+#[test]
+fn log_whose_background_sync_failed_takes_no_more() {
+    let sim = Sim::new(5);
+    let (log, _) = write_much(&sim, 10);
+    sim.disk.inject(Fault::Sync);
+    for n in 10..100 {
+        let record = vec![n as u8; 64 << 10];
+        if log.append(&[&record], Durability::Buffered).is_err() {
+            break;
+        }
+        sim.jobs.pump_all();
+    }
+    let late = log.append(&[b"late"], Durability::Synced).unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Poisoned);
+    let sync = log.sync().unwrap_err();
+    assert_eq!(sync.kind(), ErrorKind::Poisoned);
+}
+
+/// Of syncs of a segment after the first, which made it, one fails late: when another came meanwhile, or
+/// none did for a while. The others are told nothing, as by a real system.
+#[derive(Default)]
+struct OneIsTold {
+    syncs: Mutex<usize>,
+    another: Condvar,
+}
+
+impl Hooks for OneIsTold {
+    fn sync(&self, path: &Path, sync: &dyn Fn() -> std::io::Result<()>) -> std::io::Result<()> {
+        // Under this name it was made.
+        if !path.ends_with("spare") {
+            return sync();
+        }
+        let mut syncs = self.syncs.lock();
+        *syncs += 1;
+        self.another.notify_all();
+        if *syncs != 2 {
+            return Ok(());
+        }
+        let wait = Duration::from_millis(300);
+        self.another
+            .wait_while_for(&mut syncs, |syncs| *syncs < 3, wait);
+        Err(std::io::Error::other("the disk is broken"))
+    }
+}
+
+#[test]
+fn log_sync_beside_one_that_fails_acknowledges_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let env = Env::real(1);
+    let told = Arc::new(OneIsTold::default());
+    let disk = HookedDisk::new(Arc::clone(&env.disk), Arc::clone(&told));
+    let env = Env {
+        disk: Arc::new(disk),
+        ..env
+    };
+    let (log, _) = write_much_to(&env, folder.path(), 70);
+    // The background sync has begun.
+    let mut syncs = told.syncs.lock();
+    let begun =
+        told.another
+            .wait_while_for(&mut syncs, |syncs| *syncs < 2, Duration::from_secs(20));
+    assert!(!begun.timed_out());
+    drop(syncs);
+    let error = log.append(&[b"late"], Durability::Synced).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Poisoned);
 }

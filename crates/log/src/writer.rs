@@ -4,111 +4,49 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
 use quorate_env::{File, JobClass};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{HEADER_LEN, SEAL, SegmentId, encode_record};
-use crate::log::{Chunk, Durability, Inner, Position, State, Wait};
+use crate::log::{Chunk, Durability, Inner, Position};
+use crate::waits::Called;
 
 /// How often a disk that was full is asked for room again.
 const FULL_RETRY: Duration = Duration::from_millis(100);
 
+/// So much is written at most before a job begins to sync it.
+const SYNC_BEHIND_BYTES: u64 = 4 << 20;
+
 /// Why writing stopped, and the end of what is sound.
 type Cut = (Error, Position);
-
-impl State {
-    /// Whether all before `end` has got as far as `durability` says.
-    fn reached(&self, end: Position, durability: Durability) -> bool {
-        match durability {
-            Durability::Buffered => self.written >= end,
-            Durability::Synced => self.synced >= end,
-        }
-    }
-}
 
 impl Inner {
     pub(crate) fn spawn_writer(self: &Arc<Self>) {
         let inner = Arc::clone(self);
         let job = move || {
-            while inner.write_queued() {}
+            while let Some(called) = inner.write_queued() {
+                called.wake();
+            }
             inner.hand_over();
         };
         self.env.jobs.spawn(JobClass::Log, Box::new(job));
     }
 
-    /// Waits until all before `end` is as durable as asked, writing itself when nobody does.
-    pub(crate) fn wait_for(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        end: Position,
-        durability: Durability,
-    ) -> Result<()> {
-        let wait = state.begin_wait(end, durability);
-        drop(state);
-        self.finish_wait(wait)
-    }
-
-    /// The rest of a wait that began under the lock.
-    pub(crate) fn finish_wait(self: &Arc<Self>, wait: Wait) -> Result<()> {
-        let mut outcome = None;
-        while outcome.is_none() {
-            let mut my_turn = false;
-            let mut look = || {
-                let mut state = self.state.lock();
-                outcome = state.outcome(&wait);
-                if outcome.is_none() && !state.writing && !state.queue.is_empty() {
-                    state.writing = true;
-                    my_turn = true;
-                }
-                outcome.is_some() || my_turn
-            };
-            self.env.jobs.wait(&self.progress, &mut look, None);
-            if my_turn {
-                self.write_queued();
-                self.hand_over();
-            }
-        }
-        let mut state = self.state.lock();
-        state.waiting -= 1;
-        if state.waiting == 0 {
-            state.cuts.clear();
-            if !state.writing && !state.queue.is_empty() {
-                state.writing = true;
-                drop(state);
-                self.spawn_writer();
-            }
-        }
-        outcome.unwrap_or(Ok(()))
-    }
-
-    /// The writer stops: gives its place to a thread that waits, or to a job, or leaves it free.
-    fn hand_over(self: &Arc<Self>) {
-        let mut state = self.state.lock();
-        if !state.queue.is_empty() && state.waiting == 0 {
-            drop(state);
-            self.spawn_writer();
-            return;
-        }
-        state.writing = false;
-        drop(state);
-        self.progress.notify();
-    }
-
-    /// Writes all that is queued now; false when nothing was. Only the writer calls this.
-    fn write_queued(self: &Arc<Self>) -> bool {
+    /// Writes all that is queued now, and returns those who are to hear of it; `None` when nothing was
+    /// queued. Only the writer calls this.
+    pub(crate) fn write_queued(self: &Arc<Self>) -> Option<Called> {
         let chunks: Vec<Arc<Chunk>> = {
             let mut state = self.state.lock();
             state.in_flight = state.queue.drain(..).map(Arc::new).collect();
             state.in_flight.clone()
         };
         if chunks.is_empty() {
-            return false;
+            return None;
         }
         let result = self.write_chunks(&chunks);
         let full = matches!(&result, Err((error, _)) if error.kind() == ErrorKind::DiskFull);
         let mut dropped = Vec::new();
-        {
+        let called = {
             let mut state = self.state.lock();
             state.in_flight.clear();
             if let Err((error, at)) = &result {
@@ -117,10 +55,11 @@ impl Inner {
                     state.tail = *at;
                     state.cuts.push(*at);
                 } else {
-                    state.poison = Some(poisoned(error));
+                    state.poison.get_or_insert_with(|| poisoned(error));
                 }
             }
-        }
+            state.call_those_who_are_done()
+        };
         let (outcome, done_before) = match result {
             Ok(()) => (Ok(()), None),
             Err((error, at)) if full => (Err(error), Some(at)),
@@ -133,8 +72,7 @@ impl Inner {
         dropped
             .iter()
             .for_each(|chunk| complete(chunk, outcome.clone()));
-        self.progress.notify();
-        true
+        Some(called)
     }
 
     /// Writes chunks, and syncs once if any wants it. An error comes with the end of what is sound.
@@ -157,13 +95,70 @@ impl Inner {
         }
         let end = self.state.lock().written;
         if sync {
-            let file = self.file(end.segment).map_err(|e| (e, end))?;
-            let path = || self.folder.path(end.segment);
-            file.sync()
-                .map_err(|e| (Error::io("can't sync", &path(), &e).not_full(), end))?;
-            self.state.lock().synced = end;
+            self.sync_to(end).map_err(|e| (e, end))?;
+            self.prepare_next_when_half_full(end);
+        } else {
+            self.sync_behind(end);
         }
         Ok(())
+    }
+
+    /// Makes durable what lies before a position of its segment. One at a time: of two syncs at once the
+    /// system may tell only one of an error, and the other must not call anything durable then.
+    fn sync_to(&self, end: Position) -> Result<()> {
+        let _alone = self.syncing.lock();
+        if let Some(error) = &self.state.lock().poison {
+            return Err(error.clone());
+        }
+        let synced = self.file(end.segment)?.sync();
+        let mut state = self.state.lock();
+        match synced {
+            Ok(()) => state.synced = state.synced.max(end),
+            Err(e) => {
+                let path = self.folder.path(end.segment);
+                let error = Error::io("can't sync", &path, &e).not_full();
+                state.poison = Some(poisoned(&error));
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets a job sync what was written, if that has become much: so that the end of a segment, or a
+    /// sync that somebody asks for, need not wait for all of it.
+    fn sync_behind(self: &Arc<Self>, end: Position) {
+        let mut state = self.state.lock();
+        let behind = match state.synced.segment == end.segment {
+            true => end.offset - state.synced.offset,
+            false => 0,
+        };
+        if behind < SYNC_BEHIND_BYTES || std::mem::replace(&mut state.syncing_behind, true) {
+            return;
+        }
+        drop(state);
+        let inner = Arc::clone(self);
+        let job = move || {
+            // That it failed stands in the state. A segment that is gone was synced at its end.
+            let _ = inner.sync_to(end);
+            let mut state = inner.state.lock();
+            state.syncing_behind = false;
+            let called = state.call_those_who_are_done();
+            drop(state);
+            called.wake();
+        };
+        self.env.jobs.spawn(JobClass::Log, Box::new(job));
+    }
+
+    /// Has the file of the next segment written beforehand, once for each segment.
+    fn prepare_next_when_half_full(self: &Arc<Self>, end: Position) {
+        let mut state = self.state.lock();
+        state.syncs = true;
+        let half_full = end.offset >= self.options.segment_bytes / 2;
+        if half_full && state.prepared_in < end.segment {
+            state.prepared_in = end.segment;
+            drop(state);
+            self.prepare_next();
+        }
     }
 
     fn file(&self, segment: u64) -> Result<Arc<dyn File>> {
@@ -187,7 +182,7 @@ impl Inner {
             }
             let mut given_up = || !self.waits.load(Ordering::Acquire);
             let again = Some(FULL_RETRY);
-            self.env.jobs.wait(&self.progress, &mut given_up, again);
+            self.env.jobs.wait(&self.given_up, &mut given_up, again);
         }
     }
 
@@ -207,11 +202,10 @@ impl Inner {
             encode_record(&mut bytes, id, SEAL, 0, &[]);
             let path = self.folder.path(end.segment);
             let failed = |e: std::io::Error| Error::io("can't seal", &path, &e).not_full();
-            file.write_all_at(&bytes, end.offset).map_err(failed)?;
-            file.sync().map_err(failed)
+            file.write_all_at(&bytes, end.offset).map_err(failed)
         };
         seal()?;
-        self.state.lock().synced = end;
+        self.sync_to(end)?;
         let file = self.folder.create(next)?;
         let start = Position {
             segment,
@@ -222,7 +216,6 @@ impl Inner {
         state.synced = start;
         state.written = start;
         drop(state);
-        self.prepare_next();
         Ok(file)
     }
 
@@ -244,32 +237,6 @@ impl Inner {
     }
 }
 
-impl State {
-    /// Counts one more thread as waiting; [`Inner::finish_wait`] counts it off.
-    pub(crate) fn begin_wait(&mut self, end: Position, durability: Durability) -> Wait {
-        self.waiting += 1;
-        Wait {
-            end,
-            durability,
-            cuts_before: self.cuts.len(),
-        }
-    }
-
-    fn outcome(&self, wait: &Wait) -> Option<Result<()>> {
-        let mut cuts = self.cuts.iter().skip(wait.cuts_before);
-        if cuts.any(|cut| *cut < wait.end) {
-            return Some(Err(Error::new(
-                ErrorKind::DiskFull,
-                "the disk of the log is full",
-            )));
-        }
-        if self.reached(wait.end, wait.durability) {
-            return Some(Ok(()));
-        }
-        self.poison.clone().map(Err)
-    }
-}
-
 impl Error {
     /// A full disk in the middle of a segment whose blocks exist can't be recovered from.
     fn not_full(self) -> Error {
@@ -287,6 +254,9 @@ fn complete(chunk: &Chunk, outcome: Result<()>) {
 }
 
 fn poisoned(error: &Error) -> Error {
+    if error.kind() == ErrorKind::Poisoned {
+        return error.clone();
+    }
     let message = format!("the log takes no more records, since it {error}; restart to recover");
     Error::new(ErrorKind::Poisoned, message)
 }

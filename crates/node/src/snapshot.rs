@@ -21,9 +21,7 @@ use quorate_env::File;
 use quorate_kv::Version;
 use quorate_replication::{Applied, SnapshotSink, SnapshotSource};
 use quorate_sharding::Shard;
-use quorate_storage::{
-    Batch, Durability, Engine, Iter, IterOptions, ReadAt, Sequence, WriteOptions,
-};
+use quorate_storage::{Batch, Engine, Iter, IterOptions, ReadAt, Sequence, WriteOptions};
 
 use crate::apply::Position;
 use crate::codec::{self, Damaged, put_bytes, put_u32, put_u64};
@@ -381,8 +379,8 @@ struct Installer<'a> {
 }
 
 const INSTALL: WriteOptions = WriteOptions {
-    durability: Durability::None,
     throttle: true,
+    ..WriteOptions::APPLY
 };
 
 impl<'a> Installer<'a> {

@@ -8,6 +8,10 @@ use quorate_client::ClientOptions;
 
 use crate::input::Format;
 
+mod storage;
+
+pub use storage::{CheckArgs, DumpArgs, Escaped, InspectArgs, StorageArgs, StorageCommand};
+
 /// Quorate: a sharded, strongly consistent key-value store.
 #[derive(Debug, Parser)]
 #[command(name = "quorate", version, propagate_version = true)]
@@ -50,6 +54,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Put a load on a cluster and measure it
     Bench(BenchArgs),
+    /// Look at, check and repair the files of a node that is stopped
+    Storage(StorageArgs),
     /// Print the completion script of a shell
     Completion(CompletionArgs),
 }

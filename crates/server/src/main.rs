@@ -43,6 +43,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Load(args) => commands::block_on(commands::load(args)),
         Command::Verify(args) => commands::block_on(commands::verify(args)),
         Command::Bench(args) => commands::block_on(commands::bench(args)),
+        Command::Storage(args) => commands::storage(args),
         Command::Completion(args) => Ok(commands::completion(args)),
     }
 }

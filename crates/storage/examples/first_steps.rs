@@ -1,44 +1,40 @@
-//! Put, get, iterate, and a look back by a snapshot.
+//! Write, read, look back by a snapshot, iterate.
 
 use quorate_env::Env;
 use quorate_storage::{
     Batch, Engine, IterOptions, KeyspaceId, KeyspaceOptions, Lsm, Options, ReadAt, WriteOptions,
 };
 
-const FRUIT: KeyspaceId = KeyspaceId(0);
-
 fn main() -> quorate_storage::Result<()> {
-    let dir = std::env::temp_dir().join("quorate-first-steps");
+    let fruit = KeyspaceId(0);
     let options = Options {
-        keyspaces: vec![KeyspaceOptions::plain(FRUIT.0, "fruit")],
+        keyspaces: vec![KeyspaceOptions::plain(fruit.0, "fruit")],
         ..Options::default()
     };
+    let dir = std::env::temp_dir().join("quorate-first-steps");
     let store = Lsm::open(&Env::real(1), &dir, options)?;
 
     let mut batch = Batch::new();
-    batch.put(FRUIT, b"apple", b"red");
-    batch.put(FRUIT, b"banana", b"yellow");
+    batch.put(fruit, b"apple", b"red");
+    batch.put(fruit, b"banana", b"yellow");
     store.write(&batch, WriteOptions::SYNCED)?;
-    let before = store.snapshot();
+    let before = ReadAt::snapshot(&store.snapshot());
 
     batch.clear();
-    batch.put(FRUIT, b"apple", b"green");
+    batch.put(fruit, b"apple", b"green");
     store.write(&batch, WriteOptions::default())?;
-    println!("now:    {:?}", store.get(FRUIT, b"apple", &ReadAt::NEWEST)?);
-    println!(
-        "before: {:?}",
-        store.get(FRUIT, b"apple", &ReadAt::snapshot(&before))?
-    );
+    println!("now:    {:?}", store.get(fruit, b"apple", &ReadAt::NEWEST)?);
+    println!("before: {:?}", store.get(fruit, b"apple", &before)?);
 
-    let mut fruit = store.iterate(FRUIT, IterOptions::default())?;
-    fruit.seek_to_first()?;
-    while fruit.valid() {
+    let mut all = store.iterate(fruit, IterOptions::default())?;
+    all.seek_to_first()?;
+    while all.valid() {
         println!(
-            "{} = {}",
-            fruit.key().escape_ascii(),
-            fruit.value().escape_ascii()
+            "{:?} = {:?}",
+            all.key().escape_ascii(),
+            all.value().escape_ascii()
         );
-        fruit.next()?;
+        all.next()?;
     }
     store.close()
 }

@@ -71,6 +71,7 @@ impl Bench {
         let options = WriteOptions {
             durability,
             throttle: true,
+            ..WriteOptions::default()
         };
         self.time(name, count, |from, share, random| {
             let mut batch = Batch::new();

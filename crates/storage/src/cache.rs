@@ -3,21 +3,36 @@
 //! The only file that knows which cache it is.
 
 use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
+use crate::memory::{BLOCK_OVERHEAD, Memory};
+use crate::options::Options;
+use crate::planted::{self, Bug};
 use crate::table::Block;
 
 /// A block: the number of its table, and where it lies in it.
 type BlockId = (u64, u64);
+
+fn block_id(table: u64, offset: u64) -> BlockId {
+    match planted::is_on(Bug::CacheWithoutTable) {
+        true => (0, offset),
+        false => (table, offset),
+    }
+}
 
 /// Blocks in memory, up to a sum of bytes.
 pub(crate) struct BlockCache {
     blocks: Cache<BlockId, Block, ByBytes, Mix>,
     hits: AtomicU64,
     misses: AtomicU64,
+    /// What it shares a budget with.
+    memory: Arc<Memory>,
+    /// Bytes that came in since the budget was looked at.
+    came: AtomicU64,
 }
 
 #[derive(Clone)]
@@ -26,9 +41,12 @@ struct ByBytes;
 impl Weighter<BlockId, Block> for ByBytes {
     fn weight(&self, _: &BlockId, block: &Block) -> u64 {
         // The cache's own part is about this.
-        block.size_bytes() as u64 + 96
+        block.size_bytes() as u64 + BLOCK_OVERHEAD
     }
 }
+
+/// The budget is looked at again when such a part of it came in.
+const LOOK_AFTER: u64 = 64;
 
 /// A hash of two numbers that are not of an enemy's choosing.
 #[derive(Clone, Default)]
@@ -63,7 +81,24 @@ impl Hasher for MixHasher {
 }
 
 impl BlockCache {
+    /// A cache of so many bytes, with no budget over it.
     pub(crate) fn new(bytes: u64, block_bytes: usize) -> Self {
+        BlockCache::with_memory(bytes, block_bytes, Memory::default())
+    }
+
+    /// The cache of an engine with these settings.
+    pub(crate) fn of(options: &Options) -> Self {
+        let memory = Memory::new(options.memory_bytes, options.open_tables as u64);
+        let bytes = match options.memory_bytes {
+            0 => options.cache_bytes,
+            limit => limit,
+        };
+        let cache = BlockCache::with_memory(bytes, options.block_bytes, memory);
+        cache.rebalance();
+        cache
+    }
+
+    fn with_memory(bytes: u64, block_bytes: usize, memory: Memory) -> Self {
         let options = OptionsBuilder::new()
             .estimated_items_capacity((bytes as usize / block_bytes.max(1)).max(16))
             .weight_capacity(bytes)
@@ -78,11 +113,13 @@ impl BlockCache {
             blocks,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
+            memory: Arc::new(memory),
+            came: AtomicU64::new(0),
         }
     }
 
     pub(crate) fn get(&self, table: u64, offset: u64) -> Option<Block> {
-        let found = self.blocks.get(&(table, offset));
+        let found = self.blocks.get(&block_id(table, offset));
         let counter = if found.is_some() {
             &self.hits
         } else {
@@ -93,7 +130,50 @@ impl BlockCache {
     }
 
     pub(crate) fn insert(&self, table: u64, offset: u64, block: Block) {
-        self.blocks.insert((table, offset), block);
+        let limit = self.memory.limit();
+        if limit > 0 {
+            let came = self
+                .came
+                .fetch_add(ByBytes.weight(&(0, 0), &block), Ordering::Relaxed);
+            if came > limit / LOOK_AFTER {
+                self.came.store(0, Ordering::Relaxed);
+                self.rebalance();
+            }
+        }
+        self.blocks.insert(block_id(table, offset), block);
+    }
+
+    /// What it shares a budget with.
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    /// What is held of blocks that are no longer in the cache.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.memory
+            .block_bytes()
+            .saturating_sub(self.blocks.weight())
+    }
+
+    /// Takes what the others leave of the budget.
+    pub(crate) fn rebalance(&self) {
+        let limit = self.memory.limit();
+        if limit == 0 || planted::is_on(Bug::CacheDoesNotShrink) {
+            return;
+        }
+        let others = self.memory.memtable_bytes() + self.memory.table_bytes() + self.pinned_bytes();
+        // Some of it is for what comes in before the next look.
+        let room = (limit - limit / LOOK_AFTER * 2).saturating_sub(others);
+        let room = room.max(limit / LOOK_AFTER);
+        let now = self.blocks.capacity();
+        if room < now || room - now > limit / LOOK_AFTER {
+            self.blocks.set_capacity(room);
+        }
+    }
+
+    /// The most that it may hold now.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.blocks.capacity()
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {

@@ -18,13 +18,23 @@ pub type Sequence = u64;
 
 /// A store of keyspaces. All methods may be called from many threads at once.
 pub trait Engine: Send + Sync {
-    /// Writes all operations of a batch, or none. On return they are visible to every read, and as
+    /// Writes all operations of a batch, or none; `ConditionFailed` if it has conditions that don't
+    /// hold. On return they are visible to every read, and as
     /// durable as `options` asked. Returns the sequence of the last operation; an empty batch
     /// returns that of the last batch visible.
     fn write(&self, batch: &Batch, options: WriteOptions) -> Result<Sequence>;
 
     /// The newest entry of a key that is visible at `at`, unless it is a deletion.
     fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>>;
+
+    /// What [`get`](Self::get) answers for each of the keys, all at one moment; in the order of `keys`.
+    /// Cheaper than one after the other: blocks that several keys share are looked up once.
+    fn multi_get(
+        &self,
+        keyspace: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>>;
 
     /// An iterator over a range of keys. It stands nowhere at first: seek. It sees the state of
     /// the moment when it was made, or that of the snapshot in its options.
@@ -91,20 +101,22 @@ pub struct Entry {
 #[derive(Clone)]
 pub struct Snapshot {
     sequence: Sequence,
-    _hold: Arc<dyn Any + Send + Sync>,
+    hold: Arc<dyn Any + Send + Sync>,
 }
 
 impl Snapshot {
     pub(crate) fn new(sequence: Sequence, hold: Arc<dyn Any + Send + Sync>) -> Self {
-        Snapshot {
-            sequence,
-            _hold: hold,
-        }
+        Snapshot { sequence, hold }
     }
 
     /// The last operation it sees.
     pub fn sequence(&self) -> Sequence {
         self.sequence
+    }
+
+    /// What it holds, if it is of this kind.
+    pub(crate) fn hold<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
+        Arc::clone(&self.hold).downcast().ok()
     }
 }
 

@@ -30,6 +30,12 @@ pub enum ErrorKind {
     Poisoned,
     /// The engine was closed.
     Closed,
+    /// A condition of the batch does not hold. Nothing was done; read again and decide anew.
+    ConditionFailed,
+    /// Background work is behind, and the write did not want to wait. Nothing was done; retry later.
+    Busy,
+    /// The deadline of a write was over before it was under way. Nothing was done.
+    DeadlineExceeded,
     /// A read at a version whose data compaction was free to drop; see `Lsm::set_watermark`.
     Dropped,
 }

@@ -4,14 +4,23 @@
 //! every version is asked for, all entries of a user key and version. Going forward the first
 //! visible entry of a group is the newest. Going back it is the last one met, so the whole group is
 //! walked and the candidate kept aside; the cursor then stands before the group.
+//!
+//! An entry that a range deletion hides ends its group going forward, for all that comes after it in
+//! the group is hidden as well, and is passed over going back. A range that is hidden as a whole is
+//! not walked, see [`Covered::leave`]; nor is one where an earlier read found nothing, see
+//! [`Voids`](crate::voids::Voids).
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use crate::cursor::Cursor;
 use crate::engine::{Iter, IterOptions, Sequence};
 use crate::error::{Error, Result};
+use crate::expiry::{self, Expiry};
 use crate::key::{self, Key, Kind};
 use crate::options::KeyspaceId;
+use crate::planted::{self, Bug};
+use crate::sources::{Covered, Sources};
+use crate::voids::Passage;
 
 /// After this many entries of one group it is cheaper to seek past it.
 const STEPS_BEFORE_SEEK: usize = 8;
@@ -35,37 +44,40 @@ struct Saved {
     value: Bytes,
 }
 
-/// An [`Iter`] over a [`Cursor`].
-pub(crate) struct UserIter<C> {
-    cursor: C,
+/// An [`Iter`] over the sources of an engine.
+pub(crate) struct UserIter {
+    entries: Covered,
     lower: Vec<u8>,
     /// Not in the range; `None` only behind the last keyspace.
     upper: Option<Vec<u8>>,
     keyspace: KeyspaceId,
     version: u64,
     sequence: Sequence,
+    expiry: Expiry,
     all_versions: bool,
+    /// What it passes over without finding anything.
+    passage: Passage,
     stand: Stand,
     saved: Saved,
     failed: Option<Error>,
 }
 
-impl<C: Cursor> UserIter<C> {
-    pub(crate) fn new(
-        cursor: C,
-        keyspace: KeyspaceId,
-        options: &IterOptions,
-        sequence: Sequence,
-    ) -> Self {
+impl UserIter {
+    /// `passage` knows nothing, or what reads of the newest versions know.
+    pub(crate) fn new(sources: Sources, options: &IterOptions, passage: Passage) -> Self {
+        let (keyspace, sequence) = (sources.keyspace, sources.sequence);
+        let expiry = sources.expiry;
         let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
         UserIter {
-            cursor,
+            entries: sources.merge(),
             lower,
             upper,
             keyspace,
             version: options.at.version,
             sequence,
+            expiry,
             all_versions: options.all_versions,
+            passage,
             stand: Stand::None,
             saved: Saved {
                 place: Vec::new(),
@@ -90,15 +102,13 @@ impl<C: Cursor> UserIter<C> {
     /// `skip`.
     fn forward(&mut self, mut skip: bool) -> Result<()> {
         self.stand = Stand::None;
+        self.passage.begin();
         let mut steps = 0;
-        while self.cursor.valid() {
-            let key = self.cursor.key();
-            if self
-                .upper
-                .as_deref()
-                .is_some_and(|upper| key.place >= upper)
-            {
-                return Ok(());
+        while self.entries.cursor.valid() {
+            let key = self.entries.cursor.key();
+            let upper = self.upper.as_deref();
+            if upper.is_some_and(|upper| key.place >= upper) {
+                break;
             }
             if skip && self.in_saved_group(&key) {
                 steps += 1;
@@ -111,9 +121,9 @@ impl<C: Cursor> UserIter<C> {
                         sequence: 0,
                         ..Key::last_of(&self.saved.place)
                     };
-                    self.cursor.seek(&end)?;
+                    self.entries.cursor.seek(&end)?;
                 } else {
-                    self.cursor.next()?;
+                    self.entries.cursor.next()?;
                 }
                 continue;
             }
@@ -122,22 +132,38 @@ impl<C: Cursor> UserIter<C> {
                 if steps > STEPS_BEFORE_SEEK && key.version > self.version {
                     steps = 0;
                     let place = key.place.to_vec();
-                    self.cursor.seek(&Key::seek(&place, self.version))?;
+                    self.entries.cursor.seek(&Key::seek(&place, self.version))?;
                 } else {
-                    self.cursor.next()?;
+                    self.entries.cursor.next()?;
                 }
                 continue;
             }
             self.saved.place.clear();
             self.saved.place.extend_from_slice(key.place);
             self.saved.version = key.version;
-            if key.kind != Kind::Delete || self.all_versions {
-                self.stand = Stand::On;
-                return Ok(());
-            }
+            self.saved.kind = match key.kind {
+                Kind::Expiring => self.expiry.kind(key.kind, self.entries.cursor.value()),
+                kind => kind,
+            };
+            let deletion = self.saved.kind == Kind::Delete;
             skip = true;
             steps = 0;
-            self.cursor.next()?;
+            let hidden = self.entries.hides_current(self.all_versions)?;
+            if !hidden && (!deletion || self.all_versions) {
+                self.stand = Stand::On;
+                self.passage.end_at(&self.saved.place);
+                return Ok(());
+            }
+            if let Some((_, end)) = self.passage.over(&self.saved.place) {
+                self.entries.cursor.seek(&Key::first_of(&end))?;
+            } else if hidden {
+                self.entries.leave(true, self.all_versions)?;
+            } else {
+                self.entries.cursor.next()?;
+            }
+        }
+        if let Some(upper) = &self.upper {
+            self.passage.end_at(upper);
         }
         Ok(())
     }
@@ -145,33 +171,63 @@ impl<C: Cursor> UserIter<C> {
     /// From where the cursor is, back to an entry to yield.
     fn back(&mut self) -> Result<()> {
         self.stand = Stand::None;
-        loop {
-            let mut candidate = false;
-            while self.cursor.valid() {
-                let key = self.cursor.key();
-                if key.place < self.lower.as_slice() {
-                    break;
-                }
-                if candidate && !self.in_saved_group(&key) {
-                    break;
-                }
-                if self.sees(&key) {
-                    candidate = true;
-                    self.saved.place.clear();
-                    self.saved.place.extend_from_slice(key.place);
-                    self.saved.version = key.version;
-                    self.saved.kind = key.kind;
-                    self.saved.value = self.cursor.value_bytes();
-                }
-                self.cursor.prev()?;
-            }
-            if !candidate {
-                return Ok(());
-            }
+        self.passage.begin();
+        while self.gather_group()? {
             if self.saved.kind != Kind::Delete || self.all_versions {
                 self.stand = Stand::Before;
+                self.passage.end_behind(&self.saved.place);
                 return Ok(());
             }
+            if let Some((start, _)) = self.passage.over(&self.saved.place) {
+                self.entries.cursor.seek_before(&Key::first_of(&start))?;
+            }
+        }
+        self.passage.end_before(&self.lower);
+        Ok(())
+    }
+
+    /// Goes back past the last group of which the read sees something, and saves what it sees of it; false
+    /// if there is none.
+    fn gather_group(&mut self) -> Result<bool> {
+        let mut found = false;
+        while self.entries.cursor.valid() {
+            let key = self.entries.cursor.key();
+            if key.place < self.lower.as_slice() || found && !self.in_saved_group(&key) {
+                break;
+            }
+            if !self.sees(&key) {
+                self.entries.cursor.prev()?;
+            } else if self.entries.hides_current(self.all_versions)? {
+                self.pass_hidden()?;
+            } else {
+                found = true;
+                let key = self.entries.cursor.key();
+                self.saved.place.clear();
+                self.saved.place.extend_from_slice(key.place);
+                self.saved.version = key.version;
+                let mut value = self.entries.cursor.value_bytes();
+                self.saved.kind = self.expiry.kind(key.kind, &value);
+                value.advance(self.value_at(value.len()));
+                self.saved.value = value;
+                self.entries.cursor.prev()?;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where in the stored bytes of the saved entry the value begins; an expired one has none.
+    fn value_at(&self, length: usize) -> usize {
+        match self.saved.kind {
+            Kind::Delete => length,
+            kind => expiry::value_at(kind).min(length),
+        }
+    }
+
+    /// Goes back from an entry that a range deletion hides.
+    fn pass_hidden(&mut self) -> Result<()> {
+        match self.passage.over(self.entries.cursor.key().place) {
+            Some((start, _)) => self.entries.cursor.seek_before(&Key::first_of(&start)),
+            None => self.entries.leave(false, self.all_versions),
         }
     }
 
@@ -179,10 +235,10 @@ impl<C: Cursor> UserIter<C> {
     fn step_forward(&mut self) -> Result<()> {
         match self.stand {
             Stand::None => return Ok(()),
-            Stand::On => self.cursor.next()?,
+            Stand::On => self.entries.cursor.next()?,
             Stand::Before => {
                 let first = Key::seek(&self.saved.place, self.group_version());
-                self.cursor.seek(&first)?;
+                self.entries.cursor.seek(&first)?;
             }
         }
         self.forward(true)
@@ -193,9 +249,10 @@ impl<C: Cursor> UserIter<C> {
         match self.stand {
             Stand::None => return Ok(()),
             Stand::Before => {}
+            Stand::On if planted::is_on(Bug::PrevOffByOne) => {}
             Stand::On => {
                 let first = Key::seek(&self.saved.place, self.group_version());
-                self.cursor.seek_before(&first)?;
+                self.entries.cursor.seek_before(&first)?;
             }
         }
         self.back()
@@ -220,7 +277,7 @@ impl<C: Cursor> UserIter<C> {
 
     fn seek_place(&mut self, place: &[u8]) -> Result<()> {
         self.failed = None;
-        let sought = self.cursor.seek(&Key::first_of(place));
+        let sought = self.entries.cursor.seek(&Key::first_of(place));
         let sought = sought.and_then(|()| self.forward(false));
         self.keep(sought)
     }
@@ -229,8 +286,8 @@ impl<C: Cursor> UserIter<C> {
     fn seek_back(&mut self, place: Option<&[u8]>) -> Result<()> {
         self.failed = None;
         let sought = match place {
-            Some(place) => self.cursor.seek_before(&Key::first_of(place)),
-            None => self.cursor.seek_to_last(),
+            Some(place) => self.entries.cursor.seek_before(&Key::first_of(place)),
+            None => self.entries.cursor.seek_to_last(),
         };
         let sought = sought.and_then(|()| self.back());
         self.keep(sought)
@@ -244,13 +301,13 @@ pub(crate) fn bounds(
     upper: Option<&[u8]>,
 ) -> (Vec<u8>, Option<Vec<u8>>) {
     let upper = match upper {
-        Some(upper) => Some(key::place(keyspace, upper)),
+        Some(upper) => key::place(keyspace, upper),
         None => key::end_of_keyspace(keyspace),
     };
-    (key::place(keyspace, lower), upper)
+    (key::place(keyspace, lower), Some(upper))
 }
 
-impl<C: Cursor> Iter for UserIter<C> {
+impl Iter for UserIter {
     fn seek_to_first(&mut self) -> Result<()> {
         let lower = self.lower.clone();
         self.seek_place(&lower)
@@ -311,22 +368,26 @@ impl<C: Cursor> Iter for UserIter<C> {
 
     fn value(&self) -> &[u8] {
         match self.stand {
-            Stand::On => self.cursor.value(),
+            Stand::On => {
+                let stored = self.entries.cursor.value();
+                &stored[self.value_at(stored.len())..]
+            }
             _ => &self.saved.value,
         }
     }
 
     fn value_bytes(&self) -> Bytes {
         match self.stand {
-            Stand::On => self.cursor.value_bytes(),
+            Stand::On => {
+                let mut value = self.entries.cursor.value_bytes();
+                value.advance(self.value_at(value.len()));
+                value
+            }
             _ => self.saved.value.clone(),
         }
     }
 
     fn is_deletion(&self) -> bool {
-        match self.stand {
-            Stand::On => self.cursor.key().kind == Kind::Delete,
-            _ => self.saved.kind == Kind::Delete,
-        }
+        self.saved.kind == Kind::Delete
     }
 }

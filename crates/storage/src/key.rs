@@ -12,6 +12,7 @@
 //!   down) holds the higher sequences.
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use crate::options::KeyspaceId;
 
@@ -24,7 +25,11 @@ pub(crate) const KEYSPACE_BYTES: usize = 2;
 pub(crate) enum Kind {
     Put = 1,
     Delete = 2,
-    // 3 is a range deletion, 4 a value kept elsewhere, 5 a value that expires.
+    /// Only in batches: tables keep range deletions apart.
+    RangeDelete = 3,
+    // 4 is a value kept elsewhere.
+    /// A value that expires: before it stands when it was written. See `expiry.rs`.
+    Expiring = 5,
 }
 
 impl Kind {
@@ -32,8 +37,17 @@ impl Kind {
         match number {
             1 => Some(Kind::Put),
             2 => Some(Kind::Delete),
+            3 => Some(Kind::RangeDelete),
+            5 => Some(Kind::Expiring),
             _ => None,
         }
+    }
+}
+
+impl Kind {
+    /// Whether it brings a value: from `place` on something may be alive.
+    pub(crate) fn is_value(self) -> bool {
+        matches!(self, Kind::Put | Kind::Expiring)
     }
 }
 
@@ -81,6 +95,18 @@ impl<'a> Key<'a> {
     }
 }
 
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.place.get(KEYSPACE_BYTES..).unwrap_or_default();
+        let key = key.escape_ascii();
+        write!(f, "key \"{key}\" of keyspace {}", keyspace_of(self.place).0)?;
+        match self.version {
+            0 => Ok(()),
+            version => write!(f, " at version {version}"),
+        }
+    }
+}
+
 /// The keyspace of a place; 0 if it is too short, which no place of ours is.
 pub(crate) fn keyspace_of(place: &[u8]) -> KeyspaceId {
     match place {
@@ -97,9 +123,13 @@ pub(crate) fn place(keyspace: KeyspaceId, user_key: &[u8]) -> Vec<u8> {
     place
 }
 
-/// The first place behind a keyspace; `None` behind the last.
-pub(crate) fn end_of_keyspace(keyspace: KeyspaceId) -> Option<Vec<u8>> {
-    Some(place(KeyspaceId(keyspace.0.checked_add(1)?), &[]))
+/// The first place behind a keyspace. REQUIRES: it is not [`KeyspaceId::RESERVED`].
+pub(crate) fn end_of_keyspace(keyspace: KeyspaceId) -> Vec<u8> {
+    debug_assert!(
+        keyspace < KeyspaceId::RESERVED,
+        "no place is behind the last keyspace"
+    );
+    place(KeyspaceId(keyspace.0.saturating_add(1)), &[])
 }
 
 /// A place on the stack when it is short, for lookups that should not allocate.

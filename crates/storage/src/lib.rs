@@ -2,9 +2,8 @@
 //!
 //! # What it keeps
 //!
-//! An engine has a few *keyspaces*. In a *plain* one a write replaces what was there. In a *versioned*
-//! one the caller gives every write a version, old versions stay, and a read may ask for the newest
-//! entry at or below a version:
+//! An engine has a few *keyspaces*. In a *plain* one a write replaces what was there. In a *versioned* one the
+//! caller gives every write a version, old versions stay, and a read may ask for the newest up to a version:
 //!
 //! ```text
 //! put_at(k, 5, "five")   put_at(k, 9, "nine")   delete_at(k, 12)
@@ -12,65 +11,89 @@
 //! get(k) at version  4: nothing      at 5 … 8: "five"      at 9 … 11: "nine"      from 12: nothing
 //! ```
 //!
-//! Other trees put versions on top, into the keys; here the version takes the place that a sequence
-//! number has in them, so that such a read is one lookup with a filter, and compaction knows which
-//! versions nobody will read: those shadowed at the *watermark*.
+//! Other trees put versions on top, into the keys; here the version stands where they have a sequence number, so
+//! that such a read is one lookup with a filter, and compaction drops those shadowed at the *watermark*.
 //!
-//! Operations come in *batches*, across keyspaces, all or nothing. Each also gets a *sequence*,
-//! private to the engine: by it batches become visible one after the other, snapshots see a
-//! prefix of them, and of two writes at one version the later wins, so that replaying writes does
-//! no harm.
+//! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
+//! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
+//! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
+//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of
+//! them, and of two writes at one version the later wins, so that replaying writes does no harm.
 //!
 //! # How it lives
 //!
-//! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list.
-//! A full memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges
-//! tables of one level into the next, each level ten times as large as the one above. The *manifest*
-//! says which tables count. A read asks the memtables, then the levels from the top, helped by a
-//! filter in each table and a cache of blocks.
+//! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list. A full
+//! memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges tables, down
+//! the levels, as the policy of the engine says. The *manifest* says which tables count. A read asks the
+//! memtables, then the levels from the top, helped by a filter in each table and a cache of blocks.
 //!
-//! All keyspaces share memtables and tables, so a flush takes all of them to disk at one sequence.
-//! That is what an engine without a log promises after a crash: a prefix of the batches, up to
-//! [`Lsm::flushed_sequence`] at least.
+//! A deleted range is one record: scans go around what it covers, and compaction drops that, whole tables
+//! unread. Values may expire ([`KeyspaceOptions::ttl`]). All keyspaces share memtables and tables, so a flush
+//! takes all to disk at one sequence; without a log a crash leaves all up to [`Lsm::flushed_sequence`] at least.
+//!
+//! # From outside
+//!
+//! [`Lsm::checkpoint`] makes an engine of its own, by hard links. [`Lsm::ingest`] takes in tables of a
+//! [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside a writer,
+//! [`inspect`] looks at a store that nobody has open, and repairs it; a [`CompactionFilter`] judges entries.
 //!
 //! # What it does when things go wrong
 //!
-//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends
-//! writing for good, since nobody knows what is on disk; reads go on. A full disk refuses writes
-//! until there is space. Damage is reported with the file and the block, when it is read.
+//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends writing for
+//! good, since nobody knows what is on disk; reads go on. A full disk refuses writes until there is space.
+//! Damage is reported with the file and the block, when it is read.
 //!
-//! # What it does not do
-//!
-//! No range delete within a batch ([`Lsm::remove_range`] forgets a range, outside of batches), no
-//! values kept apart from keys, no expiry: their record kinds are reserved. No transactions, no network, no clock. It is synchronous; files, threads and time come from
-//! [`quorate_env::Env`] alone. The bytes on disk are described in `docs/formats.md`.
+//! No values kept apart from keys, no transactions, no network. It is synchronous; files, threads and time come
+//! from [`quorate_env::Env`] alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
 
 mod batch;
 mod cache;
 mod codec;
 mod compaction;
+mod condition;
 mod cursor;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod decoders;
 mod engine;
 mod error;
+mod expiry;
+mod filter;
 mod header;
+pub mod inspect;
 mod iter;
 mod key;
 mod keyspaces;
 mod levels;
 mod lsm;
+mod memory;
 mod memtable;
 mod merge;
 mod model;
 mod options;
+mod planted;
+mod prefix;
+mod shroud;
+mod sources;
 mod stats;
+mod sync;
 mod table;
+mod table_writer;
 #[cfg(test)]
 mod tests;
+mod tombstones;
+mod voids;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
+pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
-pub use lsm::Lsm;
+pub use filter::{Candidate, CompactionFilter, Decision};
+pub use lsm::{Lsm, ReadOnly};
 pub use model::Model;
-pub use options::{Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
-pub use stats::{Debt, LevelStats, Stats};
+pub use options::{
+    Compaction, Compression, Durability, FifoOptions, IngestOptions, KeyspaceId, KeyspaceOptions,
+    Options, TieredOptions, WriteOptions,
+};
+pub use prefix::Prefix;
+pub use stats::{Debt, LevelStats, STALL_BOUNDS_MICROS, Stats};
+pub use table_writer::TableWriter;

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
 
 /// A place in the union of cursors. There are few of them, so the smallest is found by looking at
 /// all; and as long as it stays below the second, as it does for runs of keys, by one comparison.
@@ -65,12 +66,32 @@ impl MergeCursor {
     /// The current cursor moved in the direction of travel.
     fn settle(&mut self, moved: usize) {
         let still = self.sources[moved].valid()
-            && self
-                .second
-                .is_none_or(|second| self.comes_first(moved, second));
+            && self.second.is_none_or(|second| {
+                self.comes_first(moved, second) || planted::is_on(Bug::MergeDoesNotSwitch)
+            });
         if !still {
             self.pick();
         }
+    }
+
+    /// Which source the current entry comes from. REQUIRES: valid.
+    pub(crate) fn source(&self) -> usize {
+        self.current.expect("the cursor stands on an entry")
+    }
+
+    /// Moves the source of the current entry alone, on to the first entry at or after `target`; or
+    /// back to the last before it. REQUIRES: valid; `target` lies in the direction of travel.
+    pub(crate) fn skip_to(&mut self, target: &Key<'_>) -> Result<()> {
+        let Some(current) = self.current.take() else {
+            return Ok(());
+        };
+        match self.forward {
+            true => self.sources[current].seek(target)?,
+            false => self.sources[current].seek_before(target)?,
+        }
+        self.current = Some(current);
+        self.settle(current);
+        Ok(())
     }
 
     /// Runs a seek on all.
@@ -102,7 +123,7 @@ impl MergeCursor {
             kind: Kind::Put,
         };
         for (n, source) in self.sources.iter_mut().enumerate() {
-            if n == current {
+            if n == current || planted::is_on(Bug::MergeDoesNotTurn) {
                 continue;
             }
             match forward {

@@ -170,7 +170,7 @@ async fn damaged_log_segment_is_refused_with_its_name() {
     let node = &mut cluster.nodes[2];
     node.kill();
     let folder = node.data.join("log");
-    let segment = files(&folder, "").pop().expect("a segment");
+    let segment = files(&folder, ".log").pop().expect("a segment");
     let good = fs::read(&segment).expect("readable");
     // In the middle of what was written, far from a torn tail.
     let end = good.iter().rposition(|byte| *byte != 0).expect("not empty");

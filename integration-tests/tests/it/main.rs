@@ -17,4 +17,5 @@ mod lifecycle;
 mod linearizability;
 mod outbox;
 mod snapshots;
+mod storage;
 mod support;

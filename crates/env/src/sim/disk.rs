@@ -61,6 +61,9 @@ struct State {
     capacity: Option<u64>,
     operations: u64,
     crash_at: Option<u64>,
+    fail_at: Option<(u64, io::ErrorKind)>,
+    reads: u64,
+    fail_read_at: Option<u64>,
     dead: bool,
 }
 
@@ -102,6 +105,23 @@ impl SimDisk {
     /// later ones fail and change nothing. Bring it up again by [`SimDisk::crash`].
     pub fn crash_at(&self, n: u64) {
         self.state.lock().crash_at = Some(n);
+    }
+
+    /// The `n`th changing operation from the disk's beginning fails with this kind of error, whatever it
+    /// is, and none after it. A write leaves half of its bytes, a sync loses what was not synced, a
+    /// change of names does not happen.
+    pub fn fail_at(&self, n: u64, kind: io::ErrorKind) {
+        self.state.lock().fail_at = Some((n, kind));
+    }
+
+    /// How many reads were done.
+    pub fn reads(&self) -> u64 {
+        self.state.lock().reads
+    }
+
+    /// The `n`th read from the disk's beginning fails, and none after it.
+    pub fn fail_read_at(&self, n: u64) {
+        self.state.lock().fail_read_at = Some(n);
     }
 
     /// Makes one coming operation fail.
@@ -242,11 +262,26 @@ impl Change {
 impl State {
     /// Counts a changing operation, or fails because the power is gone.
     fn operate(&mut self) -> io::Result<()> {
-        if self.dead || self.crash_at.is_some_and(|at| self.operations >= at) {
-            return Err(power_lost());
-        }
+        self.look()?;
         self.operations += 1;
-        Ok(())
+        match self.fail_at {
+            Some((at, kind)) if at < self.operations => {
+                self.fail_at = None;
+                Err(kind.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a read, or fails it.
+    fn read(&mut self) -> io::Result<()> {
+        self.look()?;
+        self.reads += 1;
+        if self.fail_read_at.is_some_and(|at| at < self.reads) {
+            self.fail_read_at = None;
+            return Err(io::Error::other("injected fault: a read"));
+        }
+        self.take_fault(Fault::Read)
     }
 
     fn look(&self) -> io::Result<()> {
@@ -484,7 +519,15 @@ impl SimFile {
             return Err(io::Error::from(io::ErrorKind::PermissionDenied));
         }
         let mut state = self.disk.state.lock();
-        state.operate()?;
+        let failed = state.operate();
+        if let Err(error) = failed {
+            state.look()?;
+            if let Change::Write { offset, mut data } = change {
+                data.truncate(data.len() / 2);
+                state.change(self.inode, Change::Write { offset, data })?;
+            }
+            return Err(error);
+        }
         state.take_fault(Fault::Write)?;
         state.reserve(self.inode, size)?;
         state.change(self.inode, change)
@@ -499,7 +542,7 @@ impl SimFile {
 
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.disk.state.lock().take_fault(Fault::Read)?;
+        self.disk.state.lock().read()?;
         self.with(|inode| {
             let from = (offset as usize).min(inode.data.len());
             let count = buf.len().min(inode.data.len() - from);
@@ -521,8 +564,8 @@ impl File for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state.lock();
-        state.operate()?;
-        let failed = state.take_fault(Fault::Sync);
+        state.look()?;
+        let failed = state.operate().and_then(|()| state.take_fault(Fault::Sync));
         let inode = state.inodes.get_mut(&self.inode).ok_or_else(power_lost)?;
         let pending = std::mem::take(&mut inode.pending);
         if failed.is_ok() {

@@ -321,7 +321,7 @@ fn cluster_full_queue_refuses_writes_with_a_hint() {
         let large = "x".repeat(1 << 20);
         let requests = (0..60).map(|n| {
             let mut request = request(n, &shard, put(&format!("key {n}"), &large));
-            request.timeout = Duration::from_millis(400);
+            request.timeout = Duration::from_secs(2);
             request
         });
         let answers = cluster.execute(leader, requests.collect()).await;

@@ -1,4 +1,4 @@
-//! The commands that talk to a cluster as its client.
+//! The commands: those that talk to a cluster as its client, and those on the files of a stopped node.
 
 use std::process::ExitCode;
 
@@ -19,6 +19,7 @@ mod order;
 mod output;
 mod progress;
 mod status;
+mod storage;
 mod verify;
 
 pub use bench::bench;
@@ -26,6 +27,7 @@ pub use keys::{del, get, put, scan};
 pub use load::load;
 pub use namespace::namespace;
 pub use status::status;
+pub use storage::{parse_escaped, storage};
 pub use verify::verify;
 
 /// What a command that worked, but has bad news, ends with.

@@ -66,6 +66,36 @@ impl Progress {
     }
 }
 
+/// A bar over bytes of which it is known how many there are.
+pub struct ByteProgress {
+    bar: ProgressBar,
+}
+
+impl ByteProgress {
+    /// Begins; draws only on a terminal and unless `quiet`.
+    pub fn new(what: &str, quiet: bool) -> Self {
+        let bar = match !quiet && std::io::stderr().is_terminal() {
+            false => ProgressBar::hidden(),
+            true => ProgressBar::new(0).with_style(style(
+                "{prefix} {wide_bar} {binary_bytes} of {binary_total_bytes}, {eta} left",
+            )),
+        };
+        bar.set_prefix(what.to_owned());
+        ByteProgress { bar }
+    }
+
+    /// Draws how many bytes are done.
+    pub fn show(&self, done: u64, total: u64) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+    }
+
+    /// Takes the bar away.
+    pub fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// Records a second.
 pub fn rate(records: u64, time: Duration) -> f64 {
     records as f64 / time.as_secs_f64().max(1e-3)

@@ -11,9 +11,15 @@
 //! - A deletion that shadows all that comes after it, here and below, says only what its absence
 //!   says, and goes if its version is at or below `W`; above it stays, as history does. It is held
 //!   back until the rest of its place is known.
-//! - Where nothing lies below, an entry that every snapshot sees needs no sequence.
+//! - Where nothing lies below, an entry that every snapshot sees needs no sequence. But range
+//!   deletions of its place that stay are told from it by sequence: then it keeps its own.
+//! - A range deletion shadows, in its range, what is below its mark, under the same conditions as an
+//!   entry does: other range deletions too. Where nothing lies below and every snapshot sees it, all
+//!   that it hides is dropped with it, if its version is at or below `W`, and it goes itself.
 
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
+use crate::tombstones::Mark;
 
 /// What the rules depend on.
 pub(crate) struct Keep {
@@ -24,6 +30,9 @@ pub(crate) struct Keep {
 impl Keep {
     /// Whether a snapshot sees `older` and not `newer`.
     fn between(&self, older: u64, newer: u64) -> bool {
+        if planted::is_on(Bug::SnapshotsAreIgnored) {
+            return false;
+        }
         let at = self.snapshots.partition_point(|s| *s < older);
         self.snapshots.get(at).is_some_and(|s| *s < newer)
     }
@@ -31,6 +40,38 @@ impl Keep {
     /// Whether every snapshot sees it.
     fn all_see(&self, sequence: u64) -> bool {
         self.snapshots.first().is_none_or(|s| sequence <= *s)
+            || planted::is_on(Bug::SequenceIsLostUnderSnapshot)
+    }
+
+    /// Whether everything at this version and sequence, hidden by the mark, is hidden from every
+    /// read.
+    pub(crate) fn shadows(&self, mark: Mark, version: u64, sequence: u64, watermark: u64) -> bool {
+        mark.hides(version, sequence)
+            && (version == mark.version || mark.version <= watermark)
+            && (planted::is_on(Bug::RangesIgnoreSnapshots)
+                || !self.between(sequence, mark.sequence))
+    }
+
+    /// Drops those of the marks of a piece, which ascend, that others shadow.
+    pub(crate) fn reduce(&self, marks: &mut Vec<Mark>, watermark: u64) {
+        let mut kept: Vec<Mark> = Vec::new();
+        for mark in marks.drain(..).rev() {
+            // Shadowing is transitive: mostly it is enough to ask the last. A mark too many does no
+            // harm.
+            let shadowed = kept
+                .last()
+                .is_some_and(|last| self.shadows(*last, mark.version, mark.sequence, watermark));
+            if !shadowed {
+                kept.push(mark);
+            }
+        }
+        kept.reverse();
+        *marks = kept;
+    }
+
+    /// Whether a range deletion may go where nothing lies below, with all that it hides.
+    pub(crate) fn is_spent(&self, mark: Mark, watermark: u64) -> bool {
+        mark.version <= watermark && self.all_see(mark.sequence)
     }
 }
 
@@ -41,7 +82,7 @@ pub(crate) enum Verdict {
     Write,
     /// Nobody sees it.
     Drop,
-    /// Hold it back: write it only if [`Garbage::release`] says so.
+    /// Hold it back: write it only if an entry that follows is written.
     Hold,
 }
 
@@ -54,6 +95,8 @@ pub(crate) struct Garbage {
     started: bool,
     at_bottom: bool,
     watermark: u64,
+    /// Of the range deletions that cover the place.
+    marks: Vec<Mark>,
 }
 
 impl Garbage {
@@ -65,6 +108,7 @@ impl Garbage {
             started: false,
             at_bottom: false,
             watermark: 0,
+            marks: Vec::new(),
         }
     }
 
@@ -73,8 +117,11 @@ impl Garbage {
         !self.started || self.place != key.place
     }
 
-    /// Begins a place: whether nothing lies below it, and the watermark of its keyspace.
-    pub(crate) fn begin(&mut self, place: &[u8], at_bottom: bool, watermark: u64) {
+    /// Begins a place: whether nothing lies below it, the watermark of its keyspace, and the marks
+    /// of the range deletions that cover it.
+    pub(crate) fn begin(&mut self, place: &[u8], at_bottom: bool, watermark: u64, marks: &[Mark]) {
+        self.marks.clear();
+        self.marks.extend_from_slice(marks);
         self.started = true;
         self.place.clear();
         self.place.extend_from_slice(place);
@@ -92,15 +139,35 @@ impl Garbage {
         {
             return Verdict::Drop;
         }
-        if key.kind == Kind::Delete && self.at_bottom && key.version <= self.watermark {
-            return Verdict::Hold;
+        let (version, sequence) = (key.version, key.sequence);
+        let shadows = |mark: &Mark| self.keep.shadows(*mark, version, sequence, self.watermark);
+        if self.marks.iter().any(shadows) {
+            return Verdict::Drop;
         }
-        Verdict::Write
+        match key.kind {
+            Kind::Delete => self.judge_deletion(key),
+            _ => Verdict::Write,
+        }
+    }
+
+    /// Judges a deletion that something may still see.
+    pub(crate) fn judge_deletion(&self, key: &Key<'_>) -> Verdict {
+        let at_bottom = self.at_bottom || planted::is_on(Bug::DeletionsAreLostAboveTheBottom);
+        match at_bottom && key.version <= self.watermark {
+            true => Verdict::Hold,
+            false => Verdict::Write,
+        }
+    }
+
+    /// The watermark of the place.
+    pub(crate) fn watermark(&self) -> u64 {
+        self.watermark
     }
 
     /// The sequence to write for an entry of the place.
     pub(crate) fn sequence(&self, sequence: u64) -> u64 {
-        match self.at_bottom && self.keep.all_see(sequence) {
+        let alone = self.marks.is_empty() || planted::is_on(Bug::SequenceIsLostUnderRange);
+        match self.at_bottom && alone && self.keep.all_see(sequence) {
             true => 0,
             false => sequence,
         }

@@ -3,12 +3,15 @@
 //! The policy looks at the levels and returns a [`Choice`]; it touches no file. Carrying a choice
 //! out is the engine's part.
 
+mod dead;
 mod garbage;
 mod policy;
+mod revise;
 mod run;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use dead::find_dead;
 pub(crate) use garbage::Keep;
-pub(crate) use policy::{Choice, CompactionPolicy, Leveled, View, choose};
-pub(crate) use run::{Failure, Outputs, compact, write_table};
+pub(crate) use policy::{Choice, CompactionPolicy, How, View, choose, policy};
+pub(crate) use run::{Failure, Input, Outputs, compact, write_table};

@@ -2,17 +2,21 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::garbage::{Garbage, Keep, Verdict};
 use super::policy::Choice;
+use super::revise::{Revise, Revised};
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CompactionFilter;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
-use crate::levels::{LevelCursor, Levels, Shelf, TableMeta, table_path};
+use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
+use crate::planted::{self, Bug};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::{TableBuilder, TableOptions};
+use crate::tombstones::Tombstones;
 
 /// Which side failed: what was read, or what was to be written.
 pub(crate) enum Failure {
@@ -28,6 +32,23 @@ impl Failure {
     }
 }
 
+/// What is written to tables.
+pub(crate) struct Input<'a> {
+    pub(crate) cursor: &'a mut dyn Cursor,
+    pub(crate) tombstones: Tombstones,
+    /// What lies below the tables: these levels, from this one down. `None` if it is not known.
+    pub(crate) below: Option<(&'a Levels, usize)>,
+    /// Asked about what is written.
+    pub(crate) filter: Option<&'a dyn CompactionFilter>,
+}
+
+impl Input<'_> {
+    fn at_bottom(&self, place: &[u8]) -> bool {
+        let below = self.below;
+        below.is_some_and(|(levels, from)| levels.nothing_from(from, place))
+    }
+}
+
 /// Where tables go.
 pub(crate) struct Outputs<'a> {
     pub(crate) shelf: &'a Shelf,
@@ -38,33 +59,41 @@ pub(crate) struct Outputs<'a> {
     /// For the tables below the output: an output that overlaps too many of them ends early, so
     /// that its own compaction is not a large one.
     pub(crate) below: Option<(&'a Levels, usize)>,
-    /// Places from the first to below the second are left out.
-    pub(crate) without: Option<(&'a [u8], Option<&'a [u8]>)>,
+    /// Places from the first of each to below the second are left out.
+    pub(crate) without: &'a [(Vec<u8>, Option<Vec<u8>>)],
 }
 
 /// The tables under way.
 struct Writer<'a> {
     outputs: &'a Outputs<'a>,
     builder: Option<(u64, TableBuilder)>,
+    /// Those that no table has yet.
+    tombstones: Tombstones,
     done: Vec<Arc<TableMeta>>,
     started: Vec<PathBuf>,
 }
 
 impl Writer<'_> {
     fn add(&mut self, key: &Key<'_>, value: &[u8]) -> Result<()> {
+        self.builder()?.add(key, value)
+    }
+
+    /// The table under way, begun if there is none.
+    fn builder(&mut self) -> Result<&mut TableBuilder> {
         let builder = match &mut self.builder {
             Some((_, builder)) => builder,
             none => {
                 let number = self.outputs.next_file.fetch_add(1, Ordering::Relaxed);
                 let shelf = self.outputs.shelf;
+                let number = reused_number(shelf).unwrap_or(number);
                 let path = table_path(&shelf.dir, number);
-                let options = self.outputs.options;
+                let options = self.outputs.options.clone();
                 let builder = TableBuilder::create(shelf.disk.as_ref(), &path, options)?;
                 self.started.push(path);
                 &mut none.insert((number, builder)).1
             }
         };
-        builder.add(key, value)
+        Ok(builder)
     }
 
     /// At the beginning of a place: ends the table if it is large enough.
@@ -77,16 +106,25 @@ impl Writer<'_> {
         // From half its size on, a table ends where one of the level below ends.
         let aligned = size >= self.outputs.table_bytes / 2
             && self.outputs.below.is_some_and(|(levels, level)| {
-                let holding = |p| levels.holding(level, p).map(|t| t.meta.number);
-                holding(builder.last_place()) != holding(place)
+                is_boundary(levels, level, builder.last_place(), place)
             });
         if full || aligned {
-            self.end_table()?;
+            self.end_table(Some(place))?;
         }
         Ok(())
     }
 
-    fn end_table(&mut self) -> Result<()> {
+    /// Ends the table under way before a place, where range deletions that go on are cut: so tables
+    /// don't overlap.
+    fn end_table(&mut self, before: Option<&[u8]>) -> Result<()> {
+        let cut = match planted::is_on(Bug::RangesAreNotCut) {
+            true => None,
+            false => before,
+        };
+        let tombstones = self.tombstones.take_before(cut);
+        if !tombstones.is_empty() {
+            self.builder()?.set_tombstones(tombstones);
+        }
         let Some((number, builder)) = self.builder.take() else {
             return Ok(());
         };
@@ -95,6 +133,7 @@ impl Writer<'_> {
             number,
             size_bytes,
             properties,
+            ingested: None,
         }));
         Ok(())
     }
@@ -108,25 +147,31 @@ impl Writer<'_> {
     }
 }
 
-/// Merges entries into tables. The files are durable on return, their names too. `at_bottom` tells
-/// whether nothing lies below a place; `stop` whether to give up.
+/// Whether two places that follow each other have different tables of a level under them.
+pub(super) fn is_boundary(levels: &Levels, level: usize, last: &[u8], next: &[u8]) -> bool {
+    let holding = |place| levels.holding(level, place).map(|t| t.meta.number);
+    holding(last) != holding(next)
+}
+
+/// Merges entries into tables. The files are durable on return, their names too. `stop` tells whether
+/// to give up.
 pub(crate) fn write_table(
-    cursor: &mut dyn Cursor,
+    input: Input<'_>,
     keyspaces: &Keyspaces,
     keep: Keep,
-    at_bottom: &dyn Fn(&[u8]) -> bool,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
     let mut writer = Writer {
         outputs,
         builder: None,
+        tombstones: Tombstones::default(),
         done: Vec::new(),
         started: Vec::new(),
     };
-    let written = merge(cursor, keyspaces, keep, at_bottom, &mut writer, stop);
+    let written = merge(input, keyspaces, keep, &mut writer, stop);
     let written = written.and_then(|()| {
-        if !writer.done.is_empty() {
+        if !writer.done.is_empty() && !planted::is_on(Bug::NamesUnsynced) {
             let dir = &outputs.shelf.dir;
             let synced = outputs.shelf.disk.sync_dir(dir);
             synced.map_err(|e| Failure::Output(Error::disk(dir, "can't sync", &e).not_full()))?;
@@ -142,67 +187,156 @@ pub(crate) fn write_table(
     }
 }
 
-fn merge(
-    cursor: &mut dyn Cursor,
+/// The number of a file that is gone, if that bug is planted.
+fn reused_number(shelf: &Shelf) -> Option<u64> {
+    if !planted::is_on(Bug::FileNumbersAreReused) {
+        return None;
+    }
+    let is_free = |n: &u64| {
+        let path = table_path(&shelf.dir, *n);
+        !shelf.disk.exists(&path).unwrap_or(true)
+    };
+    (1..).find(is_free)
+}
+
+/// The watermark of the keyspace of a place.
+fn watermark(keyspaces: &Keyspaces, place: &[u8]) -> u64 {
+    let keyspace = keyspaces.find(keyspace_of(place));
+    keyspace.map_or(0, |k| k.watermark())
+}
+
+/// Takes away the range deletions that nobody sees any more. Returns those that hide something in the
+/// input, and gives the writer those that must stay.
+fn sift(
+    input: &mut Input<'_>,
     keyspaces: &Keyspaces,
-    keep: Keep,
-    at_bottom: &dyn Fn(&[u8]) -> bool,
+    keep: &Keep,
     writer: &mut Writer<'_>,
-    stop: &dyn Fn() -> bool,
-) -> std::result::Result<(), Failure> {
-    let mut garbage = Garbage::new(keep);
-    // A deletion that waits for what follows: its version and sequence.
-    let mut held: Option<(Vec<u8>, u64, u64)> = None;
-    cursor.seek_to_first().map_err(Failure::Input)?;
-    while cursor.valid() {
-        let key = cursor.key();
-        if let Some((from, to)) = writer.outputs.without
-            && key.place >= from
-            && to.is_none_or(|to| key.place < to)
-        {
-            match to {
-                Some(to) => cursor.seek(&Key::first_of(to)).map_err(Failure::Input)?,
-                None => break,
-            }
-            continue;
+) -> Tombstones {
+    let mut hiding = std::mem::take(&mut input.tombstones);
+    if !planted::is_on(Bug::RemovalForgetsRanges) {
+        for (from, to) in writer.outputs.without {
+            hiding.remove(from, to.as_deref());
         }
-        if garbage.is_new_place(&key) {
-            if stop() {
-                let closed = Error::new(ErrorKind::Closed, "the engine is closing");
-                return Err(Failure::Input(closed));
-            }
-            held = None;
-            writer.at_new_place(key.place).map_err(Failure::Output)?;
-            let keyspace = keyspaces.find(keyspace_of(key.place));
-            let watermark = keyspace.map_or(0, |k| k.watermark());
-            garbage.begin(key.place, at_bottom(key.place), watermark);
+    }
+    hiding.reduce(|start, _, marks| keep.reduce(marks, watermark(keyspaces, start)));
+    writer.tombstones = hiding.clone();
+    writer.tombstones.reduce(|start, end, marks| {
+        let below = input.below;
+        let bottom = below.is_some_and(|(levels, from)| levels.nothing_within(from, start, end));
+        if bottom || planted::is_on(Bug::RangesAreLostAboveTheBottom) {
+            let watermark = watermark(keyspaces, start);
+            marks.retain(|mark| !keep.is_spent(*mark, watermark));
         }
-        let verdict = garbage.judge(&key);
+    });
+    hiding
+}
+
+/// What stays of the entries of a place, one after the other.
+struct Sieve<'a> {
+    garbage: Garbage,
+    revise: Revise<'a>,
+    /// A deletion that waits for what follows: its place, version and sequence.
+    held: Option<(Vec<u8>, u64, u64)>,
+}
+
+impl Sieve<'_> {
+    /// Writes an entry, or what becomes of it.
+    fn pass(
+        &mut self,
+        key: &Key<'_>,
+        value: &[u8],
+        writer: &mut Writer<'_>,
+    ) -> std::result::Result<(), Failure> {
+        let kind = self.revise.kind(key, value);
+        let mut key = Key { kind, ..*key };
+        let mut verdict = self.garbage.judge(&key);
+        let mut revised = Revised::Same;
+        if verdict == Verdict::Write {
+            let watermark = self.garbage.watermark();
+            let decided = self.revise.filter(&key, value, watermark);
+            revised = decided.map_err(Failure::Input)?;
+            if matches!(revised, Revised::Deletion) {
+                key.kind = Kind::Delete;
+                verdict = self.garbage.judge_deletion(&key);
+            }
+        }
         if verdict != Verdict::Drop
-            && let Some((place, version, sequence)) = held.take()
+            && let Some((place, version, sequence)) = self.held.take()
         {
             let deletion = Key {
                 place: &place,
                 version,
-                sequence: garbage.sequence(sequence),
+                sequence: self.garbage.sequence(sequence),
                 kind: Kind::Delete,
             };
             writer.add(&deletion, &[]).map_err(Failure::Output)?;
         }
         match verdict {
             Verdict::Drop => {}
-            Verdict::Hold => held = Some((key.place.to_vec(), key.version, key.sequence)),
+            Verdict::Hold => self.held = Some((key.place.to_vec(), key.version, key.sequence)),
             Verdict::Write => {
-                let key = Key {
-                    sequence: garbage.sequence(key.sequence),
-                    ..key
+                key.sequence = self.garbage.sequence(key.sequence);
+                let value = match &revised {
+                    _ if key.kind == Kind::Delete => &[],
+                    Revised::Value(value) => value.as_slice(),
+                    _ => value,
                 };
-                writer.add(&key, cursor.value()).map_err(Failure::Output)?;
+                writer.add(&key, value).map_err(Failure::Output)?;
             }
         }
-        cursor.next().map_err(Failure::Input)?;
+        Ok(())
     }
-    writer.end_table().map_err(Failure::Output)
+}
+
+fn merge(
+    mut input: Input<'_>,
+    keyspaces: &Keyspaces,
+    keep: Keep,
+    writer: &mut Writer<'_>,
+    stop: &dyn Fn() -> bool,
+) -> std::result::Result<(), Failure> {
+    let hiding = sift(&mut input, keyspaces, &keep, writer);
+    let mut sieve = Sieve {
+        revise: Revise::new(keyspaces, input.filter, &keep.snapshots),
+        garbage: Garbage::new(keep),
+        held: None,
+    };
+    input.cursor.seek_to_first().map_err(Failure::Input)?;
+    while input.cursor.valid() {
+        let key = input.cursor.key();
+        let inside = |(from, to): &&(Vec<u8>, Option<Vec<u8>>)| {
+            key.place >= from.as_slice() && to.as_deref().is_none_or(|to| key.place < to)
+        };
+        if let Some((_, to)) = writer.outputs.without.iter().find(inside) {
+            match to {
+                Some(to) => {
+                    let sought = input.cursor.seek(&Key::first_of(to));
+                    sought.map_err(Failure::Input)?;
+                }
+                None => break,
+            }
+            continue;
+        }
+        if planted::is_on(Bug::TablesEndInsideKeys) {
+            writer.at_new_place(key.place).map_err(Failure::Output)?;
+        }
+        if sieve.garbage.is_new_place(&key) {
+            if stop() {
+                let closed = Error::new(ErrorKind::Closed, "the engine is closing");
+                return Err(Failure::Input(closed));
+            }
+            writer.at_new_place(key.place).map_err(Failure::Output)?;
+            let watermark = watermark(keyspaces, key.place);
+            let marks = hiding.around(key.place).marks;
+            let at_bottom = input.at_bottom(key.place);
+            sieve.held = None;
+            sieve.garbage.begin(key.place, at_bottom, watermark, marks);
+        }
+        sieve.pass(&key, input.cursor.value(), writer)?;
+        input.cursor.next().map_err(Failure::Input)?;
+    }
+    writer.end_table(None).map_err(Failure::Output)
 }
 
 /// Merges the tables of a choice. `levels` are those that the choice was made from.
@@ -210,22 +344,59 @@ pub(crate) fn compact(
     choice: &Choice,
     levels: &Levels,
     keyspaces: &Keyspaces,
+    filter: Option<&dyn CompactionFilter>,
     keep: Keep,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
 ) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
-    let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
-    if choice.level == 0 {
-        for table in &choice.upper {
-            let cursor = table.cursor(false).map_err(Failure::Input)?;
-            sources.push(Box::new(cursor));
-        }
-    } else {
-        sources.push(Box::new(LevelCursor::new(choice.upper.clone(), false)));
+    let mut tombstones = Tombstones::default();
+    let with_ranges = |t: &TableFile| t.meta.properties.range_deletions > 0;
+    for (_, table) in choice.tables().filter(|(_, t)| with_ranges(t)) {
+        tombstones.add(table.table().map_err(Failure::Input)?.tombstones());
     }
-    sources.push(Box::new(LevelCursor::new(choice.lower.clone(), false)));
-    let mut cursor = MergeCursor::new(sources);
-    // Tables of the output level that overlap take part themselves.
-    let at_bottom = |place: &[u8]| levels.nothing_from(choice.output + 1, place);
-    write_table(&mut cursor, keyspaces, keep, &at_bottom, outputs, stop)
+    let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
+    for (level, tables) in &choice.inputs {
+        // What is hidden as a whole is not even read.
+        let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
+        let wanted: Vec<_> = tables.iter().filter(|t| !hidden(t)).cloned().collect();
+        if *level == 0 {
+            for table in &wanted {
+                let cursor = table.cursor(false).map_err(Failure::Input)?;
+                sources.push(Box::new(cursor));
+            }
+        } else {
+            sources.push(Box::new(LevelCursor::new(wanted, false)));
+        }
+    }
+    let input = Input {
+        cursor: &mut MergeCursor::new(sources),
+        tombstones,
+        // Tables of the output level that overlap take part themselves.
+        below: Some((levels, choice.output + 1)),
+        filter,
+    };
+    write_table(input, keyspaces, keep, outputs, stop)
+}
+
+/// Whether range deletions hide all entries of a table from every read, so that it may go unread.
+pub(super) fn is_hidden(
+    table: &TableMeta,
+    tombstones: &Tombstones,
+    keyspaces: &Keyspaces,
+    keep: &Keep,
+) -> bool {
+    let p = &table.properties;
+    let [keyspace] = p.keyspaces.as_slice() else {
+        return false;
+    };
+    if tombstones.is_empty() || p.entries == 0 {
+        return false;
+    }
+    let watermark = keyspaces.find(keyspace.id).map_or(0, |k| k.watermark());
+    let (oldest, newest) = table.sequences();
+    // What is between the lowest and the highest sequence is between each and the mark's as well.
+    tombstones.covers(&p.smallest, &p.end, |mark| {
+        keep.shadows(*mark, keyspace.max_version, newest, watermark)
+            && keep.shadows(*mark, keyspace.min_version, oldest, watermark)
+    })
 }

@@ -1,9 +1,12 @@
 //! Edits: what changes in the levels at once, as the manifest records it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::codec::{Reader, put_bytes, put_varint};
+use crate::engine::Sequence;
 use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::prefix::Prefix;
 use crate::table::Properties;
 
 /// What the manifest knows of a table.
@@ -12,6 +15,19 @@ pub(crate) struct TableMeta {
     pub(crate) number: u64,
     pub(crate) size_bytes: u64,
     pub(crate) properties: Properties,
+    /// The sequence of all its entries, if the table came in whole; those in the file are then 0.
+    pub(crate) ingested: Option<Sequence>,
+}
+
+impl TableMeta {
+    /// The lowest and the highest sequence of what it holds.
+    pub(crate) fn sequences(&self) -> (Sequence, Sequence) {
+        let p = &self.properties;
+        match self.ingested {
+            Some(sequence) => (sequence, sequence),
+            None => (p.min_sequence, p.max_sequence),
+        }
+    }
 }
 
 /// A change, all of which happens or none.
@@ -25,6 +41,8 @@ pub(crate) struct Edit {
     pub(crate) next_file: Option<u64>,
     /// Below these versions entries may have been dropped.
     pub(crate) watermarks: Vec<(KeyspaceId, u64)>,
+    /// How late it was, by the engine's time: what expired by then may have been dropped.
+    pub(crate) time_ms: Option<u64>,
 }
 
 const KEYSPACE: u64 = 1;
@@ -33,6 +51,9 @@ const REMOVED: u64 = 3;
 const FLUSHED: u64 = 4;
 const NEXT_FILE: u64 = 5;
 const WATERMARK: u64 = 6;
+const INGESTED: u64 = 7;
+const TTL: u64 = 8;
+const TIME: u64 = 9;
 
 impl Edit {
     /// Fields, each a number and a length before its content.
@@ -50,13 +71,27 @@ impl Edit {
                 put_varint(out, u64::from(k.versioned));
                 put_bytes(out, k.name.as_bytes());
             });
+            if let Some(ttl_ms) = k.ttl_ms() {
+                field(TTL, &|out| {
+                    put_varint(out, u64::from(k.id.0));
+                    put_varint(out, ttl_ms);
+                });
+            }
         }
         for (level, table) in &self.added {
-            field(ADDED, &|out| {
+            let tag = if table.ingested.is_some() {
+                INGESTED
+            } else {
+                ADDED
+            };
+            field(tag, &|out| {
                 put_varint(out, *level as u64);
                 put_varint(out, table.number);
                 put_varint(out, table.size_bytes);
                 table.properties.encode(out);
+                if let Some(sequence) = table.ingested {
+                    put_varint(out, sequence);
+                }
             });
         }
         for (level, number) in &self.removed {
@@ -76,6 +111,9 @@ impl Edit {
                 put_varint(out, u64::from(id.0));
                 put_varint(out, *version);
             });
+        }
+        if let Some(ms) = self.time_ms {
+            field(TIME, &|out| put_varint(out, ms));
         }
         out
     }
@@ -100,13 +138,26 @@ impl Edit {
                 id: keyspace_id(content)?,
                 versioned: content.varint()? != 0,
                 name: String::from_utf8(content.bytes()?.to_vec()).ok()?,
+                ttl: None,
+                // Tables say which they were made with.
+                prefix: Prefix::None,
             }),
-            ADDED => {
+            TTL => {
+                let id = keyspace_id(content)?;
+                let keyspace = self.keyspaces.iter_mut().find(|k| k.id == id)?;
+                keyspace.ttl = Some(Duration::from_millis(content.varint()?));
+            }
+            TIME => self.time_ms = Some(content.varint()?),
+            ADDED | INGESTED => {
                 let level = content.length()?;
                 let table = TableMeta {
                     number: content.varint()?,
                     size_bytes: content.varint()?,
                     properties: Properties::decode(content)?,
+                    ingested: match tag {
+                        INGESTED => Some(content.varint()?),
+                        _ => None,
+                    },
                 };
                 self.added.push((level, Arc::new(table)));
             }

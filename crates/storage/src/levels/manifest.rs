@@ -17,6 +17,7 @@ use super::edit::Edit;
 use crate::codec::Reader;
 use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES, Magic};
+use crate::planted::{self, Bug};
 
 const MAGIC: Magic = *b"QUORMAN\0";
 const CURRENT_MAGIC: Magic = *b"QUORCUR\0";
@@ -84,12 +85,31 @@ impl Manifest {
 
     /// Reads all edits of a manifest.
     pub(crate) fn read(disk: &dyn Disk, dir: &Path, number: u64) -> Result<Vec<Edit>> {
+        let (edits, damage) = Manifest::read_sound(disk, dir, number);
+        damage.map_or(Ok(edits), Err)
+    }
+
+    /// Reads edits of a manifest as far as they are sound, and says why it ended if not with the file.
+    pub(crate) fn read_sound(
+        disk: &dyn Disk,
+        dir: &Path,
+        number: u64,
+    ) -> (Vec<Edit>, Option<Error>) {
         let path = manifest_path(dir, number);
-        let bytes = disk
-            .read(&path)
-            .map_err(|e| Error::disk(&path, "can't read", &e))?;
-        header::check(&path, &MAGIC, &bytes)?;
         let mut edits = Vec::new();
+        let bytes = disk.read(&path);
+        let bytes = bytes.map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::corrupt(&path, "the file is missing"),
+            _ => Error::disk(&path, "can't read", &e),
+        });
+        let bytes = bytes.and_then(|bytes| {
+            header::check(&path, &MAGIC, &bytes)?;
+            Ok(bytes)
+        });
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            Err(error) => return (edits, Some(error)),
+        };
         let mut at = HEADER_BYTES;
         while at < bytes.len() {
             match decode_record(&bytes, at) {
@@ -98,13 +118,15 @@ impl Manifest {
                     at = end;
                 }
                 None if torn(&bytes, at) => break,
-                None => return Err(Error::corrupt(&path, format!("record at byte {at}"))),
+                None => {
+                    let what = format!("record at byte {at}");
+                    return (edits, Some(Error::corrupt(&path, what)));
+                }
             }
         }
-        if edits.is_empty() {
-            return Err(Error::corrupt(&path, "it holds no edit"));
-        }
-        Ok(edits)
+        let nothing = || Error::corrupt(&path, "it holds no edit");
+        let damage = edits.is_empty().then(nothing);
+        (edits, damage)
     }
 
     /// Begins a manifest with `everything` and makes it the one that counts.
@@ -121,7 +143,9 @@ impl Manifest {
             let file = disk.create(&path)?;
             file.write_all_at(&bytes, 0)?;
             file.sync()?;
-            disk.sync_dir(dir)?;
+            if !planted::is_on(Bug::CurrentBeforeManifest) {
+                disk.sync_dir(dir)?;
+            }
             Ok(file)
         };
         let file = make().map_err(|e| Error::disk(&path, "can't write", &e))?;
@@ -154,8 +178,10 @@ impl Manifest {
         self.broken = true;
         let wrote = self.file.write_all_at(&bytes, self.end);
         wrote.map_err(|e| Error::disk(&path, "can't write", &e))?;
-        let synced = self.file.sync();
-        synced.map_err(|e| Error::disk(&path, "can't sync", &e).not_full())?;
+        if !planted::is_on(Bug::ManifestUnsynced) {
+            let synced = self.file.sync();
+            synced.map_err(|e| Error::disk(&path, "can't sync", &e).not_full())?;
+        }
         self.broken = false;
         self.end += bytes.len() as u64;
         Ok(())

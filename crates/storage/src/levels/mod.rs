@@ -5,25 +5,26 @@
 //! keeps the one he began with, and by it its files.
 //!
 //! Invariants:
-//! - From level 1 on, no place is in two tables of a level.
-//! - For one place, entries in a level have higher sequences than those in deeper ones, or belong
-//!   to other versions. In level 0 the same holds from newer tables to older ones.
+//! - From level 1 on, no place is in two tables of a level, by an entry or by a range deletion.
+//! - For one place, what a level holds was written after what deeper ones hold. In level 0 the same
+//!   holds from newer tables to older ones. (A sequence that was set to 0 counts as what it was.)
 
 mod edit;
 mod manifest;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use quorate_env::Disk;
 
 use crate::cache::BlockCache;
 use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::key::Key;
+use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Table, TableCursor};
 
 pub(crate) use edit::{Edit, TableMeta};
@@ -39,6 +40,8 @@ pub(crate) struct Shelf {
     pub(crate) cache: Arc<BlockCache>,
     /// Tables that nothing refers to any more.
     garbage: Mutex<Vec<u64>>,
+    /// Called when too many tables are open.
+    crowded: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 pub(crate) fn table_path(dir: &Path, number: u64) -> PathBuf {
@@ -52,7 +55,13 @@ impl Shelf {
             dir: dir.to_owned(),
             cache,
             garbage: Mutex::default(),
+            crowded: OnceLock::new(),
         }
+    }
+
+    /// Has this called, on whatever thread opened a table, when too many are open. Once.
+    pub(crate) fn on_crowded(&self, call: impl Fn() + Send + Sync + 'static) {
+        let _ = self.crowded.set(Box::new(call));
     }
 
     /// Removes the files of tables that nothing refers to. What can't be removed now, the next
@@ -65,42 +74,96 @@ impl Shelf {
     }
 }
 
-/// A table of a level; its file is opened when it is first read.
+/// A handle of a table of a level; the file is opened when it is first read.
 pub(crate) struct TableFile {
     pub(crate) meta: Arc<TableMeta>,
-    shelf: Arc<Shelf>,
+    /// What all handles of the table share.
+    on_disk: Arc<OnDisk>,
     open: OnceLock<Arc<Table>>,
+    /// Whether it was read since somebody looked.
+    used: AtomicBool,
+}
+
+/// The file of a table: an obsolete one goes with its last handle.
+struct OnDisk {
+    number: u64,
+    shelf: Arc<Shelf>,
     obsolete: AtomicBool,
 }
 
 impl TableFile {
     pub(crate) fn new(meta: Arc<TableMeta>, shelf: &Arc<Shelf>) -> Arc<Self> {
+        let on_disk = Arc::new(OnDisk {
+            number: meta.number,
+            shelf: Arc::clone(shelf),
+            obsolete: AtomicBool::new(false),
+        });
+        TableFile::handle(meta, on_disk)
+    }
+
+    fn handle(meta: Arc<TableMeta>, on_disk: Arc<OnDisk>) -> Arc<Self> {
         Arc::new(TableFile {
             meta,
-            shelf: Arc::clone(shelf),
+            on_disk,
             open: OnceLock::new(),
-            obsolete: AtomicBool::new(false),
+            used: AtomicBool::new(false),
         })
+    }
+
+    /// Another handle, not open, of the same file.
+    fn closed(&self) -> Arc<Self> {
+        TableFile::handle(Arc::clone(&self.meta), Arc::clone(&self.on_disk))
     }
 
     /// Its file may go when nobody reads it any more: the manifest no longer has it.
     pub(crate) fn retire(&self) {
-        self.obsolete.store(true, Ordering::Release);
+        self.on_disk.obsolete.store(true, Ordering::Release);
     }
 
     /// The table, opened.
     pub(crate) fn table(&self) -> Result<&Arc<Table>> {
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
         if let Some(table) = self.open.get() {
             return Ok(table);
         }
-        let shelf = &self.shelf;
+        self.open_table()
+    }
+
+    #[cold]
+    fn open_table(&self) -> Result<&Arc<Table>> {
+        let shelf = &self.on_disk.shelf;
         let table = Table::open(
             shelf.disk.as_ref(),
-            &table_path(&shelf.dir, self.meta.number),
+            &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
         )?;
-        Ok(self.open.get_or_init(|| Arc::new(table)))
+        let table = self.open.get_or_init(|| Arc::new(table));
+        if let Some(call) = shelf.crowded.get()
+            && shelf.cache.memory().tables_to_close().is_some()
+        {
+            call();
+        }
+        Ok(table)
+    }
+
+    /// Where its file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        table_path(&self.on_disk.shelf.dir, self.meta.number)
+    }
+
+    /// The disk with its file.
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        self.on_disk.shelf.disk.as_ref()
+    }
+
+    /// Takes the open file of another handle of the same table.
+    pub(crate) fn share(&self, other: &TableFile) {
+        if let Some(table) = other.open.get() {
+            let _ = self.open.set(Arc::clone(table));
+        }
     }
 
     /// What it takes in memory, blocks in the cache not counted.
@@ -109,22 +172,22 @@ impl TableFile {
     }
 
     pub(crate) fn cursor(&self, fill_cache: bool) -> Result<TableCursor> {
-        Ok(TableCursor::new(Arc::clone(self.table()?), fill_cache))
+        let table = Arc::clone(self.table()?);
+        Ok(TableCursor::new(table, fill_cache, self.meta.ingested))
     }
 }
 
 impl TableMeta {
-    /// Whether it may hold places from `lower` up to, and with `upper_inclusive`, or below.
-    pub(crate) fn overlaps(&self, lower: &[u8], upper_inclusive: &[u8]) -> bool {
-        self.properties.smallest.as_slice() <= upper_inclusive
-            && lower <= self.properties.largest.as_slice()
+    /// Whether all it holds is before a place.
+    fn is_before(&self, place: &[u8]) -> bool {
+        self.properties.end.as_slice() <= place
     }
 }
 
-impl Drop for TableFile {
+impl Drop for OnDisk {
     fn drop(&mut self) {
         if self.obsolete.load(Ordering::Acquire) {
-            self.shelf.garbage.lock().push(self.meta.number);
+            self.shelf.garbage.lock().push(self.number);
         }
     }
 }
@@ -145,12 +208,17 @@ impl Levels {
         self.levels.iter().map(Vec::as_slice)
     }
 
+    /// A table by its number.
+    pub(crate) fn find(&self, number: u64) -> Option<&Arc<TableFile>> {
+        self.iter().flatten().find(|t| t.meta.number == number)
+    }
+
     /// The size of a level.
     pub(crate) fn bytes(&self, level: usize) -> u64 {
         self.level(level).iter().map(|t| t.meta.size_bytes).sum()
     }
 
-    /// The tables of a level that may hold places in a range, its end included.
+    /// The tables of a level that may hold something from one place to below another.
     pub(crate) fn overlapping(
         &self,
         level: usize,
@@ -159,24 +227,35 @@ impl Levels {
     ) -> &[Arc<TableFile>] {
         debug_assert!(level > 0, "tables of level 0 are not in order");
         let all = self.level(level);
-        let from = all.partition_point(|t| t.meta.properties.largest.as_slice() < lower);
-        let to = all.partition_point(|t| t.meta.properties.smallest.as_slice() <= upper);
+        let from = all.partition_point(|t| t.meta.is_before(lower));
+        let to = all.partition_point(|t| t.meta.properties.smallest.as_slice() < upper);
         all.get(from..to.max(from)).unwrap_or_default()
     }
 
     /// The one table of a level that may hold a place.
     pub(crate) fn holding(&self, level: usize, place: &[u8]) -> Option<&Arc<TableFile>> {
         let all = self.level(level);
-        let at = all.partition_point(|t| t.meta.properties.largest.as_slice() < place);
-        let table = all.get(at)?;
-        (table.meta.properties.smallest.as_slice() <= place).then_some(table)
+        let table = all.get(all.partition_point(|t| t.meta.is_before(place)))?;
+        table.meta.properties.may_hold(place).then_some(table)
     }
 
     /// Whether no level from `level` down holds the place.
     pub(crate) fn nothing_from(&self, level: usize, place: &[u8]) -> bool {
         (level..LEVELS).all(|level| match level {
-            0 => !self.level(0).iter().any(|t| t.meta.overlaps(place, place)),
+            0 => !self
+                .level(0)
+                .iter()
+                .any(|t| t.meta.properties.may_hold(place)),
             _ => self.holding(level, place).is_none(),
+        })
+    }
+
+    /// Whether no level from `level` down holds anything from one place to below another.
+    pub(crate) fn nothing_within(&self, level: usize, lower: &[u8], upper: &[u8]) -> bool {
+        let overlaps = |t: &Arc<TableFile>| t.meta.properties.overlaps(lower, Some(upper));
+        (level..LEVELS).all(|level| match level {
+            0 => !self.level(0).iter().any(overlaps),
+            _ => self.overlapping(level, lower, upper).is_empty(),
         })
     }
 
@@ -202,6 +281,7 @@ impl Levels {
                 None => TableFile::new(Arc::clone(meta), shelf),
             };
             let at = match level {
+                0 if planted::is_on(Bug::LevelZeroReversed) => tables.len(),
                 0 => tables.partition_point(|t| t.meta.number > meta.number),
                 _ => tables
                     .partition_point(|t| t.meta.properties.smallest < meta.properties.smallest),
@@ -217,7 +297,7 @@ impl Levels {
         for (level, tables) in self.levels.iter().enumerate().skip(1) {
             for pair in tables.windows(2) {
                 if let [a, b] = pair
-                    && a.meta.properties.largest >= b.meta.properties.smallest
+                    && a.meta.properties.end > b.meta.properties.smallest
                 {
                     return Err(format!(
                         "tables {} and {} of level {level} overlap",
@@ -227,6 +307,29 @@ impl Levels {
             }
         }
         Ok(())
+    }
+
+    /// The same levels, in which some of the open tables, those not read lately before others, have
+    /// handles that are not open: at least so many, and as many as take so many bytes. The files are closed
+    /// when the last reader of the handles before lets go.
+    pub(crate) fn with_closed(&self, tables: u64, bytes: u64) -> Levels {
+        let mut next = self.clone();
+        let (mut closed, mut freed) = (0, 0);
+        for look in 0..2 {
+            for file in next.levels.iter_mut().flatten() {
+                if closed >= tables && freed >= bytes {
+                    return next;
+                }
+                let used = look == 0 && file.used.swap(false, Ordering::Relaxed);
+                let Some(table) = file.open.get().filter(|_| !used) else {
+                    continue;
+                };
+                closed += 1;
+                freed += table.memory_bytes() as u64;
+                *file = file.closed();
+            }
+        }
+        next
     }
 
     /// The edit that makes these levels from nothing.
@@ -317,7 +420,7 @@ impl Cursor for LevelCursor {
 
     fn seek(&mut self, target: &Key<'_>) -> Result<()> {
         let place = target.place;
-        let before = |t: &Arc<TableFile>| t.meta.properties.largest.as_slice() < place;
+        let before = |t: &Arc<TableFile>| t.meta.is_before(place);
         let at = self.tables.partition_point(before);
         if let Some(cursor) = self.open(at)? {
             cursor.seek(target)?;
@@ -327,7 +430,7 @@ impl Cursor for LevelCursor {
 
     fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
         let place = target.place;
-        let before = |t: &Arc<TableFile>| t.meta.properties.largest.as_slice() < place;
+        let before = |t: &Arc<TableFile>| t.meta.is_before(place);
         let at = self.tables.partition_point(before);
         if at == self.tables.len() {
             return self.seek_to_last();

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use quorate_env::JobClass;
 
+use super::counters::add;
 use super::{Inner, Work};
-use crate::compaction::{Choice, CompactionPolicy, Failure, Keep, Outputs, View, compact};
+use crate::compaction::{Choice, Failure, How, Keep, Outputs, View, choose, compact, find_dead};
 use crate::engine::KeyRange;
 use crate::error::{ErrorKind, Result};
 use crate::iter::bounds;
 use crate::levels::{Edit, LEVELS, Levels, TableFile};
 use crate::options::KeyspaceId;
+use crate::table::TableOptions;
 
 /// What was asked to be compacted: places from `lower` to `upper`, which is not in it.
 pub(super) struct Manual {
@@ -36,12 +37,12 @@ impl Manual {
     /// Whether all places of a table are in it.
     pub(super) fn covers(&self, table: &TableFile) -> bool {
         let p = &table.meta.properties;
-        p.smallest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.largest < *upper)
+        p.is_within(&self.lower, self.upper.as_deref())
     }
 
     pub(super) fn concerns(&self, table: &TableFile) -> bool {
         let p = &table.meta.properties;
-        p.largest >= self.lower && self.upper.as_ref().is_none_or(|upper| p.smallest < *upper)
+        p.overlaps(&self.lower, self.upper.as_deref())
     }
 }
 
@@ -63,15 +64,62 @@ impl Inner {
             return false;
         }
         let levels = Arc::clone(&self.state().levels);
-        let view = View {
-            levels: &levels,
-            busy: &work.busy,
-        };
-        let Some(choice) = self.policy.pick(&view) else {
+        let Some(choice) = self.policy.pick(&self.view(&levels, &work.busy)) else {
             return false;
         };
         self.start(&mut work, choice, levels, true);
         true
+    }
+
+    /// What policies see now.
+    fn view<'a>(&'a self, levels: &'a Levels, busy: &'a BTreeSet<u64>) -> View<'a> {
+        View {
+            levels,
+            busy,
+            keyspaces: &self.keyspaces,
+            oldest_snapshot: self.snapshots.list().first().copied().unwrap_or(u64::MAX),
+            now_ms: self.keyspaces.time().now_ms(),
+        }
+    }
+
+    /// Lets tables go that hold nothing which any read sees. To be called by jobs.
+    pub(super) fn drop_dead(self: &Arc<Self>) {
+        let levels = Arc::clone(&self.state().levels);
+        let with_ranges = |t: &Arc<TableFile>| t.meta.properties.range_deletions > 0;
+        let may_be = self.keyspaces.expire() || levels.iter().flatten().any(with_ranges);
+        if !may_be || !self.options.auto_compact {
+            return;
+        }
+        // Opens tables: not under a lock. What is busy by then is left out below.
+        let keep = Keep {
+            snapshots: self.snapshots.list(),
+        };
+        let nothing = BTreeSet::new();
+        // A table that can't be read is found by whoever needs it.
+        let Ok(Some(choice)) = find_dead(&self.view(&levels, &nothing), &keep) else {
+            return;
+        };
+        let mut work = self.work.lock();
+        let idle = !work.manual && !work.closing && work.poison.is_none();
+        let busy = |number: u64| work.busy.contains(&number);
+        let now = Arc::clone(&self.state().levels);
+        // All or none: what changed meanwhile, were it only its level, is looked at the next time.
+        let there = |(level, t): (usize, &Arc<TableFile>)| {
+            let number = t.meta.number;
+            let is_it = |other: &Arc<TableFile>| other.meta.number == number;
+            now.level(level).iter().any(is_it) && !busy(number)
+        };
+        if !idle || !choice.tables().all(there) {
+            return;
+        }
+        let numbers: Vec<u64> = choice.tables().map(|(_, t)| t.meta.number).collect();
+        work.busy.extend(&numbers);
+        work.compactions += 1;
+        drop(work);
+        let done = self.carry_out(&choice, &levels, true);
+        drop((choice, levels, now));
+        self.finish(&numbers, done);
+        self.shelf.purge();
     }
 
     /// Marks a choice as running and hands it to a job.
@@ -82,22 +130,18 @@ impl Inner {
         levels: Arc<Levels>,
         may_move: bool,
     ) {
-        let numbers = || {
-            choice
-                .upper
-                .iter()
-                .chain(&choice.lower)
-                .map(|t| t.meta.number)
-        };
-        work.busy.extend(numbers());
+        let numbers: Vec<u64> = choice.tables().map(|(_, t)| t.meta.number).collect();
+        work.busy.extend(&numbers);
         work.compactions += 1;
-        let numbers: Vec<u64> = numbers().collect();
         let inner = Arc::clone(self);
         let job = move || {
             let done = inner.carry_out(&choice, &levels, may_move);
             drop((choice, levels));
             let again = inner.finish(&numbers, done);
             inner.shelf.purge();
+            if again {
+                inner.drop_dead();
+            }
             inner.judge_speed();
             inner.progress.notify();
             if again {
@@ -113,46 +157,60 @@ impl Inner {
         levels: &Levels,
         may_move: bool,
     ) -> std::result::Result<(), Failure> {
-        let mut edit = Edit::default();
-        for table in &choice.upper {
-            edit.removed.push((choice.level, table.meta.number));
-        }
-        for table in &choice.lower {
-            edit.removed.push((choice.output, table.meta.number));
-        }
         let counters = &self.counters;
-        if choice.moves && may_move && choice.level != choice.output {
-            let moved = choice.upper.iter().map(|t| Arc::clone(&t.meta));
+        let mut edit = Edit::default();
+        let removed = choice.tables().map(|(level, t)| (level, t.meta.number));
+        edit.removed.extend(removed);
+        if choice.how == How::Move && may_move {
+            let moved = choice.tables().map(|(_, t)| Arc::clone(&t.meta));
             edit.added = moved.map(|meta| (choice.output, meta)).collect();
-            counters.moves.fetch_add(1, Ordering::Relaxed);
-            return self.install(&edit, None).map_err(Failure::Output);
+        }
+        if choice.how == How::Drop || !edit.added.is_empty() {
+            self.install(&edit, None).map_err(Failure::Output)?;
+            let count = choice.tables().count() as u64;
+            match choice.how {
+                How::Drop => add(&counters.dropped_tables, count),
+                _ => add(&counters.moves, 1),
+            }
+            return Ok(());
         }
         let keep = Keep {
             snapshots: self.snapshots.list(),
         };
+        let written = choice.tables().map(|(_, t)| t.meta.properties.written_ms);
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(choice.output),
+            options: TableOptions {
+                written_ms: written.max().unwrap_or(0),
+                ..self.table_options()
+            },
             table_bytes: self.options.table_bytes,
             below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
-            without: None,
+            without: &[],
         };
         let stop = || self.is_closing();
-        let made = compact(choice, levels, &self.keyspaces, keep, &outputs, &stop)?;
-        let read = choice.upper.iter().chain(&choice.lower);
-        let read: u64 = read.map(|t| t.meta.size_bytes).sum();
+        let filter = self.filter.as_deref();
+        let made = compact(
+            choice,
+            levels,
+            &self.keyspaces,
+            filter,
+            keep,
+            &outputs,
+            &stop,
+        )?;
         let written: u64 = made.iter().map(|t| t.size_bytes).sum();
         let added = made.into_iter().map(|meta| (choice.output, meta));
         edit.added = added.collect();
         self.install(&edit, None).map_err(Failure::Output)?;
-        counters.compactions.fetch_add(1, Ordering::Relaxed);
-        counters
-            .compaction_read_bytes
-            .fetch_add(read, Ordering::Relaxed);
-        counters
-            .compaction_write_bytes
-            .fetch_add(written, Ordering::Relaxed);
+        add(&counters.compactions, 1);
+        add(&counters.compaction_write_bytes, written);
+        for (level, table) in choice.tables() {
+            add(&counters.compaction_read_bytes, table.meta.size_bytes);
+            counters.read_from(level, table.meta.size_bytes);
+        }
+        counters.written_to(choice.output, written);
         Ok(())
     }
 
@@ -206,8 +264,18 @@ impl Inner {
         self.env.jobs.wait(&self.progress, &mut look, None);
         match failed {
             Some(error) => Err(error),
-            None => self.wait_idle(),
+            None => self.forget_failures().inspect_err(|_| self.end_manual()),
         }
+    }
+
+    /// Waits until no compaction runs. What the earlier ones failed of must not be taken for a failure
+    /// of what is asked for now, which shows by itself whether there is space again.
+    fn forget_failures(&self) -> Result<()> {
+        let _ = self.wait_idle();
+        self.heal();
+        let mut work = self.work.lock();
+        work.unreadable = None;
+        self.check_alive(&work)
     }
 
     /// Waits until no compaction runs; fails with what the last one failed of.
@@ -223,8 +291,6 @@ impl Inner {
     }
 
     fn run_manual(self: &Arc<Self>, manual: &Manual) -> Result<()> {
-        // A failure of earlier compactions must not be taken for one of these.
-        self.work.lock().unreadable = None;
         let before: BTreeSet<u64> = {
             let levels = Arc::clone(&self.state().levels);
             levels.iter().flatten().map(|t| t.meta.number).collect()
@@ -265,11 +331,8 @@ impl Inner {
             self.check_alive(&work)?;
             let levels = Arc::clone(&self.state().levels);
             let busy = BTreeSet::new();
-            let view = View {
-                levels: &levels,
-                busy: &busy,
-            };
-            if let Some(choice) = crate::compaction::choose(&view, level, output, piece) {
+            let view = self.view(&levels, &busy);
+            if let Some(choice) = choose(&view, level, output, piece) {
                 self.start(&mut work, choice, levels, false);
             }
             drop(work);

@@ -5,12 +5,13 @@ use std::sync::atomic::Ordering;
 
 use quorate_env::JobClass;
 
+use super::counters::add;
 use super::{Inner, Sealed, State};
-use crate::compaction::{Failure, Keep, Outputs, write_table};
+use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::levels::{Edit, TableFile, table_path};
-use crate::options::Compression;
+use crate::planted::{self, Bug};
 use crate::table::TableOptions;
 
 impl Inner {
@@ -39,7 +40,11 @@ impl Inner {
         outcome.unwrap_or(Ok(target))
     }
 
-    fn flush_outcome(&self, target: Sequence, tried_before: u64) -> Option<Result<Sequence>> {
+    pub(super) fn flush_outcome(
+        &self,
+        target: Sequence,
+        tried_before: u64,
+    ) -> Option<Result<Sequence>> {
         let flushed = self.flushed.load(Ordering::Acquire);
         if flushed >= target {
             return Some(Ok(flushed));
@@ -84,6 +89,7 @@ impl Inner {
     }
 
     fn announce_flush(self: &Arc<Self>) {
+        self.drop_dead();
         self.judge_speed();
         self.progress.notify();
         self.flushed_event.notify();
@@ -92,9 +98,15 @@ impl Inner {
 
     /// Writes the oldest sealed memtable out; false if there is none.
     pub(super) fn flush_oldest(self: &Arc<Self>) -> Result<bool> {
-        let Some(sealed) = self.state().sealed.last().cloned() else {
+        let state = self.state();
+        let oldest = match planted::is_on(Bug::FlushNewestFirst) {
+            true => state.sealed.first(),
+            false => state.sealed.last(),
+        };
+        let Some(sealed) = oldest.cloned() else {
             return Ok(false);
         };
+        drop(state);
         // Reads that are under way see it as a whole, and so do snapshots from here on.
         self.publisher.wait_for(&self.env, sealed.last);
         match self.write_out(&sealed) {
@@ -117,6 +129,7 @@ impl Inner {
     }
 
     fn write_out(self: &Arc<Self>, sealed: &Arc<Sealed>) -> Result<()> {
+        let began = self.env.clock.now();
         let levels = Arc::clone(&self.state().levels);
         let keep = Keep {
             snapshots: self.snapshots.list(),
@@ -124,48 +137,43 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(0),
+            options: self.table_options(),
             table_bytes: u64::MAX,
             below: None,
-            without: None,
+            without: &[],
         };
-        // Memtables above are newer; older ones are flushed.
-        let at_bottom = |place: &[u8]| levels.nothing_from(0, place);
-        let mut cursor = sealed.memtable.cursor();
-        let written = write_table(
-            &mut cursor,
-            &self.keyspaces,
-            keep,
-            &at_bottom,
-            &outputs,
-            &|| false,
-        );
+        let input = Input {
+            cursor: &mut sealed.memtable.cursor(),
+            tombstones: sealed.memtable.with_tombstones(Clone::clone),
+            // Memtables above are newer; older ones are flushed.
+            below: Some((&levels, 0)),
+            filter: None,
+        };
+        let written = write_table(input, &self.keyspaces, keep, &outputs, &|| false);
         let added = written.map_err(|failure: Failure| failure.error().clone())?;
         let bytes: u64 = added.iter().map(|t| t.size_bytes).sum();
         let edit = Edit {
             added: added.into_iter().map(|meta| (0, meta)).collect(),
-            flushed_sequence: Some(sealed.last),
+            flushed_sequence: Some(match planted::is_on(Bug::FlushedTooHigh) {
+                true => self.publisher.visible(),
+                false => sealed.last,
+            }),
             ..Edit::default()
         };
         self.install(&edit, Some(sealed))?;
-        self.counters.flushes.fetch_add(1, Ordering::Relaxed);
-        self.counters
-            .flush_bytes
-            .fetch_add(bytes, Ordering::Relaxed);
+        let took = self.env.clock.now().saturating_sub(began);
+        self.note_flush(bytes, took);
+        add(&self.counters.flushes, 1);
+        add(&self.counters.flush_bytes, bytes);
+        self.counters.written_to(0, bytes);
         self.release_log();
         Ok(())
     }
 
-    /// How tables of a level are written.
-    pub(super) fn table_options(&self, level: usize) -> TableOptions {
-        TableOptions {
-            block_bytes: self.options.block_bytes,
-            filter_bits_per_key: self.options.filter_bits_per_key,
-            compression: match level {
-                0 => Compression::None,
-                _ => self.options.compression,
-            },
-        }
+    /// How tables are written.
+    pub(super) fn table_options(&self) -> TableOptions {
+        let now_ms = self.keyspaces.time().now_ms();
+        TableOptions::new(&self.options, self.options.compression, now_ms)
     }
 
     /// Makes an edit durable, then visible. A memtable that it writes out is let go. If the disk is
@@ -187,7 +195,21 @@ impl Inner {
         let mut manifest = self.manifest.lock();
         edit.next_file = Some(self.next_file.load(Ordering::Relaxed) + 1);
         edit.watermarks = self.watermarks();
+        edit.time_ms = Some(self.keyspaces.time().now_ms());
         let (levels, gone) = self.applied(&edit, manifest.number())?;
+        if planted::is_on(Bug::InputsRemovedTooEarly) {
+            for (_, number) in &edit.removed {
+                let _ = self.env.disk.remove(&table_path(&self.dir, *number));
+            }
+        }
+        if planted::is_on(Bug::InstalledBeforeDurable)
+            && let Some(sealed) = flushed
+        {
+            let mut state = self.state.write();
+            let mut next = State::clone(&state);
+            next.sealed.retain(|s| s.last != sealed.last);
+            *state = Arc::new(next);
+        }
         let result = if manifest.wants_roll() {
             let mut everything = self.everything(&levels);
             everything.flushed_sequence = edit.flushed_sequence.or(everything.flushed_sequence);
@@ -204,8 +226,14 @@ impl Inner {
             next.levels = Arc::new(levels);
             if let Some(sealed) = flushed {
                 next.sealed.retain(|s| s.last != sealed.last);
-                self.flushed.store(sealed.last, Ordering::Release);
             }
+            if let Some(sequence) = edit.flushed_sequence {
+                if flushed.is_none() {
+                    next.ingested = sequence;
+                }
+                self.flushed.store(sequence, Ordering::Release);
+            }
+            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         drop(manifest);
@@ -227,6 +255,9 @@ impl Inner {
 
     /// The watermarks that this edit's dropping of entries may have relied on.
     fn watermarks(&self) -> Vec<(crate::options::KeyspaceId, u64)> {
+        if planted::is_on(Bug::WatermarkIsForgotten) {
+            return Vec::new();
+        }
         let raised = self.keyspaces.iter().filter(|k| k.watermark() > 0);
         raised.map(|k| (k.id, k.watermark())).collect()
     }
@@ -238,6 +269,7 @@ impl Inner {
             flushed_sequence: Some(self.flushed.load(Ordering::Acquire)),
             next_file: Some(self.next_file.load(Ordering::Relaxed) + 1),
             watermarks: self.watermarks(),
+            time_ms: Some(self.keyspaces.time().now_ms()),
             ..levels.as_edit()
         }
     }

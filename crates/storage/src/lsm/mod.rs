@@ -9,11 +9,19 @@
 //! while waiting for other work; `manifest` is held over the write and sync of an edit, the others
 //! are short.
 
+pub(crate) mod checkpoint;
 mod compact;
+mod conditions;
+mod counters;
 mod flush;
-mod open;
+mod ingest;
+mod lookup;
+pub(crate) mod open;
+mod pace;
 mod read;
+pub(crate) mod read_only;
 mod remove;
+mod room;
 mod size;
 mod snapshots;
 mod throttle;
@@ -23,22 +31,27 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::Log;
 
 use crate::batch::Batch;
-use crate::compaction::Leveled;
+use crate::compaction::CompactionPolicy;
 use crate::engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CompactionFilter;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Levels, Manifest, Shelf};
 use crate::memtable::Memtable;
-use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
-use crate::stats::{Debt, LevelStats, Stats};
+use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::stats::{Debt, Stats};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
+use crate::voids::Voids;
 use compact::Manual;
+use counters::{Counters, FilterCounters};
+use pace::Bucket;
+pub use read_only::ReadOnly;
 use snapshots::Snapshots;
 use write::{Commit, Publisher};
 
@@ -61,6 +74,10 @@ struct State {
     /// The newest first.
     sealed: Vec<Arc<Sealed>>,
     levels: Arc<Levels>,
+    /// The last operation that the levels got by an ingest: visible to whoever reads them.
+    ingested: Sequence,
+    /// One for all states.
+    filters: Arc<FilterCounters>,
 }
 
 /// Background work: what runs, and what went wrong.
@@ -83,19 +100,6 @@ struct Work {
     closing: bool,
 }
 
-#[derive(Default)]
-struct Counters {
-    batches: AtomicU64,
-    stalls: AtomicU64,
-    stall_micros: AtomicU64,
-    flushes: AtomicU64,
-    flush_bytes: AtomicU64,
-    compactions: AtomicU64,
-    compaction_read_bytes: AtomicU64,
-    compaction_write_bytes: AtomicU64,
-    moves: AtomicU64,
-}
-
 /// What handles and jobs share.
 struct Inner {
     env: Env,
@@ -105,20 +109,24 @@ struct Inner {
     /// All keyspaces as the manifest has them.
     keyspace_list: Vec<KeyspaceOptions>,
     shelf: Arc<Shelf>,
-    policy: Leveled,
+    policy: Box<dyn CompactionPolicy>,
+    filter: Option<Arc<dyn CompactionFilter>>,
     wal: OnceLock<Log>,
     commit: Mutex<Commit>,
     publisher: Publisher,
     state: RwLock<Arc<State>>,
     snapshots: Arc<Snapshots>,
+    voids: Arc<Voids>,
     manifest: Mutex<Manifest>,
     work: Mutex<Work>,
     /// Set with `Work::poison`, `full` or `closing`: writes look at `work` only then.
     trouble: AtomicBool,
     /// Set when background work is so far behind that throttled writes must look.
     slow: AtomicBool,
-    /// Nanoseconds that throttled writes have yet to wait.
-    owed_nanos: AtomicU64,
+    /// What throttled writes have yet to wait.
+    bucket: Bucket,
+    /// What flushes write in a second.
+    flush_rate: AtomicU64,
     /// Rung whenever background work got anywhere.
     progress: Event,
     flushed_event: Arc<Event>,
@@ -135,8 +143,30 @@ impl Lsm {
     /// are not those that it has, or a newer engine wrote it; `Corruption` if what must be read
     /// now is damaged.
     pub fn open(env: &Env, dir: &Path, options: Options) -> Result<Lsm> {
-        let inner = Inner::open(env, dir, options)?;
+        let inner = Inner::open(env, dir, options, None)?;
         Ok(Lsm { inner })
+    }
+
+    /// The same, with a filter that compaction asks about entries. Nothing of it is stored: opened
+    /// without it, the engine keeps what is there.
+    pub fn open_with_filter(
+        env: &Env,
+        dir: &Path,
+        options: Options,
+        filter: Arc<dyn CompactionFilter>,
+    ) -> Result<Lsm> {
+        let inner = Inner::open(env, dir, options, Some(filter))?;
+        Ok(Lsm { inner })
+    }
+
+    /// Opens a store for reading only, beside whoever writes to it: takes no lock, writes nothing.
+    ///
+    /// It sees what manifest and log hold at this moment, also what is written and not synced, which a
+    /// power cut may take; [`ReadOnly::refresh`] goes on to what is newer. All tables are held open,
+    /// so that what the writer removes stays readable. Fails with `InvalidArgument` if there is no
+    /// store, and as [`Lsm::open`].
+    pub fn open_read_only(env: &Env, dir: &Path) -> Result<ReadOnly> {
+        ReadOnly::open(env, dir)
     }
 
     /// Writes all memtables out and waits for it; returns the sequence that is on disk.
@@ -202,6 +232,35 @@ impl Lsm {
         Ok(())
     }
 
+    /// Makes a directory that opens as an engine of its own and holds what this one holds now, in all
+    /// keyspaces, at the sequence that is returned. Writes go on meanwhile; what is in memory is
+    /// flushed first. Tables are hard links, so it costs no space until compaction here lets go of
+    /// them. It has no log and opens with or without one. Durable on return.
+    ///
+    /// `dir` is made if it is not there, and must be empty and on the same file system. A crash on
+    /// the way leaves it missing, empty, or marked so that it does not open; an error too, unless it
+    /// could be emptied again. Fails with `InvalidArgument` for a directory that can't serve.
+    /// REQUIRES: as [`Lsm::flush`].
+    pub fn checkpoint(&self, dir: &Path) -> Result<Sequence> {
+        self.inner.checkpoint(dir)
+    }
+
+    /// Takes in tables that a [`TableWriter`](crate::TableWriter) made, as one write: with what is to
+    /// be excised gone, all of them and the batch in the options become durable and visible together,
+    /// at the sequence that is returned; a crash leaves all of that or nothing. Snapshots taken before
+    /// do not see what comes in. What is excised goes as by [`Lsm::remove_range`].
+    ///
+    /// The tables must not overlap each other. They go as deep into the levels as they fit. Their files
+    /// get a second name here, so they must be on this file system, and must not be changed
+    /// afterwards. What was written before is flushed first; writes that come meanwhile go on, but
+    /// return only when this is done.
+    ///
+    /// Fails with `InvalidArgument` for what can't be taken in and `Corruption` for a file that is no
+    /// sound table; nothing was done then. REQUIRES: as [`Lsm::flush`].
+    pub fn ingest(&self, files: &[PathBuf], options: &IngestOptions<'_>) -> Result<Sequence> {
+        self.inner.ingest(files, options)
+    }
+
     /// Gauges and counters.
     pub fn stats(&self) -> Stats {
         self.inner.stats()
@@ -247,6 +306,15 @@ impl Engine for Lsm {
 
     fn get(&self, keyspace: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         self.inner.get(keyspace, key, at)
+    }
+
+    fn multi_get(
+        &self,
+        keyspace: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        self.inner.multi_get(keyspace, keys, at)
     }
 
     fn iterate(&self, keyspace: KeyspaceId, options: IterOptions) -> Result<Box<dyn Iter>> {
@@ -322,48 +390,15 @@ impl Inner {
         self.lock.lock().take();
         flushed
     }
-
-    fn stats(&self) -> Stats {
-        let state = self.state();
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let c = &self.counters;
-        let last_error = {
-            let work = self.work.lock();
-            let errors = [&work.poison, &work.full, &work.unreadable];
-            errors.into_iter().flatten().next().map(ToString::to_string)
-        };
-        let level = |tables: &[Arc<crate::levels::TableFile>]| LevelStats {
-            files: tables.len() as u64,
-            size_bytes: tables.iter().map(|t| t.meta.size_bytes).sum(),
-        };
-        let tables = || state.levels.iter().flatten();
-        Stats {
-            levels: state.levels.iter().map(level).collect(),
-            memtables: 1 + state.sealed.len() as u64,
-            memtable_bytes: state.memtable_bytes(),
-            table_memory_bytes: tables().map(|t| t.memory_bytes() as u64).sum(),
-            cache_bytes: self.shelf.cache.size_bytes(),
-            cache_hits: self.shelf.cache.hits(),
-            cache_misses: self.shelf.cache.misses(),
-            stalls: get(&c.stalls),
-            stall_micros: get(&c.stall_micros),
-            batches: get(&c.batches),
-            flushes: get(&c.flushes),
-            flush_bytes: get(&c.flush_bytes),
-            compactions: get(&c.compactions),
-            compaction_read_bytes: get(&c.compaction_read_bytes),
-            compaction_write_bytes: get(&c.compaction_write_bytes),
-            moves: get(&c.moves),
-            wal_bytes: self.wal.get().map_or(0, Log::size_bytes),
-            sequence: self.publisher.visible(),
-            flushed_sequence: self.flushed.load(Ordering::Acquire),
-            snapshots: self.snapshots.count() as u64,
-            last_error,
-        }
-    }
 }
 
 impl State {
+    /// The newest first.
+    fn memtables(&self) -> impl Iterator<Item = &Arc<Memtable>> {
+        let sealed = self.sealed.iter().map(|s| &s.memtable);
+        std::iter::once(&self.active).chain(sealed)
+    }
+
     fn memtable_bytes(&self) -> u64 {
         let sealed = self.sealed.iter().map(|s| s.memtable.size_bytes());
         (self.active.size_bytes() + sealed.sum::<usize>()) as u64

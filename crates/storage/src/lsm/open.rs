@@ -1,43 +1,114 @@
 //! Opening: the lock, the manifest, the log, and what a crash left behind.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use quorate_env::{DiskLock, Env, Event};
 use quorate_log::{Log, LogOptions, Position};
 
+use super::checkpoint::refuse_incomplete;
+use super::conditions::LastWrites;
+use super::pace::Bucket;
 use super::snapshots::Snapshots;
 use super::write::{Commit, Publisher, log_error};
 use super::{Counters, Inner, State, Work};
 use crate::batch::Batch;
 use crate::cache::BlockCache;
-use crate::compaction::Leveled;
+use crate::compaction::policy;
 use crate::error::{Error, ErrorKind, Result};
+use crate::expiry::{self, Time};
+use crate::filter::CompactionFilter;
+use crate::key::Kind;
 use crate::keyspaces::Keyspaces;
 use crate::levels::{Edit, Levels, Manifest, Shelf, bad_edit, table_path};
 use crate::memtable::{Memtable, bytes_needed};
-use crate::options::{KeyspaceOptions, Options};
+use crate::options::{KeyspaceId, KeyspaceOptions, Options};
+use crate::planted::{self, Bug};
+use crate::prefix::Prefix;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, RwLock};
+use crate::voids::Voids;
 
 /// What a manifest says, all edits together.
 #[derive(Default)]
-struct Recovered {
-    levels: Levels,
-    keyspaces: Vec<KeyspaceOptions>,
-    flushed: u64,
-    next_file: u64,
-    watermarks: Vec<(crate::options::KeyspaceId, u64)>,
+pub(crate) struct Recovered {
+    pub(crate) levels: Levels,
+    pub(crate) keyspaces: Vec<KeyspaceOptions>,
+    pub(crate) flushed: u64,
+    pub(crate) next_file: u64,
+    pub(crate) watermarks: Vec<(KeyspaceId, u64)>,
+    /// See [`Edit::time_ms`].
+    pub(crate) time_ms: u64,
+}
+
+impl Recovered {
+    /// Takes over one more edit; the text says why it can't be.
+    pub(crate) fn apply(
+        &mut self,
+        edit: Edit,
+        shelf: &Arc<Shelf>,
+    ) -> std::result::Result<(), String> {
+        (self.levels, _) = self.levels.apply(&edit, shelf)?;
+        self.keyspaces.extend(edit.keyspaces);
+        self.flushed = edit.flushed_sequence.unwrap_or(self.flushed);
+        self.next_file = edit.next_file.unwrap_or(self.next_file);
+        self.time_ms = self.time_ms.max(edit.time_ms.unwrap_or(0));
+        self.watermarks.extend(edit.watermarks);
+        // Only the highest of each counts.
+        self.watermarks.sort();
+        self.watermarks.reverse();
+        self.watermarks.dedup_by_key(|(id, _)| *id);
+        Ok(())
+    }
+
+    /// The edit that makes all of it from nothing.
+    pub(crate) fn as_edit(&self) -> Edit {
+        Edit {
+            keyspaces: self.keyspaces.clone(),
+            flushed_sequence: Some(self.flushed),
+            next_file: Some(self.next_file),
+            watermarks: self.watermarks.clone(),
+            time_ms: Some(self.time_ms),
+            ..self.levels.as_edit()
+        }
+    }
+
+    /// The keyspaces; of a store whose manifest was made anew from tables, what these show of them.
+    pub(crate) fn keyspaces_or_guess(&self) -> Vec<KeyspaceOptions> {
+        if !self.keyspaces.is_empty() {
+            return self.keyspaces.clone();
+        }
+        let tables = self.levels.iter().flatten();
+        let mut found = BTreeMap::new();
+        for of in tables.flat_map(|t| &t.meta.properties.keyspaces) {
+            *found.entry(of.id).or_insert(false) |= of.max_version > 0;
+        }
+        let keyspace = |(id, versioned): (KeyspaceId, bool)| KeyspaceOptions {
+            id,
+            name: id.0.to_string(),
+            versioned,
+            ttl: None,
+            prefix: Prefix::None,
+        };
+        found.into_iter().map(keyspace).collect()
+    }
 }
 
 impl Inner {
-    pub(super) fn open(env: &Env, dir: &Path, options: Options) -> Result<Arc<Inner>> {
+    pub(super) fn open(
+        env: &Env,
+        dir: &Path,
+        options: Options,
+        filter: Option<Arc<dyn CompactionFilter>>,
+    ) -> Result<Arc<Inner>> {
         options.check()?;
         let made = env.disk.create_dir_all(dir);
         made.map_err(|e| Error::disk(dir, "can't make", &e))?;
         let lock = take_lock(env, dir)?;
-        let cache = Arc::new(BlockCache::new(options.cache_bytes, options.block_bytes));
+        refuse_incomplete(env.disk.as_ref(), dir)?;
+        let cache = Arc::new(BlockCache::of(&options));
         let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, cache));
         let current = Manifest::current(env.disk.as_ref(), dir)?;
         let mut recovered = match current {
@@ -54,20 +125,17 @@ impl Inner {
         check_tables(env, dir, &recovered.levels)?;
 
         let number = recovered.next_file;
-        let everything = Edit {
-            keyspaces: recovered.keyspaces.clone(),
-            flushed_sequence: Some(recovered.flushed),
-            next_file: Some(number + 1),
-            watermarks: recovered.watermarks.clone(),
-            ..recovered.levels.as_edit()
-        };
-        let manifest = Manifest::begin(&env.disk, dir, number, &everything)?;
         recovered.next_file = number + 1;
+        let manifest = Manifest::begin(&env.disk, dir, number, &recovered.as_edit())?;
         remove_orphans(env, dir, &recovered.levels, number)?;
 
-        let inner = Arc::new(Inner::with(env, dir, options, recovered, shelf, manifest));
+        let inner = Inner::with(env, dir, options, recovered, shelf, manifest);
+        let inner = Arc::new(Inner { filter, ..inner });
+        inner.close_tables_when_crowded();
+        inner.count_memtables(&inner.state());
         *inner.lock.lock() = Some(lock);
         inner.open_log()?;
+        inner.drop_dead();
         inner.judge_speed();
         inner.spawn_flush();
         inner.spawn_compactions();
@@ -82,17 +150,21 @@ impl Inner {
         shelf: Arc<Shelf>,
         manifest: Manifest,
     ) -> Inner {
-        let keyspaces = Keyspaces::new(&recovered.keyspaces);
+        let time = Time::running(Arc::clone(&env.clock));
+        time.not_before(recovered.time_ms);
+        let keyspaces = Keyspaces::new(&recovered.keyspaces, time);
         for (id, version) in &recovered.watermarks {
             if let Some(keyspace) = keyspaces.find(*id) {
                 keyspace.raise_watermark(*version);
             }
         }
-        let memtable = Arc::new(Memtable::new(options.memtable_bytes));
+        let memtable = Arc::new(Memtable::new(options.memtable_size()));
         let state = State {
             active: Arc::clone(&memtable),
             sealed: Vec::new(),
             levels: Arc::new(recovered.levels),
+            ingested: 0,
+            filters: Arc::default(),
         };
         Inner {
             env: env.clone(),
@@ -100,21 +172,29 @@ impl Inner {
             keyspaces,
             keyspace_list: recovered.keyspaces,
             shelf,
-            policy: Leveled::new(&options),
+            policy: policy(&options),
+            filter: None,
             wal: OnceLock::new(),
             commit: Mutex::new(Commit {
-                last: recovered.flushed,
+                last: match planted::is_on(Bug::SequencesAreReused) {
+                    true => recovered.flushed / 2,
+                    false => recovered.flushed,
+                },
                 memtable,
                 reserved: 0,
+                last_writes: LastWrites::default(),
             }),
             publisher: Publisher::new(recovered.flushed),
             state: RwLock::new(Arc::new(state)),
             snapshots: Arc::new(Snapshots::default()),
+            voids: Arc::new(Voids::default()),
             manifest: Mutex::new(manifest),
             work: Mutex::new(Work::default()),
             trouble: AtomicBool::new(false),
             slow: AtomicBool::new(false),
-            owed_nanos: AtomicU64::new(0),
+            bucket: Bucket::default(),
+            // Until one was seen.
+            flush_rate: AtomicU64::new(64_000_000),
             progress: Event::new(),
             flushed_event: Arc::new(Event::new()),
             flushed: AtomicU64::new(recovered.flushed),
@@ -183,13 +263,20 @@ impl Inner {
             return Err(Replay::Nonsense(what));
         }
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
-        if commit.reserved + need > commit.memtable.capacity() {
+        let memtable = &commit.memtable;
+        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
             self.seal_for_replay(&mut commit, need);
             // Bounded memory: out with it before more comes in.
             while self.flush_oldest().map_err(Replay::Failed)? {}
         }
         commit.memtable.note_segment(segment);
         commit.memtable.apply(&batch, first);
+        if self.keyspaces.expire() {
+            // It was that late already when the batch was written.
+            let stamped = batch.iter().filter(|op| op.kind == Kind::Expiring);
+            let newest = stamped.map(|op| expiry::written_ms(op.value)).max();
+            self.keyspaces.time().not_before(newest.unwrap_or(0));
+        }
         commit.reserved += need;
         commit.last = last;
         self.publisher.start_at(last);
@@ -210,7 +297,7 @@ enum Replay {
     Failed(Error),
 }
 
-fn take_lock(env: &Env, dir: &Path) -> Result<Box<dyn DiskLock>> {
+pub(crate) fn take_lock(env: &Env, dir: &Path) -> Result<Box<dyn DiskLock>> {
     let path = dir.join("LOCK");
     env.disk.lock(&path).map_err(|e| match e.kind() {
         std::io::ErrorKind::WouldBlock => Error::new(
@@ -224,31 +311,24 @@ fn take_lock(env: &Env, dir: &Path) -> Result<Box<dyn DiskLock>> {
     })
 }
 
-fn list(env: &Env, dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn list(env: &Env, dir: &Path) -> Result<Vec<String>> {
     let names = env.disk.list(dir);
     names.map_err(|e| Error::disk(dir, "can't list", &e))
 }
 
-fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered> {
+/// What a manifest says; all of it must be sound.
+pub(crate) fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered> {
+    let edits = Manifest::read(shelf.disk.as_ref(), &shelf.dir, number)?;
     let mut recovered = Recovered::default();
-    for edit in Manifest::read(shelf.disk.as_ref(), &shelf.dir, number)? {
-        let applied = recovered.levels.apply(&edit, shelf);
-        let (levels, _) = applied.map_err(|what| bad_edit(&shelf.dir, number, &what))?;
-        recovered.levels = levels;
-        recovered.keyspaces.extend(edit.keyspaces);
-        recovered.flushed = edit.flushed_sequence.unwrap_or(recovered.flushed);
-        recovered.next_file = edit.next_file.unwrap_or(recovered.next_file);
-        recovered.watermarks.extend(edit.watermarks);
+    for edit in edits {
+        let applied = recovered.apply(edit, shelf);
+        applied.map_err(|what| bad_edit(&shelf.dir, number, &what))?;
     }
-    // Only the highest of each counts.
-    recovered.watermarks.sort();
-    recovered.watermarks.reverse();
-    recovered.watermarks.dedup_by_key(|(id, _)| *id);
     Ok(recovered)
 }
 
 /// The number of a file of this engine.
-fn number_of(name: &str) -> Option<u64> {
+pub(crate) fn number_of(name: &str) -> Option<u64> {
     let (number, kind) = name.split_once('.')?;
     match kind {
         "table" | "manifest" => u64::from_str_radix(number, 16).ok(),
@@ -257,7 +337,7 @@ fn number_of(name: &str) -> Option<u64> {
 }
 
 /// A number above all that were ever used.
-fn first_free(names: &[String], next_file: u64) -> u64 {
+pub(crate) fn first_free(names: &[String], next_file: u64) -> u64 {
     let used = names.iter().filter_map(|name| number_of(name));
     used.map(|n| n + 1).chain([next_file, 1]).max().unwrap_or(1)
 }
@@ -279,7 +359,7 @@ fn match_keyspaces(
     for has in stored {
         match wanted.iter().find(|k| k.id == has.id || k.name == has.name) {
             None => return mismatch(format!("keyspace {} is not in the options", kind(has))),
-            Some(other) if other != has => {
+            Some(other) if !other.is_same(has) => {
                 let what = format!("keyspace {} is {} in the options", kind(has), kind(other));
                 return mismatch(what);
             }

@@ -7,157 +7,214 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
+use super::counters::Filtered;
+use super::lookup::Lookup;
 use super::{Inner, State};
-use crate::cursor::Cursor;
 use crate::engine::{Entry, Iter, IterOptions, ReadAt, Sequence};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::iter::{UserIter, bounds};
-use crate::key::{Kind, PlaceBuf};
+use crate::key::PlaceBuf;
 use crate::keyspaces::Keyspace;
-use crate::levels::{LEVELS, LevelCursor, TableFile};
-use crate::merge::MergeCursor;
+use crate::levels::{LEVELS, TableFile};
 use crate::options::KeyspaceId;
-use crate::table::hash_place;
-
-/// A lookup on its way from the newest source to the oldest.
-///
-/// Versions of a key normally ascend with time, so the first entry found is the newest. It need
-/// not be, after a replay of old writes: an older source is asked as well if it may hold a higher
-/// version that the read may see.
-struct Lookup<'a> {
-    keyspace: &'a Keyspace,
-    place: &'a [u8],
-    hash: u64,
-    version: u64,
-    sequence: Sequence,
-    best: Option<(u64, Kind, Bytes)>,
-}
-
-impl Lookup<'_> {
-    /// Whether a source that has no higher version than this has to be asked.
-    fn wants(&self, max_version: u64) -> bool {
-        match &self.best {
-            None => true,
-            Some((found, ..)) => {
-                self.keyspace.versioned && max_version > *found && *found < self.version
-            }
-        }
-    }
-
-    fn offer(&mut self, version: u64, kind: Kind, value: impl FnOnce() -> Bytes) {
-        if self.best.as_ref().is_none_or(|(best, ..)| version > *best) {
-            self.best = Some((version, kind, value()));
-        }
-    }
-
-    fn ask_table(&mut self, file: &TableFile) -> Result<()> {
-        let Some(max_version) = file.meta.properties.max_version(self.keyspace.id) else {
-            return Ok(());
-        };
-        if !self.wants(max_version) {
-            return Ok(());
-        }
-        let table = file.table()?;
-        if let Some(found) = table.get(self.place, self.hash, self.version, self.sequence)? {
-            self.offer(found.version, found.kind, || found.value);
-        }
-        Ok(())
-    }
-}
+use crate::planted::{self, Bug};
+use crate::prefix::{Prefix, hash_prefix};
+use crate::sources::Sources;
+use crate::table::Near;
+use crate::voids::{Passage, Voids};
 
 impl Inner {
-    /// Fails if compaction may have dropped what a read at this version would see. To be called
-    /// when the read has its state: what is dropped from it was below the watermark before.
-    fn check_version(&self, keyspace: KeyspaceId, version: u64) -> Result<&Keyspace> {
-        let keyspace = self.keyspaces.get(keyspace)?;
-        let watermark = keyspace.watermark();
-        if keyspace.versioned && version < watermark {
-            return Err(Error::new(
-                ErrorKind::Dropped,
-                format!("version {version} is below the watermark {watermark}"),
-            ));
+    /// Where a read of a state stands that asks for the newest.
+    fn visible_in(&self, state: &State) -> Sequence {
+        self.publisher.visible().max(state.ingested)
+    }
+
+    /// A state, and where a read of many keys stands in it: there is no ingest between the two.
+    fn state_and_sequence(&self) -> (Arc<State>, Sequence) {
+        if planted::is_on(Bug::SequenceBeforeState) {
+            let sequence = self.publisher.visible();
+            return (self.state(), sequence);
         }
-        Ok(keyspace)
+        loop {
+            let state = self.state();
+            let sequence = self.visible_in(&state);
+            if self.state().ingested == state.ingested {
+                return (state, sequence);
+            }
+        }
     }
 
     pub(super) fn get(&self, id: KeyspaceId, key: &[u8], at: &ReadAt) -> Result<Option<Entry>> {
         let state = self.state();
-        let keyspace = self.check_version(id, at.version)?;
-        let sequence = at.sequence().unwrap_or_else(|| self.publisher.visible());
-        let place = PlaceBuf::new(id, key);
-        let mut lookup = Lookup {
-            keyspace,
-            place: place.as_slice(),
-            hash: hash_place(place.as_slice()),
-            version: at.version,
-            sequence,
-            best: None,
-        };
-        lookup.ask_all(&state)?;
-        Ok(match lookup.best {
-            Some((version, Kind::Put, value)) => Some(Entry { version, value }),
-            _ => None,
-        })
+        let keyspace = self.keyspaces.check_version(id, at.version)?;
+        let sequence = at.sequence().unwrap_or_else(|| self.visible_in(&state));
+        state.get(keyspace, key, at.version, sequence)
+    }
+
+    pub(super) fn multi_get(
+        &self,
+        id: KeyspaceId,
+        keys: &[&[u8]],
+        at: &ReadAt,
+    ) -> Result<Vec<Option<Entry>>> {
+        let (state, sequence) = self.state_and_sequence();
+        let keyspace = self.keyspaces.check_version(id, at.version)?;
+        let sequence = at.sequence().unwrap_or(sequence);
+        state.multi_get(keyspace, keys, at.version, sequence)
     }
 
     pub(super) fn iterate(&self, id: KeyspaceId, options: &IterOptions) -> Result<Box<dyn Iter>> {
-        let state = self.state();
-        self.check_version(id, options.at.version)?;
-        let sequence = options.at.sequence();
-        let sequence = sequence.unwrap_or_else(|| self.publisher.visible());
-        let (lower, upper) = bounds(id, &options.lower, options.upper.as_deref());
-        let mut sources: Vec<Box<dyn Cursor>> = vec![Box::new(state.active.cursor())];
-        for sealed in &state.sealed {
-            sources.push(Box::new(sealed.memtable.cursor()));
-        }
-        let concerns = |t: &&Arc<TableFile>| {
-            let p = &t.meta.properties;
-            p.largest >= lower && upper.as_ref().is_none_or(|upper| p.smallest < *upper)
-        };
-        for table in state.levels.level(0).iter().filter(concerns) {
-            sources.push(Box::new(table.cursor(true)?));
-        }
-        for level in 1..LEVELS {
-            let tables: Vec<_> = state
-                .levels
-                .level(level)
-                .iter()
-                .filter(concerns)
-                .cloned()
-                .collect();
-            if !tables.is_empty() {
-                sources.push(Box::new(LevelCursor::new(tables, true)));
-            }
-        }
-        let merged = MergeCursor::new(sources);
-        Ok(Box::new(UserIter::new(merged, id, options, sequence)))
+        // The state holds all up to this; of what is visible at `sequence` it may lack what is newer than it.
+        let held = self.publisher.visible();
+        let (state, sequence) = self.state_and_sequence();
+        let keyspace = self.keyspaces.check_version(id, options.at.version)?;
+        let held = options.at.sequence().unwrap_or(held);
+        let sequence = options.at.sequence().unwrap_or(sequence);
+        let newest = options.at.version == u64::MAX && !options.all_versions;
+        let voids = newest.then(|| (Arc::clone(&self.voids), held));
+        state.iterate(keyspace, options, sequence, voids)
     }
 }
 
-impl Lookup<'_> {
-    fn ask_all(&mut self, state: &State) -> Result<()> {
-        let sealed = state.sealed.iter().map(|s| &s.memtable);
-        for memtable in std::iter::once(&state.active).chain(sealed) {
-            if !self.wants(memtable.max_version()) {
-                continue;
-            }
-            if let Some((key, value)) = memtable.get(self.place, self.version, self.sequence) {
-                let (version, kind) = (key.version, key.kind);
-                self.offer(version, kind, || Bytes::copy_from_slice(value));
-            }
+impl State {
+    /// The newest entry of a key at a version and sequence.
+    pub(super) fn get(
+        &self,
+        keyspace: &Keyspace,
+        key: &[u8],
+        version: u64,
+        sequence: Sequence,
+    ) -> Result<Option<Entry>> {
+        let place = PlaceBuf::new(keyspace.id, key);
+        let mut lookup = Lookup::new(keyspace, place.as_slice(), version, sequence);
+        let asked = self.ask_all(&mut lookup);
+        self.filters.count(&lookup.filtered);
+        asked.map(|()| lookup.entry())
+    }
+
+    fn ask_all(&self, lookup: &mut Lookup<'_>) -> Result<()> {
+        for memtable in self.memtables() {
+            lookup.ask_memtable(memtable);
         }
-        for file in state.levels.level(0) {
-            if file.meta.overlaps(self.place, self.place) {
-                self.ask_table(file)?;
+        for file in self.levels.level(0) {
+            if file.meta.properties.may_hold(lookup.place) {
+                lookup.ask_table(file, None)?;
             }
         }
         for level in 1..LEVELS {
-            if let Some(file) = state.levels.holding(level, self.place) {
-                self.ask_table(file)?;
+            if let Some(file) = self.levels.holding(level, lookup.place) {
+                lookup.ask_table(file, None)?;
             }
         }
         Ok(())
     }
+
+    /// Source by source, each in the order of keys: what is near by is still at hand.
+    pub(super) fn multi_get(
+        &self,
+        keyspace: &Keyspace,
+        keys: &[&[u8]],
+        version: u64,
+        sequence: Sequence,
+    ) -> Result<Vec<Option<Entry>>> {
+        let places: Vec<PlaceBuf> = keys
+            .iter()
+            .map(|key| PlaceBuf::new(keyspace.id, key))
+            .collect();
+        let mut lookups = Vec::with_capacity(keys.len());
+        for (n, place) in places.iter().enumerate() {
+            let lookup = Lookup::new(keyspace, place.as_slice(), version, sequence);
+            lookups.push((n, lookup));
+        }
+        lookups.sort_unstable_by_key(|(_, lookup)| lookup.place);
+        for memtable in self.memtables() {
+            lookups
+                .iter_mut()
+                .for_each(|(_, lookup)| lookup.ask_memtable(memtable));
+        }
+        let mut near = Near::default();
+        for file in self.levels.level(0) {
+            for (_, lookup) in &mut lookups {
+                if file.meta.properties.may_hold(lookup.place) {
+                    lookup.ask_table(file, Some(&mut near))?;
+                }
+            }
+        }
+        for level in 1..LEVELS {
+            for (_, lookup) in &mut lookups {
+                if let Some(file) = self.levels.holding(level, lookup.place) {
+                    lookup.ask_table(file, Some(&mut near))?;
+                }
+            }
+        }
+        let mut answers = vec![None; keys.len()];
+        for (n, lookup) in lookups {
+            self.filters.count(&lookup.filtered);
+            answers[n] = lookup.entry();
+        }
+        Ok(answers)
+    }
+
+    /// An iterator over what a read at this sequence sees. `voids` are for one that reads the newest, with
+    /// the sequence up to which this state holds everything.
+    pub(super) fn iterate(
+        &self,
+        keyspace: &Keyspace,
+        options: &IterOptions,
+        sequence: Sequence,
+        voids: Option<(Arc<Voids>, Sequence)>,
+    ) -> Result<Box<dyn Iter>> {
+        let (lower, upper) = bounds(keyspace.id, &options.lower, options.upper.as_deref());
+        let mut sources = Sources::new(keyspace, &options.at, sequence);
+        for memtable in self.memtables() {
+            sources.add_memtable(memtable);
+        }
+        let upper = upper.as_deref();
+        let concerns = |t: &&Arc<TableFile>| t.meta.properties.overlaps(&lower, upper);
+        let mut filtered = Filtered::default();
+        for table in self.levels.level(0).iter().filter(concerns) {
+            if may_hold_range(keyspace.id, table, &lower, upper, &mut filtered)? {
+                sources.add_table(table)?;
+            }
+        }
+        for level in 1..LEVELS {
+            let mut tables = Vec::new();
+            for table in self.levels.level(level).iter().filter(concerns) {
+                if may_hold_range(keyspace.id, table, &lower, upper, &mut filtered)? {
+                    tables.push(Arc::clone(table));
+                }
+            }
+            sources.add_level(tables);
+        }
+        self.filters.count(&filtered);
+        let held = voids.as_ref().map_or(sequence, |(_, held)| *held);
+        let passage = Passage::new(voids.map(|(voids, _)| voids), held);
+        Ok(Box::new(UserIter::new(sources, options, passage)))
+    }
+}
+
+/// Whether a table that reaches into a range may hold something there, as far as its filter knows: it can only
+/// deny what has one prefix, by the extractor that the table was made with.
+fn may_hold_range(
+    id: KeyspaceId,
+    file: &TableFile,
+    lower: &[u8],
+    upper: Option<&[u8]>,
+    filtered: &mut Filtered,
+) -> Result<bool> {
+    let properties = &file.meta.properties;
+    let extractor = match planted::is_on(Bug::PrefixOfTheWrongExtractor) {
+        true => Prefix::Fixed(2),
+        false => properties.prefix(id),
+    };
+    // The filter knows nothing of range deletions, and these hide what other tables hold.
+    if extractor == Prefix::None || properties.range_deletions > 0 {
+        return Ok(true);
+    }
+    let Some(prefix) = extractor.of_range(lower, upper) else {
+        return Ok(true);
+    };
+    let may = file.table()?.may_hold(hash_prefix(prefix));
+    filtered.prefix_stopped += u64::from(!may);
+    Ok(may)
 }

@@ -6,14 +6,15 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use quorate_env::JobClass;
 
 use super::Inner;
 use super::compact::Manual;
-use crate::compaction::{Failure, Keep, Outputs, write_table};
+use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
+use crate::sync::Mutex;
+use crate::table::TableOptions;
 
 impl Inner {
     pub(super) fn remove_range(self: &Arc<Self>, manual: Manual) -> Result<()> {
@@ -21,18 +22,30 @@ impl Inner {
         self.begin_manual()?;
         // Level 0 is ordered by age, which a table that is written anew would lose.
         let done = self.run_level(&manual, 0, 1, &|_| true);
-        let done = done.and_then(|()| self.run_removal(manual));
+        let done = done.and_then(|()| {
+            self.run_alone(move |inner| {
+                let mut edit = Edit::default();
+                inner.leave_out(&[manual], &mut edit)?;
+                match edit.removed.is_empty() {
+                    true => Ok(()),
+                    false => inner.install(&edit, None).map_err(Failure::Output),
+                }
+            })
+        });
         self.end_manual();
         done
     }
 
-    /// Lets a job remove the range from level 1 on, and waits for it.
-    fn run_removal(self: &Arc<Self>, range: Manual) -> Result<()> {
+    /// Lets a job do something to the levels, and waits for it. REQUIRES: manual work has begun.
+    pub(super) fn run_alone(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Inner>) -> std::result::Result<(), Failure> + Send + 'static,
+    ) -> Result<()> {
         let outcome = Arc::new(Mutex::new(None));
         self.work.lock().compactions += 1;
         let (inner, result) = (Arc::clone(self), Arc::clone(&outcome));
         let job = move || {
-            let done = inner.remove_from_levels(&range);
+            let done = work(&inner);
             let error = done.as_ref().err().map(|failure| failure.error().clone());
             inner.finish(&[], done);
             inner.shelf.purge();
@@ -49,34 +62,46 @@ impl Inner {
         ended.unwrap_or(Ok(()))
     }
 
-    fn remove_from_levels(self: &Arc<Self>, range: &Manual) -> std::result::Result<(), Failure> {
+    /// Adds to an edit what leaves ranges out of the levels from 1 on. On failure nothing that was
+    /// written stays.
+    pub(super) fn leave_out(
+        self: &Arc<Self>,
+        ranges: &[Manual],
+        edit: &mut Edit,
+    ) -> std::result::Result<(), Failure> {
         let levels = Arc::clone(&self.state().levels);
-        let mut edit = Edit::default();
+        let without: Vec<_> = ranges
+            .iter()
+            .map(|range| (range.lower.clone(), range.upper.clone()))
+            .collect();
         for level in 1..LEVELS {
-            for table in levels.level(level).iter().filter(|t| range.concerns(t)) {
+            let concerned = |t: &&Arc<TableFile>| ranges.iter().any(|range| range.concerns(t));
+            for table in levels.level(level).iter().filter(concerned) {
                 edit.removed.push((level, table.meta.number));
-                if range.covers(table) {
+                if ranges.iter().any(|range| range.covers(table)) {
                     continue;
                 }
-                if let Err(failure) = self.write_without(range, level, table, &mut edit) {
-                    for (_, made) in &edit.added {
-                        let path = table_path(&self.dir, made.number);
-                        let _ = self.env.disk.remove(&path);
-                    }
+                if let Err(failure) = self.write_without(&without, level, table, edit) {
+                    self.remove_added(edit);
                     return Err(failure);
                 }
             }
         }
-        match edit.removed.is_empty() {
-            true => Ok(()),
-            false => self.install(&edit, None).map_err(Failure::Output),
+        Ok(())
+    }
+
+    /// Removes the files that an edit was to add. What stays, the next opening removes.
+    pub(super) fn remove_added(&self, edit: &Edit) {
+        for (_, made) in &edit.added {
+            let path = table_path(&self.dir, made.number);
+            let _ = self.env.disk.remove(&path);
         }
     }
 
-    /// Writes a table anew without the range.
+    /// Writes a table anew without some ranges.
     fn write_without(
         &self,
-        range: &Manual,
+        without: &[(Vec<u8>, Option<Vec<u8>>)],
         level: usize,
         table: &TableFile,
         edit: &mut Edit,
@@ -84,26 +109,29 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(level),
+            options: TableOptions {
+                written_ms: table.meta.properties.written_ms,
+                ..self.table_options()
+            },
             table_bytes: self.options.table_bytes,
             below: None,
-            without: Some((&range.lower, range.upper.as_deref())),
+            without,
         };
         let keep = Keep {
             snapshots: self.snapshots.list(),
         };
-        let mut cursor = table.cursor(false).map_err(Failure::Input)?;
+        let input = Input {
+            cursor: &mut table.cursor(false).map_err(Failure::Input)?,
+            tombstones: table.table().map_err(Failure::Input)?.tombstones().clone(),
+            // What lies below may be removed by the same edit, but need not be known here.
+            below: None,
+            filter: None,
+        };
         let stop = || self.is_closing();
-        // What lies below may be removed by the same edit, but need not be known here.
-        let at_bottom = |_: &[u8]| false;
-        let made = write_table(
-            &mut cursor,
-            &self.keyspaces,
-            keep,
-            &at_bottom,
-            &outputs,
-            &stop,
-        )?;
+        let made = write_table(input, &self.keyspaces, keep, &outputs, &stop)?;
+        let written = made.iter().map(|meta| meta.size_bytes).sum();
+        self.counters.read_from(level, table.meta.size_bytes);
+        self.counters.written_to(level, written);
         edit.added
             .extend(made.into_iter().map(|meta| (level, meta)));
         Ok(())

@@ -45,7 +45,7 @@ impl Inner {
         let mut marks: Vec<(Vec<u8>, u64)> = Vec::new();
         for (table, bytes) in &concerned {
             if concerned.len() > TABLES_TO_OPEN {
-                marks.push((table.meta.properties.largest.clone(), *bytes));
+                marks.push((table.meta.properties.end.clone(), *bytes));
             } else {
                 let add = |place: &[u8], size| {
                     if inside(place) {
@@ -70,12 +70,10 @@ impl Inner {
 /// About how many bytes a table spends on places from `lower` to below `upper`.
 fn bytes_in(table: &TableFile, lower: &[u8], upper: Option<&[u8]>) -> Result<u64> {
     let p = &table.meta.properties;
-    let below = upper.is_none_or(|upper| p.smallest.as_slice() < upper);
-    if p.largest.as_slice() < lower || !below {
+    if !p.overlaps(lower, upper) {
         return Ok(0);
     }
-    let whole = lower <= p.smallest.as_slice() && upper.is_none_or(|u| p.largest.as_slice() < u);
-    if whole {
+    if p.is_within(lower, upper) {
         return Ok(table.meta.size_bytes);
     }
     let open = table.table()?;

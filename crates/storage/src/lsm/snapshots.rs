@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::engine::{Sequence, Snapshot};
+use crate::planted::{self, Bug};
+use crate::sync::Mutex;
 
 /// The sequences of live snapshots, each with how many there are.
 #[derive(Default)]
@@ -22,9 +22,10 @@ struct Hold {
 impl Snapshots {
     /// A snapshot of what `visible` says. That is read under the lock, so that whoever lists the
     /// snapshots afterwards either has this one, or it sees all that was visible then.
-    pub(crate) fn take(self: &Arc<Self>, visible: impl FnOnce() -> Sequence) -> Snapshot {
+    pub(crate) fn take(self: &Arc<Self>, visible: impl Fn() -> Sequence) -> Snapshot {
+        let early = planted::is_on(Bug::SnapshotListedTooLate).then(&visible);
         let mut alive = self.alive.lock();
-        let sequence = visible();
+        let sequence = early.unwrap_or_else(visible);
         *alive.entry(sequence).or_default() += 1;
         drop(alive);
         let of = Arc::clone(self);

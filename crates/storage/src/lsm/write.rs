@@ -8,17 +8,24 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
 use quorate_env::{Env, Event};
+use quorate_log::Ticket;
 
+use super::conditions::LastWrites;
+use super::counters::add;
 use super::{Inner, Sealed, State};
 use crate::batch::Batch;
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{Durability, WriteOptions};
+use crate::planted::{self, Bug};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// How often a writer lets others go on before it sleeps until those before it are in.
+const LOOKS: usize = 3;
 
 /// What the commit lock guards.
 pub(super) struct Commit {
@@ -27,6 +34,15 @@ pub(super) struct Commit {
     pub(super) memtable: Arc<Memtable>,
     /// How much of the memtable is spoken for.
     pub(super) reserved: usize,
+    pub(super) last_writes: LastWrites,
+}
+
+/// What a batch has got under the commit lock.
+struct Reserved {
+    first: Sequence,
+    last: Sequence,
+    memtable: Arc<Memtable>,
+    ticket: Option<Ticket>,
 }
 
 /// Makes batches visible in the order of their sequences.
@@ -60,25 +76,41 @@ impl Publisher {
     }
 
     /// The batch with these sequences is in; returns when it is visible.
+    pub(super) fn publish(&self, env: &Env, first: Sequence, last: Sequence) {
+        self.leave(first, last);
+        self.wait_until(env, last);
+    }
+
+    /// The batch with these sequences is in: it is visible as soon as all before it are.
     ///
-    /// Whoever finds all before it visible goes on at once. Whoever does not, leaves a note, and
+    /// Whoever finds all before it visible makes it so at once. Whoever does not, leaves a note, and
     /// then either still sees the sequence before its own become visible, or the one who made that
     /// visible sees the note: both sides write before they read, sequentially consistent.
-    pub(super) fn publish(&self, env: &Env, first: Sequence, last: Sequence) {
+    pub(super) fn leave(&self, first: Sequence, last: Sequence) {
+        if planted::is_on(Bug::PublishedOutOfOrder) {
+            self.visible.fetch_max(last, Ordering::SeqCst);
+            return;
+        }
         let next =
             self.visible
                 .compare_exchange(first - 1, last, Ordering::SeqCst, Ordering::SeqCst);
-        if next.is_ok() {
-            if self.count.load(Ordering::SeqCst) > 0 {
-                self.advance(None);
-            }
-            return;
+        match next {
+            Ok(_) if self.count.load(Ordering::SeqCst) == 0 => {}
+            Ok(_) => self.advance(None),
+            Err(_) => self.advance(Some((first, last))),
         }
-        self.advance(Some((first, last)));
+    }
+
+    /// Waits until a batch that was left here is visible.
+    pub(super) fn wait_until(&self, env: &Env, last: Sequence) {
         let mut visible = || self.visible() >= last;
-        if !visible() {
-            env.jobs.wait(&self.progress, &mut visible, None);
+        for _ in 0..LOOKS {
+            if visible() {
+                return;
+            }
+            std::thread::yield_now();
         }
+        env.jobs.wait(&self.progress, &mut visible, None);
     }
 
     fn advance(&self, note: Option<(Sequence, Sequence)>) {
@@ -120,51 +152,119 @@ impl Inner {
         batch: &Batch,
         options: WriteOptions,
     ) -> Result<Sequence> {
-        if batch.is_empty() {
-            return Ok(self.publisher.visible());
-        }
         self.keyspaces.check(batch)?;
+        if options.deadline.is_some() {
+            self.check_deadline(options)?;
+        }
+        if batch.is_empty() {
+            let visible = self.publisher.visible();
+            return self.judge(batch).map(|()| visible);
+        }
         let log_durability = self.log_durability(options)?;
         if self.trouble.load(Ordering::Acquire) {
             self.check_trouble(options)?;
         }
         if options.throttle && self.slow.load(Ordering::Relaxed) {
-            self.throttle(batch.size_bytes())?;
+            self.throttle(batch.size_bytes(), options)?;
         }
-        let mut commit = self.commit.lock();
+        let batch = &*self.keyspaces.stamped(batch);
+        let reserved = self.reserve(batch, options, log_durability)?;
+        self.voids.cut(batch);
+        let (first, last) = (reserved.first, reserved.last);
+        let logged = self.log_and_take_in(batch, reserved, options.durability);
+        if logged.is_err() && !planted::is_on(Bug::RefusedIsApplied) {
+            // A batch that was not logged is nothing, but those after it must not wait for it.
+            self.publisher.leave(first, last);
+        }
+        self.publisher.wait_until(&self.env, last);
+        logged.map_err(|e| self.log_error(&e))?;
+        add(&self.counters.batches, 1);
+        add(&self.counters.batch_bytes, batch.size_bytes() as u64);
+        Ok(last)
+    }
+
+    /// Gives a batch its sequences, its place in the log, if it is logged, and room in a memtable.
+    fn reserve(
+        self: &Arc<Self>,
+        batch: &Batch,
+        options: WriteOptions,
+        durability: Option<quorate_log::Durability>,
+    ) -> Result<Reserved> {
+        let mut commit = self.lock_if_conditions_hold(batch)?;
+        // Past here it is under way. Whatever was waited for, the lock too, counts.
+        if options.deadline.is_some() && !planted::is_on(Bug::DeadlineIsNotLookedAtAgain) {
+            self.check_deadline(options)?;
+        }
         let first = commit.last + 1;
         let last = commit.last + batch.len() as u64;
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
-        if commit.reserved + need > commit.memtable.capacity() {
+        let memtable = &commit.memtable;
+        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
             self.rotate(&mut commit, need);
         }
-        let header = batch.header(first);
-        let ticket = match (self.wal.get(), log_durability) {
+        let ticket = match (self.wal.get(), durability) {
             (Some(log), Some(durability)) => {
+                let header = batch.header(first);
                 let queued = log.enqueue(&[&header, batch.operations()], durability);
                 let ticket = queued.map_err(|e| self.log_error(&e))?;
-                commit.memtable.note_segment(ticket.position().segment);
+                if !planted::is_on(Bug::SegmentIsNotNoted) {
+                    commit.memtable.note_segment(ticket.position().segment);
+                }
                 Some(ticket)
             }
             _ => None,
         };
         commit.last = last;
         commit.reserved += need;
-        let memtable = Arc::clone(&commit.memtable);
-        drop(commit);
+        commit.last_writes.note(batch, last);
+        self.voids.set_last(last);
+        Ok(Reserved {
+            first,
+            last,
+            memtable: Arc::clone(&commit.memtable),
+            ticket,
+        })
+    }
 
-        let logged = match (ticket, self.wal.get()) {
-            (Some(ticket), Some(log)) => log.wait(ticket).map(|_| ()),
-            _ => Ok(()),
-        };
-        if logged.is_ok() {
-            memtable.apply(batch, first);
+    /// Waits for the log and takes the batch in.
+    fn log_and_take_in(
+        self: &Arc<Self>,
+        batch: &Batch,
+        reserved: Reserved,
+        durability: Durability,
+    ) -> quorate_log::Result<()> {
+        let (memtable, first) = (reserved.memtable, reserved.first);
+        match (reserved.ticket, self.wal.get()) {
+            (Some(ticket), Some(log)) if planted::is_on(Bug::RefusedIsApplied) => {
+                let logged = log.wait(ticket);
+                self.take_in(batch, &memtable, first);
+                logged?;
+            }
+            (Some(ticket), Some(log)) if durability == Durability::Synced => {
+                // Whoever syncs for a group takes all of it in, and then wakes the others.
+                let (inner, batch) = (Arc::clone(self), batch.clone());
+                let then = move || inner.take_in(&batch, &memtable, first);
+                log.wait_then(ticket, Box::new(then))?;
+            }
+            (Some(ticket), Some(log)) => {
+                log.wait(ticket)?;
+                self.take_in(batch, &memtable, first);
+            }
+            _ => self.take_in(batch, &memtable, first),
         }
-        // A batch that was not logged is nothing, but those after it must not wait for it.
-        self.publisher.publish(&self.env, first, last);
-        logged.map_err(|e| self.log_error(&e))?;
-        self.counters.batches.fetch_add(1, Ordering::Relaxed);
-        Ok(last)
+        Ok(())
+    }
+
+    /// Puts a batch into its memtable, and makes it visible as soon as all before it are.
+    fn take_in(&self, batch: &Batch, memtable: &Memtable, first: Sequence) {
+        let last = first + batch.len() as u64 - 1;
+        if planted::is_on(Bug::PublishedBeforeApplied) {
+            self.publisher.leave(first, last);
+            // Somebody has to look meanwhile, however busy the machine is.
+            (0..100).for_each(|_| std::thread::yield_now());
+        }
+        memtable.apply(batch, first);
+        self.publisher.leave(first, last);
     }
 
     /// How durable the log must make the batch; `None` if it is not logged.
@@ -204,7 +304,7 @@ impl Inner {
     /// An error of the log as one of the engine. One that leaves the log in doubt poisons.
     fn log_error(&self, error: &quorate_log::Error) -> Error {
         let error = log_error(error);
-        if error.kind() == ErrorKind::Io {
+        if error.kind() == ErrorKind::Io && !planted::is_on(Bug::FailedSyncIsForgotten) {
             self.poison(error.clone());
         }
         error
@@ -219,7 +319,10 @@ impl Inner {
         let commit = self.commit.lock();
         let state = self.state();
         let sealed = state.sealed.iter().map(|s| s.memtable.first_segment());
-        let unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        let mut unflushed = sealed.chain([commit.memtable.first_segment()]).min();
+        if planted::is_on(Bug::LogReleasedTooEarly) {
+            unflushed = Some(u64::MAX);
+        }
         let segment = unflushed.unwrap_or(0).min(log.end().segment);
         drop(commit);
         // What can't be released now is released after the next flush.
@@ -228,7 +331,7 @@ impl Inner {
 
     /// Seals the active memtable and begins one with room for at least `need`.
     pub(super) fn rotate(self: &Arc<Self>, commit: &mut Commit, need: usize) {
-        let fresh = Arc::new(Memtable::new(self.options.memtable_bytes.max(need)));
+        let fresh = Arc::new(Memtable::new(self.options.memtable_size().max(need)));
         let full = std::mem::replace(&mut commit.memtable, Arc::clone(&fresh));
         let was_empty = std::mem::replace(&mut commit.reserved, 0) == 0;
         let sealed = Sealed {
@@ -242,6 +345,7 @@ impl Inner {
             if !was_empty {
                 next.sealed.insert(0, Arc::new(sealed));
             }
+            self.count_memtables(&next);
             *state = Arc::new(next);
         }
         self.judge_speed();

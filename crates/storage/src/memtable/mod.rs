@@ -4,22 +4,36 @@
 //! at one sequence. A memtable is sealed when it is full, and then only read.
 
 mod arena;
+mod filter;
 mod skiplist;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::Batch;
 use crate::engine::Sequence;
-use crate::key::{Key, PlaceBuf};
+use crate::key::{Key, Kind, PlaceBuf};
+use crate::sync::RwLock;
+use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::table::hash_place;
+use crate::tombstones::{Mark, Tombstones, highest_seen};
 
+use filter::PlaceFilter;
 pub(crate) use skiplist::{ListCursor, SkipList, bytes_needed};
+
+/// So many pieces of range deletions, each time one of them covers one, are enough for one memtable:
+/// where ranges overlap these grow with the square of their number.
+const MANY_RANGES: usize = 16 << 10;
 
 /// A memtable.
 pub(crate) struct Memtable {
     list: Arc<SkipList>,
+    filter: PlaceFilter,
+    tombstones: RwLock<Tombstones>,
+    /// How many pieces all range deletions were put into, one after the other. While it is 0, nobody
+    /// looks further.
+    ranges: AtomicUsize,
     /// How many bytes may be reserved.
     capacity: usize,
     /// The highest version in it.
@@ -32,6 +46,9 @@ impl Memtable {
     pub(crate) fn new(capacity: usize) -> Self {
         Memtable {
             list: Arc::new(SkipList::new(capacity)),
+            filter: PlaceFilter::new(capacity),
+            tombstones: RwLock::default(),
+            ranges: AtomicUsize::new(0),
             capacity,
             max_version: AtomicU64::new(0),
             first_segment: AtomicU64::new(u64::MAX),
@@ -45,7 +62,7 @@ impl Memtable {
 
     /// The bytes it uses.
     pub(crate) fn size_bytes(&self) -> usize {
-        self.list.used()
+        self.list.used() + self.filter.size_bytes()
     }
 
     /// Inserts a batch whose first operation has the sequence `first`. Others may insert meanwhile.
@@ -61,11 +78,50 @@ impl Memtable {
                 kind: op.kind,
             };
             highest = highest.max(key.version);
-            self.list.insert(&key, op.value);
+            if op.kind == Kind::RangeDelete {
+                self.delete_range(&key, &op.end_place());
+            } else {
+                self.filter.add(hash_place(key.place));
+                self.list.insert(&key, op.value);
+            }
         }
         if highest > self.max_version.load(Ordering::Relaxed) {
             self.max_version.fetch_max(highest, Ordering::Release);
         }
+    }
+
+    fn delete_range(&self, start: &Key<'_>, end: &[u8]) {
+        let mark = Mark {
+            version: start.version,
+            sequence: start.sequence,
+        };
+        let mut tombstones = self.tombstones.write();
+        let pieces = tombstones.insert(start.place, end, mark);
+        self.ranges.fetch_add(pieces, Ordering::Release);
+    }
+
+    /// Whether it holds range deletions. Known to whoever sees their sequences as visible.
+    pub(crate) fn has_ranges(&self) -> bool {
+        self.ranges.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether it holds so many range deletions that another memtable should begin.
+    pub(crate) fn has_many_ranges(&self) -> bool {
+        self.ranges.load(Ordering::Relaxed) >= MANY_RANGES
+    }
+
+    /// Looks into the range deletions. More may come while nobody looks, with higher sequences than
+    /// are visible now.
+    pub(crate) fn with_tombstones<T>(&self, look: impl FnOnce(&Tombstones) -> T) -> T {
+        look(&self.tombstones.read())
+    }
+
+    /// The highest mark at a place that a read at this version and sequence sees.
+    pub(crate) fn mark(&self, place: &[u8], version: u64, sequence: Sequence) -> Option<Mark> {
+        if !self.has_ranges() {
+            return None;
+        }
+        self.with_tombstones(|all| highest_seen(all.around(place).marks, version, sequence))
     }
 
     /// A record in this segment of the log is for this memtable.
@@ -85,6 +141,12 @@ impl Memtable {
         self.max_version.load(Ordering::Acquire)
     }
 
+    /// Whether it may hold an entry whose place has this hash.
+    pub(crate) fn may_hold(&self, hash: u64) -> bool {
+        self.filter.may_hold(hash)
+    }
+
+    /// The newest entry of a place at `version` or below that `sequence` sees.
     pub(crate) fn get(
         &self,
         place: &[u8],

@@ -39,6 +39,7 @@ use super::arena::Arena;
 use crate::cursor::Cursor;
 use crate::error::Result;
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
 
 const MAX_HEIGHT: usize = 12;
 const ALIGN: usize = 8;
@@ -86,9 +87,13 @@ const PER_NODE: usize = PLACE + 2 * (ALIGN - 1);
 
 /// The bytes that entries take whose places and values have `payload` bytes together.
 pub(crate) fn bytes_needed(payload: usize, first_sequence: u64, count: usize) -> usize {
-    let towers: usize = (0..count as u64)
-        .map(|n| 4 * height_of(first_sequence + n))
-        .sum();
+    let tower = |n: u64| 4 * height_of(first_sequence + n);
+    if count == 1 {
+        // Exactly, so that memtables get full where batches are small.
+        let tower = tower(0).next_multiple_of(ALIGN);
+        return (tower + PLACE + payload).next_multiple_of(ALIGN);
+    }
+    let towers: usize = (0..count as u64).map(tower).sum();
     payload + count * PER_NODE + towers
 }
 
@@ -242,8 +247,11 @@ impl SkipList {
             loop {
                 let link = self.link(before, level);
                 // Release: whoever finds the node sees what `write_node` wrote (I2).
-                let linked =
-                    link.compare_exchange(after, node, Ordering::Release, Ordering::Relaxed);
+                let known = match planted::is_on(Bug::LinkIsRelaxed) {
+                    true => Ordering::Relaxed,
+                    false => Ordering::Release,
+                };
+                let linked = link.compare_exchange(after, node, known, Ordering::Relaxed);
                 if linked.is_ok() {
                     break;
                 }

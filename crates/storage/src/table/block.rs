@@ -9,6 +9,7 @@ use bytes::{Buf, Bytes};
 
 use crate::codec::{Reader, put_varint};
 use crate::key::{Key, Kind};
+use crate::planted::{self, Bug};
 
 /// In the byte of the kind: a version follows, a sequence follows. Those that are 0 are left out.
 const HAS_VERSION: u8 = 0x80;
@@ -40,6 +41,12 @@ impl BlockBuilder {
 
     pub(crate) fn size_bytes(&self) -> usize {
         self.bytes.len() + 4 * self.restarts.len() + 4
+    }
+
+    /// What an entry adds, or a little more: nothing is known of what it shares with the one before.
+    pub(crate) fn bytes_for(key: &Key<'_>, value: &[u8]) -> usize {
+        let numbers = 8 + 5 * usize::from(key.version > 0) + 5 * usize::from(key.sequence > 0);
+        key.place.len() + value.len() + numbers
     }
 
     /// REQUIRES: `key` is after all before it.
@@ -194,7 +201,8 @@ impl Block {
             0 => 0,
             _ => reader.varint()?,
         };
-        let kind = Kind::from_u8(head & !(HAS_VERSION | HAS_SEQUENCE))?;
+        let kind = Kind::from_u8(head & !(HAS_VERSION | HAS_SEQUENCE))
+            .filter(|kind| *kind != Kind::RangeDelete)?;
         let own = reader.take(own)?;
         let value_at = self.entries_end - reader.remaining() as u32;
         reader.take(value)?;
@@ -229,6 +237,9 @@ impl Block {
             } else {
                 high = middle;
             }
+        }
+        if planted::is_on(Bug::RestartOffByOne) {
+            return Ok(low.min(self.restarts - 1));
         }
         Ok(low.saturating_sub(1))
     }
@@ -265,6 +276,7 @@ impl Block {
                 (None, None) if visible => {
                     return Ok(Lookup::Found(FoundInBlock {
                         version: parts.version,
+                        sequence: parts.sequence,
                         kind: parts.kind,
                         value: parts.value,
                     }));
@@ -291,6 +303,7 @@ pub(crate) enum Lookup {
 /// An entry found in a block.
 pub(crate) struct FoundInBlock {
     pub(crate) version: u64,
+    pub(crate) sequence: u64,
     pub(crate) kind: Kind,
     /// The value, in the block.
     pub(crate) value: (u32, u32),
@@ -309,6 +322,34 @@ pub(crate) struct BlockCursor {
     sequence: u64,
     kind: Kind,
     value: (u32, u32),
+    /// Entries before this one, for going back.
+    trail: Trail,
+}
+
+/// The entries between a restart point and the cursor, of which going back takes the last.
+#[derive(Default)]
+struct Trail {
+    steps: Vec<Step>,
+    /// Their places, one after the other.
+    places: Vec<u8>,
+}
+
+struct Step {
+    at: u32,
+    after: u32,
+    /// Where its place begins in `places`.
+    place: usize,
+    version: u64,
+    sequence: u64,
+    kind: Kind,
+    value: (u32, u32),
+}
+
+impl Trail {
+    fn clear(&mut self) {
+        self.steps.clear();
+        self.places.clear();
+    }
 }
 
 impl BlockCursor {
@@ -322,6 +363,7 @@ impl BlockCursor {
             sequence: 0,
             kind: Kind::Put,
             value: (0, 0),
+            trail: Trail::default(),
         }
     }
 
@@ -330,6 +372,7 @@ impl BlockCursor {
         self.at = block.entries_end;
         self.after = block.entries_end;
         self.block = block;
+        self.trail.clear();
     }
 
     pub(crate) fn valid(&self) -> bool {
@@ -418,8 +461,10 @@ impl BlockCursor {
         let Some(last) = self.block.restarts.checked_sub(1) else {
             return self.go_nowhere();
         };
+        self.trail.clear();
         self.load_restart(last)?;
         while self.after < self.block.entries_end {
+            self.leave_a_step();
             self.load(self.after)?;
         }
         Ok(())
@@ -449,8 +494,48 @@ impl BlockCursor {
         self.load(self.after)
     }
 
+    /// Puts the entry it stands on at the end of the trail.
+    fn leave_a_step(&mut self) {
+        self.trail.steps.push(Step {
+            at: self.at,
+            after: self.after,
+            place: self.trail.places.len(),
+            version: self.version,
+            sequence: self.sequence,
+            kind: self.kind,
+            value: self.value,
+        });
+        self.trail.places.extend_from_slice(&self.place);
+    }
+
+    /// Goes to the entry at the end of the trail, if there is one, and takes it off.
+    fn step_back(&mut self) {
+        let Some(step) = self.trail.steps.pop() else {
+            return;
+        };
+        self.place.clear();
+        self.place
+            .extend_from_slice(&self.trail.places[step.place..]);
+        self.trail.places.truncate(step.place);
+        self.version = step.version;
+        self.sequence = step.sequence;
+        self.kind = step.kind;
+        self.value = step.value;
+        self.at = step.at;
+        self.after = step.after;
+    }
+
     pub(crate) fn prev(&mut self) -> Result<(), Damage> {
         let here = self.at;
+        if self
+            .trail
+            .steps
+            .last()
+            .is_some_and(|step| step.after == here)
+        {
+            self.step_back();
+            return Ok(());
+        }
         if here == 0 {
             return self.go_nowhere();
         }
@@ -463,8 +548,10 @@ impl BlockCursor {
                 false => high = middle,
             }
         }
+        self.trail.clear();
         self.load_restart(low.saturating_sub(1))?;
         while self.after < here {
+            self.leave_a_step();
             self.load(self.after)?;
         }
         if self.after != here {

@@ -7,11 +7,14 @@ use quorate_env::{Disk, File};
 
 use super::block::BlockBuilder;
 use super::filter::FilterBuilder;
-use super::format::{Footer, Handle, KeyspaceProperties, MAGIC, Properties, seal_block};
+use super::format::{Footer, Handle, MAGIC, Properties, TRAILER_BYTES, seal_block};
 use crate::error::{Error, Result};
 use crate::header;
 use crate::key::{Key, Kind, keyspace_of};
-use crate::options::Compression;
+use crate::options::{Compression, KeyspaceId, Options};
+use crate::planted::{self, Bug};
+use crate::prefix::Prefix;
+use crate::tombstones::Tombstones;
 
 /// How many entries lie between restart points.
 const RESTART_INTERVAL: usize = 16;
@@ -19,11 +22,40 @@ const RESTART_INTERVAL: usize = 16;
 const WRITE_BYTES: usize = 1 << 20;
 
 /// How tables are written.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct TableOptions {
     pub(crate) block_bytes: usize,
     pub(crate) filter_bits_per_key: u32,
     pub(crate) compression: Compression,
+    /// Of the keyspaces that have one.
+    pub(crate) prefixes: Arc<[(KeyspaceId, Prefix)]>,
+    /// When all that comes was written, at the latest; 0 if that is not known.
+    pub(crate) written_ms: u64,
+}
+
+impl TableOptions {
+    /// Those of an engine's settings.
+    pub(crate) fn new(options: &Options, compression: Compression, written_ms: u64) -> Self {
+        let with_prefix = options
+            .keyspaces
+            .iter()
+            .filter(|k| k.prefix != Prefix::None);
+        TableOptions {
+            block_bytes: options.block_bytes,
+            filter_bits_per_key: options.filter_bits_per_key,
+            compression,
+            prefixes: match options.filter_bits_per_key {
+                0 => Arc::default(),
+                _ => with_prefix.map(|k| (k.id, k.prefix)).collect(),
+            },
+            written_ms,
+        }
+    }
+
+    fn prefix(&self, id: KeyspaceId) -> Prefix {
+        let found = self.prefixes.iter().find(|(of, _)| *of == id);
+        found.map_or(Prefix::None, |(_, prefix)| *prefix)
+    }
 }
 
 /// A table that is being written. Dropped before [`TableBuilder::finish`] it leaves an orphan file,
@@ -38,6 +70,7 @@ pub(crate) struct TableBuilder {
     block: BlockBuilder,
     index: BlockBuilder,
     filter: FilterBuilder,
+    tombstones: Tombstones,
     properties: Properties,
     /// The last place, version and sequence added.
     last: (Vec<u8>, u64, u64),
@@ -54,12 +87,13 @@ impl TableBuilder {
         Ok(TableBuilder {
             path: path.to_owned(),
             file,
+            filter: FilterBuilder::new(options.filter_bits_per_key),
             options,
             pending: header::encode(&MAGIC).to_vec(),
             written: 0,
             block: BlockBuilder::new(RESTART_INTERVAL),
             index: BlockBuilder::new(1),
-            filter: FilterBuilder::new(options.filter_bits_per_key),
+            tombstones: Tombstones::default(),
             properties: Properties::default(),
             last: (Vec::new(), 0, 0),
             ended: None,
@@ -85,8 +119,15 @@ impl TableBuilder {
         &self.last.0
     }
 
+    /// Adds an entry. A block with its trailer takes no more than the options say, unless for one entry:
+    /// so that it fits what an allocator has for that size, mostly a power of two.
+    ///
     /// REQUIRES: `key` is after all before it.
     pub(crate) fn add(&mut self, key: &Key<'_>, value: &[u8]) -> Result<()> {
+        let size = self.block.size_bytes() + BlockBuilder::bytes_for(key, value) + TRAILER_BYTES;
+        if size > self.options.block_bytes && !self.block.is_empty() {
+            self.end_block()?;
+        }
         if let Some(handle) = self.ended.take() {
             self.index_block(handle, Some(key.place));
         }
@@ -95,18 +136,30 @@ impl TableBuilder {
             "entries ascend"
         );
         if self.is_empty() || self.last.0 != key.place {
-            self.filter.add(key.place);
+            match planted::is_on(Bug::FilterOfWrongKey) {
+                true => self.filter.add(&[key.place, &[key.version as u8]].concat()),
+                false => self.filter.add(key.place),
+            }
+            if !self.options.prefixes.is_empty() {
+                self.add_prefix(key.place);
+            }
         }
         self.block.add(key, value);
-        self.count(key, value);
+        self.properties.count(key, value);
         self.last.0.clear();
         self.last.0.extend_from_slice(key.place);
         self.last.1 = key.version;
         self.last.2 = key.sequence;
-        if self.block.size_bytes() >= self.options.block_bytes {
-            self.end_block()?;
-        }
         Ok(())
+    }
+
+    fn add_prefix(&mut self, place: &[u8]) {
+        let prefix = self.options.prefix(keyspace_of(place));
+        if let Some(prefix) = prefix.of_place(place)
+            && !planted::is_on(Bug::PrefixesAreNotInTheFilter)
+        {
+            self.filter.add_prefix(prefix);
+        }
     }
 
     fn last_key(&self) -> Key<'_> {
@@ -118,35 +171,9 @@ impl TableBuilder {
         }
     }
 
-    fn count(&mut self, key: &Key<'_>, value: &[u8]) {
-        let p = &mut self.properties;
-        let deletion = u64::from(key.kind == Kind::Delete);
-        if p.entries == 0 {
-            p.min_sequence = u64::MAX;
-            p.smallest = key.place.to_vec();
-        }
-        p.entries += 1;
-        p.deletions += deletion;
-        p.place_bytes += key.place.len() as u64;
-        p.value_bytes += value.len() as u64;
-        p.min_sequence = p.min_sequence.min(key.sequence);
-        p.max_sequence = p.max_sequence.max(key.sequence);
-        let id = keyspace_of(key.place);
-        if p.keyspaces.last().is_none_or(|k| k.id != id) {
-            p.keyspaces.push(KeyspaceProperties {
-                id,
-                entries: 0,
-                deletions: 0,
-                min_version: u64::MAX,
-                max_version: 0,
-            });
-        }
-        if let Some(k) = p.keyspaces.last_mut() {
-            k.entries += 1;
-            k.deletions += deletion;
-            k.min_version = k.min_version.min(key.version);
-            k.max_version = k.max_version.max(key.version);
-        }
+    /// Takes the range deletions of the table, all at once. They may reach beyond its entries.
+    pub(crate) fn set_tombstones(&mut self, tombstones: Tombstones) {
+        self.tombstones = tombstones;
     }
 
     fn end_block(&mut self) -> Result<()> {
@@ -205,11 +232,22 @@ impl TableBuilder {
         if let Some(handle) = self.ended.take() {
             self.index_block(handle, None);
         }
-        self.properties.largest = self.last.0.clone();
+        if self.properties.entries > 0 {
+            self.properties.ended_with(&self.last.0);
+        }
+        self.properties.count_tombstones(&self.tombstones);
+        self.properties.written_ms = self.options.written_ms;
+        for of in &mut self.properties.keyspaces {
+            of.prefix = self.options.prefix(of.id);
+        }
         let index = self.index.finish().to_vec();
         let index = self.add_part(&index, self.options.compression);
         let filter = self.filter.finish();
         let filter = self.add_part(&filter, Compression::None);
+        let tombstones = match self.tombstones.is_empty() {
+            true => Handle::default(),
+            false => self.add_part(&self.tombstones.encode(), self.options.compression),
+        };
         let mut properties = Vec::new();
         self.properties.encode(&mut properties);
         let properties = self.add_part(&properties, Compression::None);
@@ -217,11 +255,14 @@ impl TableBuilder {
             index,
             filter,
             properties,
+            tombstones,
         };
         self.pending.extend_from_slice(&footer.encode());
         self.write_pending()?;
-        let synced = self.file.sync();
-        synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
+        if !planted::is_on(Bug::TablesUnsynced) {
+            let synced = self.file.sync();
+            synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
+        }
         Ok((self.written, self.properties))
     }
 }
@@ -236,7 +277,7 @@ fn separator(last: &[u8], next: Option<&[u8]>) -> Vec<u8> {
         // `last` < `next`, so a < b; a step up of `a` must stay below `b` or be followed by more.
         if *a + 1 < *b && shared + 1 < last.len() {
             let mut short = last[..=shared].to_vec();
-            short[shared] += 1;
+            short[shared] += u8::from(!planted::is_on(Bug::SeparatorTooLow));
             return short;
         }
     }

@@ -7,6 +7,8 @@
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::prefix::hash_prefix;
+
 const LINE_BYTES: usize = 64;
 
 /// The hash that filters are made of.
@@ -17,6 +19,7 @@ pub(crate) fn hash_place(place: &[u8]) -> u64 {
 /// Gathers hashes and makes a filter of them.
 pub(crate) struct FilterBuilder {
     hashes: Vec<u64>,
+    last_prefix: Option<u64>,
     bits_per_key: u32,
 }
 
@@ -24,6 +27,7 @@ impl FilterBuilder {
     pub(crate) fn new(bits_per_key: u32) -> Self {
         FilterBuilder {
             hashes: Vec::new(),
+            last_prefix: None,
             bits_per_key,
         }
     }
@@ -32,6 +36,15 @@ impl FilterBuilder {
     pub(crate) fn add(&mut self, place: &[u8]) {
         let hash = hash_place(place);
         if self.bits_per_key > 0 && self.hashes.last() != Some(&hash) {
+            self.hashes.push(hash);
+        }
+    }
+
+    /// Adds a prefix of places; adding one again before another comes costs nothing.
+    pub(crate) fn add_prefix(&mut self, prefix: &[u8]) {
+        let hash = hash_prefix(prefix);
+        if self.bits_per_key > 0 && self.last_prefix != Some(hash) {
+            self.last_prefix = Some(hash);
             self.hashes.push(hash);
         }
     }

@@ -9,8 +9,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::block::Damage;
 use crate::codec::{Reader, put_bytes, put_varint};
 use crate::error::{Error, Result};
+use crate::expiry;
 use crate::header::Magic;
+use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId};
+use crate::planted::{self, Bug};
+use crate::prefix::Prefix;
+use crate::tombstones::Tombstones;
 
 pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
 pub(crate) const FOOTER_BYTES: usize = 64;
@@ -49,7 +54,11 @@ impl Handle {
 }
 
 /// A checksum that knows its place: a block read from elsewhere does not match.
-fn checksum(offset: u64, bytes: &[u8]) -> u32 {
+pub(crate) fn block_checksum(offset: u64, bytes: &[u8]) -> u32 {
+    let offset = match planted::is_on(Bug::ChecksumWithoutPlace) {
+        true => 0,
+        false => offset,
+    };
     let hash = xxh3_64(bytes) ^ offset.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (hash ^ hash >> 32) as u32
 }
@@ -83,7 +92,7 @@ pub(crate) fn seal_block(
         out.extend_from_slice(bytes);
     }
     out.push(kind);
-    let sum = checksum(offset, &out[start..]);
+    let sum = block_checksum(offset, &out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
     out.len() - start
 }
@@ -93,7 +102,8 @@ pub(crate) fn open_block(mut sealed: Vec<u8>, offset: u64) -> std::result::Resul
     let Some((rest, sum)) = sealed.split_last_chunk::<4>() else {
         return Err("a block is shorter than its checksum");
     };
-    if checksum(offset, rest) != u32::from_le_bytes(*sum) {
+    let matches = block_checksum(offset, rest) == u32::from_le_bytes(*sum);
+    if !matches && !planted::is_on(Bug::ChecksumIsIgnored) {
         return Err("the checksum does not match");
     }
     let Some((&kind, payload)) = rest.split_last() else {
@@ -128,30 +138,127 @@ pub(crate) struct KeyspaceProperties {
     pub(crate) id: KeyspaceId,
     pub(crate) entries: u64,
     pub(crate) deletions: u64,
+    /// Of entries and range deletions.
     pub(crate) min_version: u64,
     pub(crate) max_version: u64,
+    /// Entries with a time.
+    pub(crate) expiring: u64,
+    /// The highest of those times; 0 without any.
+    pub(crate) newest_ms: u64,
+    /// What its keys' prefixes are that the filter knows.
+    pub(crate) prefix: Prefix,
 }
 
-/// What a table holds. Invariant: `smallest` and `largest` are places in it.
+/// What a table holds. Invariant: all places of its entries and range deletions are from `smallest`
+/// to below `end`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Properties {
     pub(crate) entries: u64,
     pub(crate) deletions: u64,
+    /// Pieces of range deletions, each as often as it has marks. Not counted as entries.
+    pub(crate) range_deletions: u64,
     pub(crate) place_bytes: u64,
     pub(crate) value_bytes: u64,
     pub(crate) min_sequence: u64,
     pub(crate) max_sequence: u64,
     pub(crate) smallest: Vec<u8>,
-    pub(crate) largest: Vec<u8>,
+    /// Behind all places.
+    pub(crate) end: Vec<u8>,
+    /// When all it holds was written at the latest, by the engine's time; 0 if that is not known.
+    pub(crate) written_ms: u64,
     /// Ascending by id.
     pub(crate) keyspaces: Vec<KeyspaceProperties>,
 }
 
 impl Properties {
+    /// Counts one more entry, which is after all before it. `end` is set by [`ended_with`].
+    ///
+    /// [`ended_with`]: Properties::ended_with
+    pub(crate) fn count(&mut self, key: &Key<'_>, value: &[u8]) {
+        let deletion = u64::from(key.kind == Kind::Delete);
+        if self.entries == 0 {
+            self.min_sequence = u64::MAX;
+            self.smallest = key.place.to_vec();
+        }
+        self.entries += 1;
+        self.deletions += deletion;
+        self.place_bytes += key.place.len() as u64;
+        self.value_bytes += value.len() as u64;
+        self.min_sequence = self.min_sequence.min(key.sequence);
+        self.max_sequence = self.max_sequence.max(key.sequence);
+        let k = self.of_keyspace(keyspace_of(key.place), key.version);
+        k.entries += 1;
+        k.deletions += deletion;
+        if key.kind == Kind::Expiring {
+            k.expiring += 1;
+            k.newest_ms = k.newest_ms.max(expiry::written_ms(value));
+        }
+    }
+
+    /// The entry counted last, at this place, was the last.
+    pub(crate) fn ended_with(&mut self, place: &[u8]) {
+        self.end.clear();
+        self.end.extend_from_slice(place);
+        if !planted::is_on(Bug::BoundsEndOffByOne) {
+            self.end.push(0);
+        }
+    }
+
+    /// Counts all range deletions, after all entries.
+    pub(crate) fn count_tombstones(&mut self, tombstones: &Tombstones) {
+        let no_entries = self.entries == 0;
+        let bounds_count = no_entries || !planted::is_on(Bug::BoundsForgetRanges);
+        for (start, end, marks) in tombstones.iter() {
+            let first = no_entries && self.range_deletions == 0;
+            if first {
+                self.min_sequence = u64::MAX;
+            }
+            if bounds_count && (first || *start < *self.smallest) {
+                self.smallest = start.to_vec();
+            }
+            if bounds_count && *end > *self.end {
+                self.end = end.to_vec();
+            }
+            for mark in marks {
+                self.range_deletions += 1;
+                self.min_sequence = self.min_sequence.min(mark.sequence);
+                self.max_sequence = self.max_sequence.max(mark.sequence);
+                self.of_keyspace(keyspace_of(start), mark.version);
+            }
+        }
+    }
+
+    /// What is counted of a keyspace, which has this version too.
+    fn of_keyspace(&mut self, id: KeyspaceId, version: u64) -> &mut KeyspaceProperties {
+        let at = match self.keyspaces.last() {
+            // Entries ascend.
+            Some(last) if last.id == id => self.keyspaces.len() - 1,
+            _ => self.keyspaces.partition_point(|k| k.id < id),
+        };
+        if self.keyspaces.get(at).is_none_or(|k| k.id != id) {
+            let fresh = KeyspaceProperties {
+                id,
+                entries: 0,
+                deletions: 0,
+                min_version: u64::MAX,
+                max_version: 0,
+                expiring: 0,
+                newest_ms: 0,
+                prefix: Prefix::None,
+            };
+            self.keyspaces.insert(at, fresh);
+        }
+        let k = &mut self.keyspaces[at];
+        k.min_version = k.min_version.min(version);
+        k.max_version = k.max_version.max(version);
+        k
+    }
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for number in [
             self.entries,
             self.deletions,
+            self.range_deletions,
             self.place_bytes,
             self.value_bytes,
             self.min_sequence,
@@ -160,7 +267,8 @@ impl Properties {
             put_varint(out, number);
         }
         put_bytes(out, &self.smallest);
-        put_bytes(out, &self.largest);
+        put_bytes(out, &self.end);
+        put_varint(out, self.written_ms);
         put_varint(out, self.keyspaces.len() as u64);
         for k in &self.keyspaces {
             for number in [
@@ -169,6 +277,9 @@ impl Properties {
                 k.deletions,
                 k.min_version,
                 k.max_version,
+                k.expiring,
+                k.newest_ms,
+                k.prefix.code(),
             ] {
                 put_varint(out, number);
             }
@@ -179,12 +290,14 @@ impl Properties {
         let mut properties = Properties {
             entries: reader.varint()?,
             deletions: reader.varint()?,
+            range_deletions: reader.varint()?,
             place_bytes: reader.varint()?,
             value_bytes: reader.varint()?,
             min_sequence: reader.varint()?,
             max_sequence: reader.varint()?,
             smallest: reader.bytes()?.to_vec(),
-            largest: reader.bytes()?.to_vec(),
+            end: reader.bytes()?.to_vec(),
+            written_ms: reader.varint()?,
             keyspaces: Vec::new(),
         };
         for _ in 0..reader.varint()? {
@@ -194,9 +307,33 @@ impl Properties {
                 deletions: reader.varint()?,
                 min_version: reader.varint()?,
                 max_version: reader.varint()?,
+                expiring: reader.varint()?,
+                newest_ms: reader.varint()?,
+                prefix: Prefix::from_code(reader.varint()?)?,
             });
         }
         Some(properties)
+    }
+
+    /// Whether it may hold something at a place.
+    pub(crate) fn may_hold(&self, place: &[u8]) -> bool {
+        self.smallest.as_slice() <= place && place < self.end.as_slice()
+    }
+
+    /// Whether it may hold something from one place to below another.
+    pub(crate) fn overlaps(&self, lower: &[u8], upper: Option<&[u8]>) -> bool {
+        lower < self.end.as_slice() && upper.is_none_or(|upper| self.smallest.as_slice() < upper)
+    }
+
+    /// Whether all it holds is from one place to below another.
+    pub(crate) fn is_within(&self, lower: &[u8], upper: Option<&[u8]>) -> bool {
+        lower <= self.smallest.as_slice() && upper.is_none_or(|upper| self.end.as_slice() <= upper)
+    }
+
+    /// The extractor of a keyspace's prefixes that the filter was made with.
+    pub(crate) fn prefix(&self, keyspace: KeyspaceId) -> Prefix {
+        let found = self.keyspaces.iter().find(|k| k.id == keyspace);
+        found.map_or(Prefix::None, |k| k.prefix)
     }
 
     /// The highest version of a keyspace in it; `None` if it holds nothing of it.
@@ -212,12 +349,15 @@ pub(crate) struct Footer {
     pub(crate) index: Handle,
     pub(crate) filter: Handle,
     pub(crate) properties: Handle,
+    /// All zeros if there are no range deletions.
+    pub(crate) tombstones: Handle,
 }
 
 impl Footer {
     pub(crate) fn encode(&self) -> [u8; FOOTER_BYTES] {
         let mut out = [0; FOOTER_BYTES];
-        for (at, handle) in [(0, self.index), (12, self.filter), (24, self.properties)] {
+        let handles = [self.index, self.filter, self.properties, self.tombstones];
+        for (at, handle) in [0, 12, 24, 36].into_iter().zip(handles) {
             out[at..at + 8].copy_from_slice(&handle.offset.to_le_bytes());
             out[at + 8..at + 12].copy_from_slice(&handle.size.to_le_bytes());
         }
@@ -243,6 +383,7 @@ impl Footer {
                 index: handle(0)?,
                 filter: handle(12)?,
                 properties: handle(24)?,
+                tombstones: handle(36)?,
             })
         })();
         all.ok_or_else(|| Error::corrupt(path, "its footer is too short"))

@@ -7,15 +7,17 @@
 //! A table is written once, front to back, synced, and never changed. Its index has for each data
 //! block a key at or after the block's last entry and before the next block's first.
 
-mod block;
+pub(crate) mod block;
 mod builder;
-mod filter;
-mod format;
-mod index;
+mod check;
+pub(crate) mod filter;
+pub(crate) mod format;
+pub(crate) mod index;
 mod reader;
 
 pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
+pub(crate) use check::{Problem, check_blocks, describe};
 pub(crate) use filter::hash_place;
-pub(crate) use format::Properties;
-pub(crate) use reader::{Table, TableCursor};
+pub(crate) use format::{KeyspaceProperties, Properties};
+pub(crate) use reader::{Found, Near, Table, TableCursor};

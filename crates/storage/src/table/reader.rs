@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind};
 use crate::levels::TableMeta;
+use crate::memory::HeldTable;
+use crate::planted::{self, Bug};
+use crate::tombstones::Tombstones;
 
 /// A table that is open.
 pub(crate) struct Table {
@@ -26,16 +29,27 @@ pub(crate) struct Table {
     file: Arc<dyn File>,
     index: Index,
     filter: Filter,
+    tombstones: Tombstones,
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
+    _held: HeldTable,
 }
 
 /// An entry found by a point lookup.
 pub(crate) struct Found {
     pub(crate) version: u64,
+    pub(crate) sequence: Sequence,
     pub(crate) kind: Kind,
     pub(crate) value: Bytes,
+}
+
+/// The data block that the last lookup read, for the next one, which is perhaps near by.
+#[derive(Default)]
+pub(crate) struct Near {
+    /// Its table and offset.
+    of: (u64, u64),
+    block: Option<Block>,
 }
 
 impl Table {
@@ -82,20 +96,45 @@ impl Table {
         if properties != meta.properties {
             return Err(damaged("it is not the table that the manifest knows"));
         }
+        let tombstones = match footer.tombstones.size {
+            0 => Some(Tombstones::default()),
+            _ => Tombstones::decode(&part(footer.tombstones)?),
+        };
+        let counted = |all: &Tombstones| {
+            all.iter()
+                .map(|(.., marks)| marks.len() as u64)
+                .sum::<u64>()
+        };
+        let tombstones = tombstones
+            .filter(|all| counted(all) == properties.range_deletions)
+            .ok_or_else(|| damaged("its range deletions are nonsense"))?;
+        let memory = index.size_bytes() + filter.size_bytes() + tombstones.size_bytes();
         Ok(Table {
+            _held: cache.memory().hold_table(memory),
             number,
             path: path.to_owned(),
             file,
             index,
             filter,
+            tombstones,
             data_end: footer.index.offset,
             cache,
         })
     }
 
-    /// What index and filter take in memory.
+    /// What index, filter and range deletions take in memory.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.index.size_bytes() + self.filter.size_bytes()
+        self.index.size_bytes() + self.filter.size_bytes() + self.tombstones.size_bytes()
+    }
+
+    /// Whether the filter lets a place with this hash pass.
+    pub(crate) fn may_hold(&self, hash: u64) -> bool {
+        self.filter.may_hold(hash)
+    }
+
+    /// Its range deletions, all within its bounds.
+    pub(crate) fn tombstones(&self) -> &Tombstones {
+        &self.tombstones
     }
 
     fn damaged(&self, offset: u64, what: &str) -> Error {
@@ -111,6 +150,7 @@ impl Table {
             return Ok(block);
         }
         let bytes = read_block(self.file.as_ref(), &self.path, handle)?;
+        let bytes = self.cache.memory().hold_block(bytes);
         let block = Block::new(bytes).map_err(|what| self.damaged(handle.offset, what))?;
         if fill_cache {
             self.cache.insert(self.number, handle.offset, block.clone());
@@ -118,34 +158,51 @@ impl Table {
         Ok(block)
     }
 
-    /// The newest entry of a place at `version` or below that `sequence` sees. `hash` is that of
-    /// the place.
+    fn data_block_near(&self, handle: Handle, near: &mut Near) -> Result<Block> {
+        let of = (self.number, handle.offset);
+        match &near.block {
+            Some(block) if near.of == of => Ok(block.clone()),
+            _ => {
+                let block = self.data_block(handle, true)?;
+                *near = Near {
+                    of,
+                    block: Some(block.clone()),
+                };
+                Ok(block)
+            }
+        }
+    }
+
+    /// The newest entry of a place at `version` or below that `sequence` sees. The caller asks the
+    /// filter before; `near` is from the lookup before, if there is a run of them.
     pub(crate) fn get(
         &self,
         place: &[u8],
-        hash: u64,
         version: u64,
         sequence: Sequence,
+        mut near: Option<&mut Near>,
     ) -> Result<Option<Found>> {
-        if !self.filter.may_hold(hash) {
-            return Ok(None);
-        }
         let target = Key::seek(place, version);
         let position = self.index.position(&target);
         let mut at = position.map_err(|what| self.index_damaged(what))?;
         // One place may go on in further blocks.
         while let Some(handle) = self.index.handle(at) {
-            let block = self.data_block(handle, true)?;
+            let block = match &mut near {
+                Some(near) => self.data_block_near(handle, near)?,
+                None => self.data_block(handle, true)?,
+            };
             let looked = block.find(&target, sequence);
             match looked.map_err(|what| self.damaged(handle.offset, what))? {
                 Lookup::Absent => return Ok(None),
                 Lookup::Found(found) => {
                     return Ok(Some(Found {
                         version: found.version,
+                        sequence: found.sequence,
                         kind: found.kind,
                         value: block.into_value(found.value),
                     }));
                 }
+                Lookup::Behind if planted::is_on(Bug::LookupEndsWithBlock) => return Ok(None),
                 Lookup::Behind => at += 1,
             }
         }
@@ -162,14 +219,31 @@ impl Table {
 
     /// Calls `each` with the end of each data block, as the index has it, and its size on disk.
     pub(crate) fn for_each_block(&self, mut each: impl FnMut(&[u8], u64)) -> Result<()> {
-        let each = |place: &[u8], handle: Handle| each(place, u64::from(handle.size));
+        self.for_each_handle(|place, handle| each(place, u64::from(handle.size)))
+    }
+
+    /// Calls `each` with the end of each data block and where it lies.
+    pub(super) fn for_each_handle(&self, each: impl FnMut(&[u8], Handle)) -> Result<()> {
         let done = self.index.for_each(each);
         done.map_err(|what| self.index_damaged(what))
+    }
+
+    /// A data block, from the disk and not from the cache; the text says what is wrong with it.
+    pub(super) fn read_anew(&self, handle: Handle) -> std::result::Result<Block, String> {
+        let mut sealed = vec![0; handle.size as usize];
+        let read = self.file.read_exact_at(&mut sealed, handle.offset);
+        read.map_err(|e| format!("can't read: {e}"))?;
+        let bytes = open_block(sealed, handle.offset)?;
+        Ok(Block::new(bytes)?)
+    }
+
+    pub(crate) fn has_filter(&self) -> bool {
+        self.filter.size_bytes() > 0
     }
 }
 
 /// Reads and opens a block, naming file and place when it is damaged.
-fn read_block(file: &dyn File, path: &Path, handle: Handle) -> Result<Bytes> {
+pub(super) fn read_block(file: &dyn File, path: &Path, handle: Handle) -> Result<Bytes> {
     let mut sealed = vec![0; handle.size as usize];
     let read = file.read_exact_at(&mut sealed, handle.offset);
     read.map_err(|e| Error::disk(path, "can't read", &e))?;
@@ -186,12 +260,16 @@ pub(crate) struct TableCursor {
     loaded: bool,
     data: BlockCursor,
     fill_cache: bool,
+    /// The sequence of all entries; `None` if each has its own.
+    ingested: Option<Sequence>,
 }
 
 impl TableCursor {
-    /// `fill_cache` is whether blocks that it reads shall stay: not for compaction.
-    pub(crate) fn new(table: Arc<Table>, fill_cache: bool) -> Self {
+    /// `fill_cache` is whether blocks that it reads shall stay: not for compaction. In a table that
+    /// was `ingested` all entries have that sequence, whatever the file says.
+    pub(crate) fn new(table: Arc<Table>, fill_cache: bool, ingested: Option<Sequence>) -> Self {
         TableCursor {
+            ingested,
             at: 0,
             loaded: false,
             data: BlockCursor::new(Block::empty()),
@@ -241,6 +319,27 @@ impl TableCursor {
         })
     }
 
+    /// Where to look in the file for what is to be found at `target`. In a table that was ingested
+    /// every sequence is 0 there, and stands for one that may be on the other side of the target.
+    fn in_file<'a>(&self, target: &Key<'a>, buffer: &'a mut Vec<u8>) -> Key<'a> {
+        match self.ingested {
+            None => *target,
+            Some(sequence) if target.sequence >= sequence => Key {
+                sequence: u64::MAX,
+                ..*target
+            },
+            // Behind the entry with this version, if there is one.
+            Some(_) => match target.version.checked_sub(1) {
+                Some(version) => Key::seek(target.place, version),
+                None => {
+                    buffer.extend_from_slice(target.place);
+                    buffer.push(0);
+                    Key::first_of(buffer)
+                }
+            },
+        }
+    }
+
     /// While the data is at its end, goes on to the next block.
     fn skip_forward(&mut self) -> Result<()> {
         while !self.data.valid() {
@@ -286,6 +385,8 @@ impl Cursor for TableCursor {
     }
 
     fn seek(&mut self, target: &Key<'_>) -> Result<()> {
+        let mut buffer = Vec::new();
+        let target = &self.in_file(target, &mut buffer);
         let at = self.position(target)?;
         if !self.load(at)? {
             return Ok(());
@@ -295,6 +396,8 @@ impl Cursor for TableCursor {
     }
 
     fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
+        let mut buffer = Vec::new();
+        let target = &self.in_file(target, &mut buffer);
         let at = self.position(target)?;
         if !self.load(at)? {
             return self.seek_to_last();
@@ -318,7 +421,11 @@ impl Cursor for TableCursor {
     }
 
     fn key(&self) -> Key<'_> {
-        self.data.key()
+        let key = self.data.key();
+        Key {
+            sequence: self.ingested.unwrap_or(key.sequence),
+            ..key
+        }
     }
 
     fn value(&self) -> &[u8] {

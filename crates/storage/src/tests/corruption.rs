@@ -2,6 +2,7 @@
 //! never a panic. And the formats stay what they are: golden files.
 
 use std::path::Path;
+use std::time::Duration;
 
 use quorate_env::Disk;
 use quorate_env::sim::{Crash, Sim, SimDisk};
@@ -9,11 +10,12 @@ use quorate_env::sim::{Crash, Sim, SimDisk};
 use super::crash::{dump, try_dump};
 use super::workload::{DATA, META, Workload, dir, keyspaces, tiny};
 use crate::{
-    Batch, Compression, Engine, ErrorKind, Lsm, Model, Options, ReadAt, Result, WriteOptions,
+    Batch, Compression, Engine, ErrorKind, KeyRange, Lsm, Model, Options, Prefix, ReadAt, Result,
+    WriteOptions,
 };
 
 /// A store with tables in some levels and batches in the log, and the states on the way there.
-fn store(options: &Options) -> (SimDisk, Vec<String>) {
+pub(super) fn store(options: &Options) -> (SimDisk, Vec<String>) {
     let sim = Sim::new(3);
     let lsm = Lsm::open(&sim.env(), dir(), options.clone()).unwrap();
     let model = Model::new(&keyspaces());
@@ -34,7 +36,7 @@ fn store(options: &Options) -> (SimDisk, Vec<String>) {
 }
 
 /// A fresh copy of a disk.
-fn copy(disk: &SimDisk) -> Sim {
+pub(super) fn copy(disk: &SimDisk) -> Sim {
     let sim = Sim::new(1);
     Sim {
         disk: disk.crash_with(Crash::KeepAll),
@@ -194,13 +196,15 @@ fn lsm_newer_format_is_refused() {
 /// The files of a small store, without log, of which every byte is settled.
 fn golden_store(compression: Compression) -> (Sim, Options) {
     let sim = Sim::new(1);
-    let options = Options {
+    let mut options = Options {
         keyspaces: keyspaces(),
         wal: false,
         auto_compact: false,
         compression,
         ..Options::default()
     };
+    options.keyspaces[0].prefix = Prefix::Delimiter(b'/');
+    options.keyspaces[1].ttl = Some(Duration::from_secs(1 << 30));
     let lsm = Lsm::open(&sim.env(), dir(), options.clone()).unwrap();
     for round in 0..2u64 {
         let mut batch = Batch::new();
@@ -210,6 +214,13 @@ fn golden_store(compression: Compression) -> (Sim, Options) {
         }
         batch.delete_at(DATA, b"key/00007", 5000 + round);
         batch.put(META, b"round", &[round as u8]);
+        batch.put(META, b"gone", b"soon");
+        batch.delete_range(META, KeyRange::new(b"a", b"h"));
+        let tail = KeyRange {
+            lower: b"key/00090",
+            upper: None,
+        };
+        batch.delete_range_at(DATA, tail, 6000 + round);
         lsm.write(&batch, WriteOptions::APPLY).unwrap();
         if round == 0 {
             lsm.compact_all().unwrap();
@@ -221,7 +232,7 @@ fn golden_store(compression: Compression) -> (Sim, Options) {
 }
 
 /// To be written anew, by the environment variable `QUORATE_BLESS`, only with a new format version,
-/// into folders of its own. Compressed bytes may change with the compressor: they are only read.
+/// into folders of its own (or while no release has the format). Compressed bytes may change with the compressor: they are only read.
 #[test]
 fn lsm_golden_files_of_format_1_are_read_and_still_written() {
     for (compression, name) in [(Compression::None, "plain"), (Compression::Lz4, "lz4")] {
@@ -268,5 +279,9 @@ fn lsm_golden_files_of_format_1_are_read_and_still_written() {
         assert_eq!(lsm.get(DATA, b"key/00007", &ReadAt::NEWEST).unwrap(), None);
         let round = lsm.get(META, b"round", &ReadAt::NEWEST).unwrap().unwrap();
         assert_eq!(round.value.as_ref(), [1]);
+        assert_eq!(lsm.get(META, b"gone", &ReadAt::NEWEST).unwrap(), None);
+        let at = |version| lsm.get(DATA, b"key/00095", &ReadAt::version(version));
+        assert_eq!(at(5999).unwrap().unwrap().version, 1095);
+        assert_eq!(at(6000).unwrap(), None);
     }
 }

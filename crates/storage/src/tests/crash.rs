@@ -9,12 +9,13 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use quorate_env::sim::{Crash, Sim};
-use quorate_env::{Disk, DiskLock, Env, File, Random, Space};
+use quorate_env::sim::{Crash, HookedDisk, Hooks, Sim};
+use quorate_env::{Env, Random};
 
 use super::conformance::try_list;
-use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, seeds, tiny};
+use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, option_sets, seeds, tiny};
 use crate::{
     Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options, WriteOptions,
 };
@@ -37,16 +38,16 @@ pub(super) fn try_dump(engine: &dyn Engine) -> crate::Result<String> {
 }
 
 /// What is done in a run, and the states it goes through.
-struct Script {
+pub(super) struct Script {
     seed: u64,
-    options: Options,
-    batches: Vec<Batch>,
+    pub(super) options: Options,
+    pub(super) batches: Vec<Batch>,
     /// The dump after so many batches.
-    states: Vec<String>,
+    pub(super) states: Vec<String>,
 }
 
 impl Script {
-    fn new(seed: u64, wal: bool, count: usize) -> Self {
+    pub(super) fn new(seed: u64, wal: bool, count: usize) -> Self {
         let mut work = Workload::new(seed);
         work.keys = 20;
         let model = Model::new(&keyspaces());
@@ -58,12 +59,22 @@ impl Script {
             states.push(dump(&model));
             batches.push(batch);
         }
-        let options = Options {
+        let sets = option_sets();
+        let base = match seed % 3 {
+            // Each in its turn: leveled, tiered with prefixes and one open table, FIFO with a budget.
+            0 => tiny(),
+            n => sets[sets.len() - n as usize].clone(),
+        };
+        let mut options = Options {
             wal,
             wal_segment_bytes: 8 << 10,
             memtable_bytes: 2 << 10,
-            ..tiny()
+            ..base
         };
+        // Longer than any run, so that values bear times and stay.
+        options.keyspaces[1].ttl = seed
+            .is_multiple_of(2)
+            .then_some(Duration::from_secs(1 << 30));
         Script {
             seed,
             options,
@@ -91,6 +102,7 @@ impl Script {
                     (true, false) => Durability::Buffered,
                 },
                 throttle: random.one_in(2),
+                ..WriteOptions::default()
             };
             let Ok(sequence) = lsm.write(batch, options) else {
                 return (promised, n + 1);
@@ -177,7 +189,7 @@ impl Script {
 }
 
 /// The machine after a crash of this kind.
-fn up(sim: &Sim, crash: Crash) -> Sim {
+pub(super) fn up(sim: &Sim, crash: Crash) -> Sim {
     let disk = sim.disk.crash_with(crash);
     Sim {
         disk,
@@ -197,85 +209,30 @@ fn lsm_crash_at_every_operation_leaves_a_promised_prefix() {
     }
 }
 
-/// A disk that forgets some syncs.
-struct Forgetful {
-    disk: Arc<dyn Disk>,
-    /// Files with this ending are not synced; directories if it is empty.
-    what: &'static str,
-}
+/// Files with this ending are not synced; directories if it is empty.
+struct Forgetful(&'static str);
 
-struct ForgetfulFile(Arc<dyn File>);
-
-impl File for ForgetfulFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-    fn write_all_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
-    }
-    fn sync(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn size(&self) -> io::Result<u64> {
-        self.0.size()
-    }
-    fn set_size(&self, size: u64) -> io::Result<()> {
-        self.0.set_size(size)
-    }
-    fn allocate(&self, size: u64) -> io::Result<()> {
-        self.0.allocate(size)
-    }
-}
-
-impl Forgetful {
-    fn wrap(&self, path: &Path, file: Arc<dyn File>) -> Arc<dyn File> {
-        let name = path.to_string_lossy().into_owned();
-        match !self.what.is_empty() && name.ends_with(self.what) {
-            true => Arc::new(ForgetfulFile(file)),
-            false => file,
+impl Hooks for Forgetful {
+    fn sync(&self, path: &Path, sync: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+        match !self.0.is_empty() && path.to_string_lossy().ends_with(self.0) {
+            true => Ok(()),
+            false => sync(),
         }
     }
-}
-
-impl Disk for Forgetful {
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.wrap(path, self.disk.create(path)?))
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.wrap(path, self.disk.open(path)?))
-    }
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        self.disk.open_read(path)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-    fn hard_link(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.hard_link(from, to)
-    }
-    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.disk.create_dir_all(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(dir)
-    }
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        self.disk.exists(path)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        match self.what {
+    fn sync_dir(&self, _: &Path, sync: &dyn Fn() -> io::Result<()>) -> io::Result<()> {
+        match self.0 {
             "" => Ok(()),
-            _ => self.disk.sync_dir(dir),
+            _ => sync(),
         }
     }
-    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
-        self.disk.lock(path)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.disk.space(path)
+}
+
+/// The same machine with a disk that does not sync files with this ending.
+pub(super) fn forgetful(env: Env, what: &'static str) -> Env {
+    let disk = HookedDisk::new(Arc::clone(&env.disk), Arc::new(Forgetful(what)));
+    Env {
+        disk: Arc::new(disk),
+        ..env
     }
 }
 
@@ -288,13 +245,7 @@ fn crash_check_finds_every_kind_of_forgotten_sync() {
         ("", false),
         ("spare", true),
     ] {
-        let wrap = |env: Env| Env {
-            disk: Arc::new(Forgetful {
-                disk: Arc::clone(&env.disk),
-                what,
-            }),
-            ..env
-        };
+        let wrap = |env: Env| forgetful(env, what);
         let found = (0..3).find_map(|seed| {
             let script = Script::new(seed, wal, 40);
             script.crash_everywhere(&wrap).err()

@@ -1,10 +1,14 @@
 //! Random batches and settings, from a seed.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use quorate_env::Random;
 
-use crate::{Batch, Compression, Durability, KeyspaceId, KeyspaceOptions, Options, WriteOptions};
+use crate::{
+    Batch, Compaction, Compression, Durability, FifoOptions, KeyRange, KeyspaceId, KeyspaceOptions,
+    Options, Prefix, TieredOptions, WriteOptions,
+};
 
 pub(super) const DATA: KeyspaceId = KeyspaceId(0);
 pub(super) const META: KeyspaceId = KeyspaceId(1);
@@ -81,7 +85,83 @@ pub(super) fn option_sets() -> Vec<Options> {
             memtable_bytes: 1 << 20,
             ..Options::default()
         },
+        Options {
+            keyspaces: with_prefixes(),
+            compaction: Compaction::Tiered(TieredOptions {
+                runs_max: 2,
+                space_percent_max: 100,
+            }),
+            dead_percent: 5,
+            open_tables: 1,
+            ..tiny()
+        },
+        Options {
+            wal: true,
+            // Nothing is lost to a bound that is never reached.
+            compaction: Compaction::Fifo(FifoOptions {
+                size_bytes_max: u64::MAX,
+                age_max: None,
+            }),
+            memory_bytes: 64 << 10,
+            ..tiny()
+        },
     ]
+}
+
+fn with_prefixes() -> Vec<KeyspaceOptions> {
+    let extractors = [Prefix::Delimiter(b'/'), Prefix::Fixed(1), Prefix::Fixed(2)];
+    let with = keyspaces().into_iter().zip(extractors);
+    with.map(|(keyspace, prefix)| keyspace.with_prefix(prefix))
+        .collect()
+}
+
+/// Settings at random, all of them: whoever adds a setting finds it missing here.
+pub(super) fn random_options(random: &Random) -> Options {
+    let pick = |of: &[u64]| of[random.below(of.len() as u64) as usize];
+    let l0_compact = 1 + random.below(4) as usize;
+    let l0_slow = l0_compact + random.below(4) as usize;
+    // Nothing may be lost to a bound.
+    let fifo = FifoOptions {
+        size_bytes_max: u64::MAX,
+        age_max: None,
+    };
+    let tiered = TieredOptions {
+        runs_max: 2 + random.below(5) as usize,
+        space_percent_max: pick(&[10, 100, 400]) as u32,
+    };
+    Options {
+        keyspaces: match random.one_in(2) {
+            true => keyspaces(),
+            false => with_prefixes(),
+        },
+        compaction: match random.below(4) {
+            0 => Compaction::Tiered(tiered),
+            1 => Compaction::Fifo(fifo),
+            _ => Compaction::Leveled,
+        },
+        dead_percent: pick(&[0, 5, 50, 100]) as u32,
+        memory_bytes: pick(&[0, 0, 64 << 10, 1 << 20]),
+        open_tables: pick(&[0, 0, 1, 8]) as usize,
+        wal: random.one_in(2),
+        wal_segment_bytes: pick(&[8 << 10, 8 << 10, 16 << 10, 256 << 10]),
+        memtable_bytes: pick(&[100, 1 << 10, 2 << 10, 4 << 10, 64 << 10]) as usize,
+        memtables_waiting: 1 + random.below(3) as usize,
+        cache_bytes: pick(&[0, 2000, 32 << 10, 1 << 20]),
+        block_bytes: pick(&[1, 64, 256, 4096]) as usize,
+        table_bytes: pick(&[1, 2 << 10, 16 << 10, 1 << 20]),
+        level_base_bytes: pick(&[1 << 10, 6 << 10, 1 << 20]),
+        level_factor: 2 + random.below(9),
+        l0_compact,
+        l0_slow,
+        l0_stop: l0_slow + random.below(8) as usize,
+        filter_bits_per_key: pick(&[0, 1, 10, 20]) as u32,
+        compression: match random.one_in(2) {
+            true => Compression::Lz4,
+            false => Compression::None,
+        },
+        compactions: 1 + random.below(3) as usize,
+        auto_compact: !random.one_in(5),
+    }
 }
 
 /// How a batch may be written with these settings.
@@ -94,6 +174,7 @@ pub(super) fn write_options(options: &Options, random: &Random) -> WriteOptions 
     WriteOptions {
         durability,
         throttle: random.one_in(2),
+        ..WriteOptions::default()
     }
 }
 
@@ -104,6 +185,8 @@ pub(super) struct Workload {
     /// Whether old versions are written now and then, as by a replay.
     pub(super) replays: bool,
     pub(super) keys: u64,
+    /// Of so many operations one deletes a range.
+    pub(super) range_delete_one_in: u64,
 }
 
 impl Workload {
@@ -113,6 +196,7 @@ impl Workload {
             version: 10,
             replays: true,
             keys: 5 + random.below(60),
+            range_delete_one_in: 20,
             random,
         }
     }
@@ -155,6 +239,10 @@ impl Workload {
     pub(super) fn batch(&mut self) -> Batch {
         let mut batch = Batch::new();
         for _ in 0..=self.random.below(6) {
+            if self.random.one_in(self.range_delete_one_in) {
+                self.delete_range(&mut batch);
+                continue;
+            }
             let (key, value) = (self.key(), self.value());
             let delete = self.random.one_in(4);
             match (self.random.below(3), delete) {
@@ -173,7 +261,31 @@ impl Workload {
         batch
     }
 
+    fn delete_range(&mut self, batch: &mut Batch) {
+        let (a, b) = (self.key(), self.key());
+        let range = KeyRange {
+            lower: a.as_slice().min(&b),
+            upper: Some(a.as_slice().max(&b)).filter(|_| !self.random.one_in(8)),
+        };
+        match self.keyspace() {
+            META => batch.delete_range(META, range),
+            keyspace => {
+                let version = self.next_version();
+                batch.delete_range_at(keyspace, range, version);
+            }
+        }
+    }
+
     pub(super) fn keyspace(&self) -> KeyspaceId {
         [DATA, META, FAR][self.random.below(3) as usize]
+    }
+}
+
+/// Sets a flag at its end, also when a check fails: the threads beside stop, and the failure shows.
+pub(super) struct AtEnd<'a>(pub(super) &'a AtomicBool);
+
+impl Drop for AtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }

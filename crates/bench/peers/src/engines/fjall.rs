@@ -9,7 +9,7 @@ use fjall::{
     Readable,
 };
 
-use super::{Found, Setup, Store};
+use super::{Found, Setup, Store, look};
 
 pub struct Fjall {
     db: Database,
@@ -70,7 +70,7 @@ impl Store for Fjall {
         let (mut count, mut bytes) = (0, 0);
         let mut add = |guard: fjall::Guard| -> Result<()> {
             let (key, value) = guard.into_inner()?;
-            bytes += key.len() + value.len();
+            bytes += key.len() + look(&value);
             count += 1;
             Ok(())
         };

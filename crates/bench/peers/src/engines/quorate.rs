@@ -5,11 +5,11 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use quorate_env::Env;
 use quorate_storage::{
-    Batch, Durability, Engine, IterOptions, KeyspaceId, KeyspaceOptions, Lsm, Options, ReadAt,
+    Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, KeyspaceOptions, Lsm, Options, ReadAt,
     WriteOptions,
 };
 
-use super::{Found, Setup, Store};
+use super::{Found, Setup, Store, look};
 
 pub struct Quorate {
     lsm: Lsm,
@@ -42,6 +42,7 @@ impl Quorate {
         let options = WriteOptions {
             durability,
             throttle: true,
+            ..WriteOptions::default()
         };
         self.lsm.write(batch, options)?;
         Ok(())
@@ -76,7 +77,7 @@ impl Store for Quorate {
         }
         let (mut count, mut bytes) = (0, 0);
         while iter.valid() && count < limit {
-            bytes += iter.key().len() + iter.value().len();
+            bytes += iter.key().len() + look(iter.value());
             count += 1;
             if reverse {
                 iter.prev()?;
@@ -85,6 +86,19 @@ impl Store for Quorate {
             }
         }
         Ok((count, bytes))
+    }
+
+    fn multi_get(&self, at: u16, keys: &[Vec<u8>]) -> Result<usize> {
+        let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+        let found = self.lsm.multi_get(KeyspaceId(at), &keys, &ReadAt::NEWEST)?;
+        Ok(found.iter().flatten().count())
+    }
+
+    fn delete_range(&self, at: u16, from: &[u8], to: &[u8]) -> Result<bool> {
+        let mut batch = Batch::new();
+        batch.delete_range(KeyspaceId(at), KeyRange::new(from, to));
+        self.write(&batch, false)?;
+        Ok(true)
     }
 
     fn put_at(&self, key: &[u8], version: u64, value: &[u8]) -> Result<()> {

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, anyhow};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
-use super::{Found, Setup, Store};
+use super::{Found, Setup, Store, look};
 
 const GATHERED: usize = 1000;
 
@@ -103,7 +103,7 @@ impl Store for Redb {
         >|
          -> Result<()> {
             let (key, value) = item?;
-            bytes += key.value().len() + value.value().len();
+            bytes += key.value().len() + look(value.value());
             count += 1;
             Ok(())
         };

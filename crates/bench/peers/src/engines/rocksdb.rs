@@ -11,7 +11,7 @@ use std::ptr;
 
 use anyhow::{Result, bail};
 
-use super::{Found, Setup, Store};
+use super::{Found, Setup, Store, look};
 
 /// The length of keys in the versioned workload, which the filter covers.
 const VERSIONED_KEY_BYTES: usize = 16;
@@ -263,7 +263,7 @@ impl Store for RocksDb {
                 (true, false) => ffi::rocksdb_iter_seek_for_prev(iter.0, chars(from), from.len()),
             }
             while iter.valid() && count < limit {
-                bytes += iter.key().len() + iter.value().len();
+                bytes += iter.key().len() + look(iter.value());
                 count += 1;
                 match reverse {
                     false => ffi::rocksdb_iter_next(iter.0),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Found, Setup, Store};
+use super::{Found, Setup, Store, look};
 
 pub struct Sled {
     db: sled::Db,
@@ -50,7 +50,7 @@ impl Store for Sled {
         let (mut count, mut bytes) = (0, 0);
         let mut add = |item: sled::Result<(sled::IVec, sled::IVec)>| -> Result<()> {
             let (key, value) = item?;
-            bytes += key.len() + value.len();
+            bytes += key.len() + look(&value);
             count += 1;
             Ok(())
         };

@@ -1,47 +1,20 @@
-//! What to compact next: a pure function of the levels.
+//! Levels whose sizes grow by a factor (LevelDB, RocksDB's leveled compaction).
+//!
+//! Of the level that is furthest over its size it takes the table that overlaps the next level least for
+//! its size, so that the fewest bytes are rewritten for each that gets down.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::levels::{LEVELS, Levels, TableFile};
+use super::{Choice, CompactionPolicy, View, choose, pick_heavy};
+use crate::levels::{LEVELS, Levels};
 use crate::options::Options;
 
-/// What a policy sees.
-pub(crate) struct View<'a> {
-    pub(crate) levels: &'a Levels,
-    /// Tables that a running compaction reads.
-    pub(crate) busy: &'a BTreeSet<u64>,
-}
-
-/// Tables to merge into `output`. `upper` are those of level `level`; `lower` all those of level
-/// `output` that overlap them.
-#[derive(Clone)]
-pub(crate) struct Choice {
-    pub(crate) level: usize,
-    pub(crate) output: usize,
-    pub(crate) upper: Vec<Arc<TableFile>>,
-    pub(crate) lower: Vec<Arc<TableFile>>,
-    /// Nothing to merge: the tables only change level.
-    pub(crate) moves: bool,
-}
-
-/// Chooses compactions.
-pub(crate) trait CompactionPolicy: Send + Sync {
-    /// What to do now; `None` when all is well or all that is to do waits for tables that are busy.
-    /// No table of the choice is busy.
-    fn pick(&self, view: &View<'_>) -> Option<Choice>;
-
-    /// How many bytes the levels are over their sizes.
-    fn debt_bytes(&self, levels: &Levels) -> u64;
-}
-
-/// Levels whose sizes grow by a factor (LevelDB, RocksDB's leveled compaction). Of the level that is
-/// furthest over its size it takes the table that overlaps the next level least for its size, so
-/// that the fewest bytes are rewritten for each that gets down.
+/// See the head of this file.
 pub(crate) struct Leveled {
     l0_compact: usize,
     base_bytes: u64,
     factor: u64,
+    dead_percent: u32,
 }
 
 impl Leveled {
@@ -50,6 +23,7 @@ impl Leveled {
             l0_compact: options.l0_compact,
             base_bytes: options.level_base_bytes,
             factor: options.level_factor,
+            dead_percent: options.dead_percent,
         }
     }
 
@@ -76,45 +50,22 @@ impl Leveled {
             let Some(choice) = choose(view, level, level + 1, vec![Arc::clone(table)]) else {
                 continue;
             };
-            let below: u64 = choice.lower.iter().map(|t| t.meta.size_bytes).sum();
+            let below = choice.tables().filter(|(of, _)| *of > level);
+            let below: u64 = below.map(|(_, t)| t.meta.size_bytes).sum();
             // Deletions do the most good further down.
             let p = &table.meta.properties;
             let dead = p.deletions as f64 / p.entries.max(1) as f64;
-            let cost = below as f64 / table.meta.size_bytes.max(1) as f64 - dead;
+            let cost = match p.range_deletions > p.entries {
+                // Most of what is below is covered, and goes unread.
+                true => -1.0,
+                false => below as f64 / table.meta.size_bytes.max(1) as f64 - dead,
+            };
             if best.as_ref().is_none_or(|(least, _)| cost < *least) {
                 best = Some((cost, choice));
             }
         }
         best.map(|(_, choice)| choice)
     }
-}
-
-/// The compaction of these tables of a level, unless one that takes part is busy.
-pub(crate) fn choose(
-    view: &View<'_>,
-    level: usize,
-    output: usize,
-    upper: Vec<Arc<TableFile>>,
-) -> Option<Choice> {
-    let properties = || upper.iter().map(|t| &t.meta.properties);
-    let smallest = properties().map(|p| &p.smallest).min()?;
-    let largest = properties().map(|p| &p.largest).max()?;
-    let lower = match output == level {
-        true => Vec::new(),
-        false => view.levels.overlapping(output, smallest, largest).to_vec(),
-    };
-    let busy = |t: &Arc<TableFile>| view.busy.contains(&t.meta.number);
-    if upper.iter().chain(&lower).any(busy) {
-        return None;
-    }
-    let disjoint = level > 0 || upper.len() == 1;
-    Some(Choice {
-        level,
-        output,
-        moves: lower.is_empty() && disjoint,
-        upper,
-        lower,
-    })
 }
 
 impl CompactionPolicy for Leveled {
@@ -127,6 +78,7 @@ impl CompactionPolicy for Leveled {
         scores
             .into_iter()
             .find_map(|(_, level)| self.pick_from(view, level))
+            .or_else(|| pick_heavy(view, self.dead_percent, self.l0_compact.div_ceil(2)))
     }
 
     fn debt_bytes(&self, levels: &Levels) -> u64 {
@@ -137,5 +89,9 @@ impl CompactionPolicy for Leveled {
             false => 0,
         };
         deeper.sum::<u64>() + l0
+    }
+
+    fn runs_waiting(&self, levels: &Levels) -> usize {
+        levels.level(0).len()
     }
 }

@@ -1,0 +1,155 @@
+//! Looking a key up in one source after the other.
+
+use bytes::{Buf, Bytes};
+
+use super::counters::Filtered;
+use crate::engine::{Entry, Sequence};
+use crate::error::Result;
+use crate::expiry;
+use crate::key::Kind;
+use crate::keyspaces::Keyspace;
+use crate::levels::TableFile;
+use crate::memtable::Memtable;
+use crate::planted::{self, Bug};
+use crate::table::{Found, Near, Table, hash_place};
+use crate::tombstones::highest_seen;
+
+/// A lookup on its way from the newest source to the oldest.
+///
+/// Versions of a key normally ascend with time, so the first entry found is the newest. It need
+/// not be, after a replay of old writes: an older source is asked as well if it may hold a higher
+/// version that the read may see. A range deletion that covers the key counts as a deletion of it.
+pub(super) struct Lookup<'a> {
+    keyspace: &'a Keyspace,
+    pub(super) place: &'a [u8],
+    hash: u64,
+    version: u64,
+    sequence: Sequence,
+    /// Version and value of what is newest so far; without a value it is a deletion.
+    best: Option<(u64, Option<Bytes>)>,
+    pub(super) filtered: Filtered,
+}
+
+impl<'a> Lookup<'a> {
+    pub(super) fn new(
+        keyspace: &'a Keyspace,
+        place: &'a [u8],
+        version: u64,
+        sequence: Sequence,
+    ) -> Self {
+        Lookup {
+            keyspace,
+            place,
+            hash: hash_place(place),
+            version,
+            sequence,
+            best: None,
+            filtered: Filtered::default(),
+        }
+    }
+
+    /// The answer, when all were asked.
+    pub(super) fn entry(self) -> Option<Entry> {
+        let (version, value) = self.best?;
+        let value = value?;
+        Some(Entry { version, value })
+    }
+
+    /// Whether a source that has no higher version than this has to be asked.
+    fn wants(&self, max_version: u64) -> bool {
+        match &self.best {
+            None => true,
+            Some((found, _)) => {
+                self.keyspace.versioned && max_version > *found && *found < self.version
+            }
+        }
+    }
+
+    /// Where in the stored bytes the value of an entry begins; `None` of one that is not there any more.
+    fn value_at(&self, kind: Kind, stored: &[u8]) -> Option<usize> {
+        let kind = match kind {
+            Kind::Expiring => self.keyspace.expiry().kind(kind, stored),
+            kind => kind,
+        };
+        kind.is_value()
+            .then(|| expiry::value_at(kind).min(stored.len()))
+    }
+
+    fn offer(&mut self, version: u64, value: impl FnOnce() -> Option<Bytes>) {
+        if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
+            self.best = Some((version, value()));
+        }
+    }
+
+    pub(super) fn ask_memtable(&mut self, memtable: &Memtable) {
+        if !self.wants(memtable.max_version()) {
+            return;
+        }
+        let mark = memtable.mark(self.place, self.version, self.sequence);
+        let found = match memtable.may_hold(self.hash) {
+            true => memtable.get(self.place, self.version, self.sequence),
+            false => None,
+        };
+        match (found, mark) {
+            (Some((key, value)), mark)
+                if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
+            {
+                let from = self.value_at(key.kind, value);
+                self.offer(key.version, || {
+                    from.map(|from| Bytes::copy_from_slice(&value[from..]))
+                });
+            }
+            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, None) => {}
+        }
+    }
+
+    /// Asks a table; `near` is from the lookup before, if there is a run of them.
+    pub(super) fn ask_table(&mut self, file: &TableFile, near: Option<&mut Near>) -> Result<()> {
+        let Some(max_version) = file.meta.properties.max_version(self.keyspace.id) else {
+            return Ok(());
+        };
+        let later = file.meta.ingested.is_some_and(|came| came > self.sequence);
+        if !self.wants(max_version) || later {
+            return Ok(());
+        }
+        let table = file.table()?;
+        if planted::is_on(Bug::FilterHidesRanges) && !table.may_hold(self.hash) {
+            return Ok(());
+        }
+        let marks = table.tombstones().around(self.place).marks;
+        let mark = highest_seen(marks, self.version, self.sequence);
+        let found = self.find(table, near)?;
+        let hidden = |found: &Found| {
+            let sequence = file.meta.ingested.unwrap_or(found.sequence);
+            mark.is_some_and(|mark| mark.hides(found.version, sequence))
+        };
+        match (found, mark) {
+            (Some(mut found), _) if !hidden(&found) => {
+                let from = self.value_at(found.kind, &found.value);
+                self.offer(found.version, || {
+                    found.value.advance(from?);
+                    Some(found.value)
+                });
+            }
+            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// What a table has of the key, if its filter lets it pass.
+    fn find(&mut self, table: &Table, near: Option<&mut Near>) -> Result<Option<Found>> {
+        if !table.may_hold(self.hash) {
+            self.filtered.stopped += 1;
+            return Ok(None);
+        }
+        let filters = u64::from(table.has_filter());
+        self.filtered.passed += filters;
+        let found = table.get(self.place, self.version, self.sequence, near)?;
+        if found.is_none() {
+            self.filtered.in_vain += filters;
+        }
+        Ok(found)
+    }
+}
