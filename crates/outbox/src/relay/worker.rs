@@ -348,9 +348,7 @@ impl Worker {
         // What is still parked decides which streams stay held back.
         self.parked = store.parked_streams(self.fence.part).await?;
         self.upkeep = Instant::now();
-        Ok(Some(
-            sorted.why.map_or(Round::Busy, |why| Round::Refused(why)),
-        ))
+        Ok(Some(sorted.why.map_or(Round::Busy, Round::Refused)))
     }
 }
 
