@@ -3,7 +3,7 @@
 //! A service that changes its database and sends a message about it has two systems to write to, and
 //! may die between them. The outbox makes that one: the message is a row, written in the transaction
 //! of the change ([`PgOutbox::enqueue`](postgres::PgOutbox::enqueue)). A [`Relay`] publishes committed
-//! rows to a [`broker::Broker`]; a [`Consumer`](inbox::Consumer) applies each of them once.
+//! rows to a [`broker::Broker`]; a [`Consumer`] applies each of them once.
 //!
 //! # The protocol
 //!

@@ -127,6 +127,9 @@ pub struct Change {
     pub parks: Vec<Park>,
     /// What became of those that were to be replayed, by id.
     pub unparks: Vec<Unpark>,
+    /// Whether it has to survive a crash of the database, since what follows can't be repeated. Otherwise
+    /// a store may be quick about it: what is lost is published again.
+    pub sync: bool,
 }
 
 /// What an operator asked for with a parked message.
@@ -234,7 +237,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> BoxFuture<'a, Result<Read>>;
 
-    /// Writes progress and changes, all or none. `Fenced` if the epoch is not the part's.
+    /// Writes progress and changes, all or none. `Fenced` if the epoch is not the part's, or if the part
+    /// is not as the last save of this epoch left it: then claim it anew.
     fn save<'a>(
         &'a self,
         fence: Fence,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use sqlx::{PgConnection, Row};
 
-use super::PgOutbox;
 use super::parked;
+use super::{Barrier, PgOutbox};
 use crate::store::{Claim, Fence, Held, Progress};
 use crate::{Error, ErrorKind, Ranges, Result, points};
 
@@ -17,7 +17,11 @@ const ALIVE: &str = "\
     INSERT INTO quorate_outbox_member (owner, alive_until)
     VALUES ($1, clock_timestamp() + make_interval(secs => $2))
     ON CONFLICT (owner) DO UPDATE SET alive_until = excluded.alive_until";
-const BURY: &str = "DELETE FROM quorate_outbox_member WHERE alive_until < clock_timestamp()";
+/// Relays that wake up together must not wait for each other's rows in a circle.
+const BURY: &str = "\
+    DELETE FROM quorate_outbox_member WHERE owner IN (
+        SELECT owner FROM quorate_outbox_member WHERE alive_until < clock_timestamp()
+        FOR UPDATE SKIP LOCKED)";
 const RENEW: &str = "\
     UPDATE quorate_outbox_relay r SET lease_until = clock_timestamp() + make_interval(secs => $1)
     FROM unnest($2::bigint[], $3::bigint[]) AS h (part, epoch)
@@ -28,7 +32,7 @@ const CLAIM: &str = "\
     WHERE part IN (
         SELECT part FROM quorate_outbox_relay WHERE lease_until < clock_timestamp()
         ORDER BY lease_until, part LIMIT $3 FOR UPDATE SKIP LOCKED)
-    RETURNING part, epoch, floor, done, batch, plan";
+    RETURNING part, epoch, floor, done, batch, plan, saves";
 const RELEASE: &str = "\
     UPDATE quorate_outbox_relay r SET lease_until = '-infinity'
     FROM unnest($1::bigint[], $2::bigint[]) AS h (part, epoch)
@@ -65,19 +69,19 @@ impl PgOutbox {
             .await?;
         let members: i64 = members.try_get(0)?;
         let share = usize::from(self.inner.parts).div_ceil(members.max(1) as usize);
-        let mut answer = Held {
-            surplus: kept.len().saturating_sub(share),
-            kept,
-            claimed: Vec::new(),
-        };
-        let wanted = share.saturating_sub(answer.kept.len());
-        if wanted > 0 {
-            answer.claimed = claim(&mut tx, owner, secs, wanted).await?;
-        }
+        let wanted = share.saturating_sub(kept.len());
+        let claimed = claim(&mut tx, owner, secs, wanted).await?;
         points::pass("store.claimed");
         tx.commit().await?;
         points::pass("store.claim-committed");
-        Ok(answer)
+        for (claim, barrier) in &claimed {
+            *self.inner.barriers[usize::from(claim.fence.part)].lock() = *barrier;
+        }
+        Ok(Held {
+            surplus: kept.len().saturating_sub(share),
+            kept,
+            claimed: claimed.into_iter().map(|(claim, _)| claim).collect(),
+        })
     }
 
     pub(super) async fn release_leases(&self, held: &[Fence]) -> Result<()> {
@@ -91,7 +95,16 @@ impl PgOutbox {
     }
 }
 
-async fn claim(tx: &mut PgConnection, owner: &str, secs: f64, wanted: usize) -> Result<Vec<Claim>> {
+/// Takes free parts; answers each with what is known of it from now on.
+async fn claim(
+    tx: &mut PgConnection,
+    owner: &str,
+    secs: f64,
+    wanted: usize,
+) -> Result<Vec<(Claim, Barrier)>> {
+    if wanted == 0 {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query(CLAIM)
         .bind(owner)
         .bind(secs)
@@ -102,19 +115,25 @@ async fn claim(tx: &mut PgConnection, owner: &str, secs: f64, wanted: usize) -> 
     for row in rows {
         let part = row.try_get::<i16, _>(0)? as u16;
         let parked: HashSet<_> = parked::streams(tx, part).await?;
-        claims.push(Claim {
-            fence: Fence {
-                part,
-                epoch: row.try_get(1)?,
-            },
-            progress: Progress {
-                floor: row.try_get(2)?,
-                done: ranges(&row.try_get::<Vec<i64>, _>(3)?)?,
-                batch: row.try_get(4)?,
-                plan: ranges(&row.try_get::<Vec<i64>, _>(5)?)?,
-            },
+        let (epoch, floor) = (row.try_get(1)?, row.try_get(2)?);
+        let progress = Progress {
+            floor,
+            done: ranges(&row.try_get::<Vec<i64>, _>(3)?)?,
+            batch: row.try_get(4)?,
+            plan: ranges(&row.try_get::<Vec<i64>, _>(5)?)?,
+        };
+        let claim = Claim {
+            fence: Fence { part, epoch },
+            progress,
             parked,
-        });
+        };
+        let barrier = Barrier {
+            epoch,
+            settled: floor,
+            pending: None,
+            saves: row.try_get(6)?,
+        };
+        claims.push((claim, barrier));
     }
     Ok(claims)
 }

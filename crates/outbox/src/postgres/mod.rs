@@ -22,6 +22,14 @@
 //! the end of the transaction, and takes its id after that. So for one key ids grow in the order of
 //! commits, and `n` has no gaps, since a rolled-back transaction takes its number back.
 //!
+//! # A database that goes back
+//!
+//! A server that crashes, or fails over to a replica, may have lost its last moments: commits that were
+//! not waited for, and ids that only rolled-back transactions had drawn. Such ids are given out again, below
+//! what a relay that lived on takes for settled. So the row of a part counts its saves, and a save names the
+//! count that it builds on: if that is not the row's, the relay is fenced, and begins anew from what the
+//! database has.
+//!
 //! # Why nothing bloats
 //!
 //! Publishing writes no row of the outbox. A part's rows lie in four tables that take turns by id; one
@@ -66,13 +74,15 @@ struct Inner {
     barriers: Vec<Mutex<Barrier>>,
 }
 
-/// What is known of a part's settled ids, for the epoch in which it was learnt.
+/// What is known of a part, for the epoch in which it was claimed here.
 #[derive(Debug, Clone, Copy, Default)]
 struct Barrier {
     epoch: i64,
     settled: i64,
     /// Last value and transaction id of the barrier that is waited for.
     pending: Option<(i64, i64)>,
+    /// How often the part was saved, ever. A save names it: a database that went back is noticed.
+    saves: i64,
 }
 
 impl PgOutbox {

@@ -38,7 +38,7 @@ const TABLES: &[&str] = &[
     "CREATE TABLE quorate_outbox_relay (
         part smallint PRIMARY KEY, epoch bigint NOT NULL, owner text NOT NULL,
         lease_until timestamptz NOT NULL, floor bigint NOT NULL, done bigint[] NOT NULL,
-        batch bigint NOT NULL, plan bigint[] NOT NULL
+        batch bigint NOT NULL, plan bigint[] NOT NULL, saves bigint NOT NULL
     ) WITH (fillfactor = 10)",
     "CREATE TABLE quorate_outbox_member (
         owner text PRIMARY KEY, alive_until timestamptz NOT NULL
@@ -55,7 +55,7 @@ const TABLES: &[&str] = &[
 const PER_PART: &[&str] = &[
     "CREATE SEQUENCE quorate_outbox_id_{part} CACHE 1",
     "INSERT INTO quorate_outbox_relay
-     VALUES ({part}, 0, '', '-infinity', 0, '{}', 0, '{}')",
+     VALUES ({part}, 0, '', '-infinity', 0, '{}', 0, '{}', 0)",
 ];
 const PER_SLOT: &[&str] = &[
     "CREATE TABLE quorate_outbox_{part}_{ring} PARTITION OF quorate_outbox FOR VALUES IN ({slot})

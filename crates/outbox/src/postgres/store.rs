@@ -34,14 +34,17 @@ const READ_GAPS: &str = "\
          LIMIT $2)
     ) AS rows ORDER BY id LIMIT $2";
 /// The sequence is read before the update gives this transaction its id: the order of the barrier.
-/// Losing this statement in a crash of the database repeats messages, so it need not wait for the disk.
+/// If losing this statement in a crash of the database only repeats messages, it need not wait for the disk.
 const SAVE: &str = "\
     WITH l AS MATERIALIZED (
         SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END AS last,
-               set_config('synchronous_commit', 'off', true) AS fast
+               set_config('synchronous_commit',
+                          CASE WHEN $7 THEN current_setting('synchronous_commit') ELSE 'off' END,
+                          true) AS fast
         FROM quorate_outbox_id_{part})
-    UPDATE quorate_outbox_relay r SET floor = $1, done = $2, batch = $3, plan = $4 FROM l
-    WHERE r.part = {part} AND r.epoch = $5 AND l.fast IS NOT NULL
+    UPDATE quorate_outbox_relay r
+    SET floor = $1, done = $2, batch = $3, plan = $4, saves = $6 + 1 FROM l
+    WHERE r.part = {part} AND r.epoch = $5 AND r.saves = $6 AND l.fast IS NOT NULL
     RETURNING l.last, pg_current_xact_id()::text::bigint,
               pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
 
@@ -49,15 +52,12 @@ impl PgOutbox {
     async fn read_rows(&self, fence: Fence, progress: &Progress, limit: usize) -> Result<Read> {
         // What is settled is known from before this read, so the read has all of it.
         let settled = {
-            let mut barrier = self.inner.barriers[usize::from(fence.part)].lock();
-            if barrier.epoch != fence.epoch {
-                *barrier = Barrier {
-                    epoch: fence.epoch,
-                    settled: progress.floor,
-                    pending: None,
-                };
+            let barrier = self.inner.barriers[usize::from(fence.part)].lock();
+            if barrier.epoch == fence.epoch {
+                barrier.settled
+            } else {
+                progress.floor
             }
-            barrier.settled
         };
         let (lows, highs) = progress.done.gaps(progress.floor);
         let after = progress.done.last().unwrap_or(progress.floor);
@@ -82,63 +82,86 @@ impl PgOutbox {
         progress: &Progress,
         change: &Change,
     ) -> Result<()> {
-        if change.parks.is_empty() && change.unparks.is_empty() {
-            let mut connection = self.pool.acquire().await?;
-            return self.save_row(&mut connection, fence, progress).await;
+        let expected = *self.inner.barriers[usize::from(fence.part)].lock();
+        if expected.epoch != fence.epoch {
+            return Err(fenced(fence));
         }
-        let mut tx = self.pool.begin().await?;
-        self.save_row(&mut tx, fence, progress).await?;
-        points::pass("store.saved-row");
-        parked::write(&mut tx, fence.part, change).await?;
-        points::pass("store.parked");
-        tx.commit().await?;
-        Ok(())
-    }
-
-    async fn save_row(
-        &self,
-        connection: &mut PgConnection,
-        fence: Fence,
-        progress: &Progress,
-    ) -> Result<()> {
-        let text = SAVE.replace("{part}", &fence.part.to_string());
-        let row = sqlx::query(AssertSqlSafe(text))
-            .bind(progress.floor)
-            .bind(progress.done.to_flat())
-            .bind(progress.batch)
-            .bind(progress.plan.to_flat())
-            .bind(fence.epoch)
-            .fetch_optional(connection)
-            .await?;
-        let Some(row) = row else {
-            let text = format!(
-                "part {} is no longer held in epoch {}: another relay has it",
-                fence.part, fence.epoch
-            );
-            return Err(Error::new(ErrorKind::Fenced, text));
+        let seen = if change.parks.is_empty() && change.unparks.is_empty() {
+            let mut connection = self.pool.acquire().await?;
+            save_row(&mut connection, fence, progress, expected.saves, change.sync).await?
+        } else {
+            let mut tx = self.pool.begin().await?;
+            let seen = save_row(&mut tx, fence, progress, expected.saves, change.sync).await?;
+            points::pass("store.saved-row");
+            parked::write(&mut tx, fence.part, change).await?;
+            points::pass("store.parked");
+            tx.commit().await?;
+            seen
         };
-        let (last, own, oldest): (i64, i64, i64) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         let mut barrier = self.inner.barriers[usize::from(fence.part)].lock();
         if barrier.epoch == fence.epoch {
-            barrier.pass(last, own, oldest);
+            barrier.saves = expected.saves + 1;
+            barrier.pass(&seen);
         }
         Ok(())
     }
 }
 
+/// What a save saw on its way.
+struct Seen {
+    /// The last id that was given out, read before `own` was taken.
+    last: i64,
+    /// This transaction's id.
+    own: i64,
+    /// The oldest transaction that ran when the statement began.
+    oldest: i64,
+}
+
+async fn save_row(
+    connection: &mut PgConnection,
+    fence: Fence,
+    progress: &Progress,
+    saves: i64,
+    sync: bool,
+) -> Result<Seen> {
+    let text = SAVE.replace("{part}", &fence.part.to_string());
+    let row = sqlx::query(AssertSqlSafe(text))
+        .bind(progress.floor)
+        .bind(progress.done.to_flat())
+        .bind(progress.batch)
+        .bind(progress.plan.to_flat())
+        .bind(fence.epoch)
+        .bind(saves)
+        .bind(sync)
+        .fetch_optional(connection)
+        .await?;
+    let row = row.ok_or_else(|| fenced(fence))?;
+    Ok(Seen {
+        last: row.try_get(0)?,
+        own: row.try_get(1)?,
+        oldest: row.try_get(2)?,
+    })
+}
+
+fn fenced(fence: Fence) -> Error {
+    let text = format!(
+        "part {} is not as it was left in epoch {}: another relay has it, or the database went back",
+        fence.part, fence.epoch
+    );
+    Error::new(ErrorKind::Fenced, text)
+}
+
 impl Barrier {
-    /// `oldest` is the oldest transaction that ran when the statement began; (last, own) make the next
-    /// barrier, once the pending one is through. It is not replaced before: under load a newer one would
-    /// never be.
-    fn pass(&mut self, last: i64, own: i64, oldest: i64) {
+    /// (last, own) make the next barrier, once the pending one is through. It is not replaced before:
+    /// under load a newer one would never be.
+    fn pass(&mut self, seen: &Seen) {
         if let Some((pending, barrier)) = self.pending {
-            if oldest < barrier {
+            if seen.oldest < barrier {
                 return;
             }
             self.settled = self.settled.max(pending);
         }
-        self.pending = Some((last, own));
+        self.pending = Some((seen.last, seen.own));
     }
 }
 

@@ -135,7 +135,12 @@ impl Worker {
         }
         let source = self.shared.store.source().to_owned();
         let last = broker.last_batch(&source, self.fence).await?;
-        if last.is_some_and(|last| last >= self.progress.batch) {
+        if let Some(newer) = last.filter(|last| *last > self.progress.batch) {
+            // The database went back behind the broker. What that batch had is sent again; its number
+            // must not be taken for that of a batch to come.
+            self.progress.batch = newer;
+            self.progress.plan = crate::Ranges::default();
+        } else if last == Some(self.progress.batch) {
             let plan = std::mem::take(&mut self.progress.plan);
             // A batch of replayed messages: they were parked, and are so no longer.
             let wanted = self.shared.store.wishes(self.fence.part, usize::MAX >> 1);
@@ -145,8 +150,11 @@ impl Worker {
                 .map(Unpark::Gone)
                 .collect();
             self.finish(&plan.ids(), i64::MAX, self.progress.floor);
-            let parks = Vec::new();
-            self.save(&Change { parks, unparks }).await?;
+            let change = Change {
+                unparks,
+                ..Change::default()
+            };
+            self.save(&change).await?;
             self.parked = self.shared.store.parked_streams(self.fence.part).await?;
         }
         self.recovered = true;
@@ -188,6 +196,7 @@ impl Worker {
         if at_most_once {
             done.extend(rows.iter().map(|row| row.id));
             self.finish(&done, i64::MAX, settled);
+            change.sync = true;
             self.save(&change).await?;
             points::pass("relay.saved-first");
             done.clear();
@@ -258,14 +267,24 @@ impl Worker {
         }
         let broker = Arc::clone(&self.shared.broker);
         if broker.is_transactional() {
-            self.progress.batch += 1;
-            self.progress.plan = rows.iter().map(|row| row.id).collect();
-            self.save(&Change::default()).await?;
-            points::pass("relay.planned");
+            self.plan(rows.iter().map(|row| row.id)).await?;
         }
         let source = self.shared.store.source();
         let messages: Vec<Outgoing> = rows.iter().map(|r| outgoing(r, source, false)).collect();
         Ok(self.send_messages(&messages).await)
+    }
+
+    /// Writes down what the next transaction has, before it is begun.
+    async fn plan(&mut self, ids: impl Iterator<Item = i64>) -> Result<()> {
+        self.progress.batch += 1;
+        self.progress.plan = ids.collect();
+        let change = Change {
+            sync: true,
+            ..Change::default()
+        };
+        self.save(&change).await?;
+        points::pass("relay.planned");
+        Ok(())
     }
 
     async fn send_messages(&self, messages: &[Outgoing]) -> Outcomes {
@@ -317,9 +336,7 @@ impl Worker {
             .map(|parked| outgoing(&parked.row, source, parked.wish == Wish::Skip))
             .collect();
         if self.shared.broker.is_transactional() {
-            self.progress.batch += 1;
-            self.progress.plan = wanted.iter().map(|parked| parked.row.id).collect();
-            self.save(&Change::default()).await?;
+            self.plan(wanted.iter().map(|parked| parked.row.id)).await?;
         }
         let outcomes = self.send_messages(&messages).await;
         points::pass("relay.replayed");
@@ -338,8 +355,8 @@ impl Worker {
             .into_iter()
             .map(|park| Unpark::Back(park.row.id, park.reason));
         let change = Change {
-            parks: Vec::new(),
             unparks: gone.chain(back).collect(),
+            ..Change::default()
         };
         self.save(&change).await?;
         let counts = &self.shared.counts;

@@ -103,8 +103,7 @@ async fn outbox_consumer_frozen_and_replaced_has_every_effect_once() {
     let mut producer = bench.start("producer", None);
     let relay = bench.start("relay", None);
     let mut sleeper = bench.start("consumer", None);
-    let mut generation = 0i64;
-    for round in 1..=4usize {
+    for (generation, round) in (0i64..).zip(1..=4usize) {
         applied(&bench, 100 * round).await;
         sleeper.signal(Signal::STOP);
         let next = bench.start("consumer", None);
@@ -121,7 +120,6 @@ async fn outbox_consumer_frozen_and_replaced_has_every_effect_once() {
             }
         })
         .await;
-        generation += 1;
         sleeper.signal(Signal::CONT);
         applied(&bench, 100 * round + 50).await;
         sleeper = next;
