@@ -15,13 +15,13 @@
 //! message, and the caller's mutations; else read again. Writers of one part so wait for each other, as those of
 //! one shard do anyway. Data in another shard is `CrossShard`: nothing is written.
 //!
+//! A topic and key has a sequence in each part where it is used, and so an order within that part only: to
+//! consumers each part is a source of its own.
+//!
 //! Ids have no gaps and grow in the order of commits, so a plain cursor loses nothing. There is no common
 //! clock: a relay takes a part over when it has seen the holder's heartbeat unchanged for a lease, by its own
 //! monotonic clock; every write is a compare on the relay's entry, so the former holder can't write any more.
 //! A relay that holds nothing takes what is free; it is not given what others hold.
-//!
-//! What is parked at once has to fit into a batch of the store (4 MiB by default): with large messages choose a
-//! small [`RelayOptions::batch`](crate::RelayOptions::batch).
 
 mod enqueue;
 mod store;
@@ -43,13 +43,13 @@ use crate::{Error, ErrorKind, Limits, Result};
 #[derive(Clone)]
 pub struct KvOutbox {
     kv: Arc<dyn Kv>,
+    limits: Limits,
     inner: Arc<Inner>,
 }
 
 struct Inner {
     source: String,
     prefixes: Vec<String>,
-    limits: Limits,
     hint: Arc<Notify>,
     /// What was seen of each part's holder, and since when it has not changed.
     seen: Mutex<HashMap<u16, (Version, Instant)>>,
@@ -73,14 +73,20 @@ impl KvOutbox {
         }
         Ok(KvOutbox {
             kv,
+            limits: Limits::default(),
             inner: Arc::new(Inner {
                 source: source.into(),
                 prefixes,
-                limits: Limits::default(),
                 hint: Arc::new(Notify::new()),
                 seen: Mutex::default(),
             }),
         })
+    }
+
+    /// The same with other limits on messages. A message has to fit into an entry of the store.
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
     }
 
     fn part_of(&self, prefix: &str) -> Result<u16> {

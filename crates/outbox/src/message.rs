@@ -125,9 +125,10 @@ impl Limits {
             return invalid("a key has no byte 0".into());
         }
         for (name, value) in &message.headers {
-            if name.is_empty() || name.starts_with("quorate-") || value.contains('\0') {
+            let has_nul = name.contains('\0') || value.contains('\0');
+            if name.is_empty() || name.starts_with("quorate-") || has_nul {
                 return invalid(format!(
-                    "the header `{name}` is empty, begins with `quorate-`, or its value has a byte 0"
+                    "the header {name:?} is empty, begins with `quorate-`, or has a byte 0"
                 ));
             }
         }

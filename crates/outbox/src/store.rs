@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use futures_util::{Stream, StreamExt};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
@@ -86,6 +88,12 @@ pub struct Row {
 }
 
 impl Row {
+    /// How much of [`Most::bytes`] it is.
+    pub fn size(&self) -> usize {
+        let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.len()).sum();
+        headers + self.payload.len()
+    }
+
     /// What its order hangs on; `None` without order.
     pub fn stream(&self) -> Option<(String, String)> {
         self.seq?;
@@ -93,13 +101,49 @@ impl Row {
     }
 }
 
+/// At most so much at once. One row is given however large it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Most {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of payloads and headers.
+    pub bytes: usize,
+}
+
+impl Most {
+    /// No limit.
+    pub const ALL: Most = Most {
+        rows: usize::MAX,
+        bytes: usize::MAX,
+    };
+
+    /// Takes parked messages until there are enough.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) async fn fill(
+        self,
+        mut from: impl Stream<Item = Result<Parked>> + Unpin,
+    ) -> Result<Vec<Parked>> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while let Some(one) = from.next().await.transpose()? {
+            bytes += one.row.size();
+            if taken.len() >= self.rows || (bytes > self.bytes && !taken.is_empty()) {
+                break;
+            }
+            taken.push(one);
+        }
+        Ok(taken)
+    }
+}
+
 /// What a read gives.
 #[derive(Debug, Default)]
 pub struct Read {
-    /// Unpublished rows, by id, at most as many as asked for. One state of the store.
+    /// Unpublished rows, by id, from the lowest on. One state of the store.
     pub rows: Vec<Row>,
     /// Every row up to this id that will ever exist was there to be read.
     pub settled: i64,
+    /// Whether the limit ended it: above the last row there may be more.
+    pub cut: bool,
 }
 
 /// Why a message was set aside.
@@ -212,8 +256,14 @@ pub trait Store: Send + Sync + 'static {
     /// How many parts there are. Fixed when the tables are made.
     fn parts(&self) -> u16;
 
-    /// Names this outbox; sequences of different outboxes are told apart by it.
+    /// Names this outbox among those whose messages go to the same topics.
     fn source(&self) -> &str;
+
+    /// Names what the sequences of a part belong to: the outbox, where a key has one sequence in all of
+    /// it. Consumers tell sequences apart by it.
+    fn sequences(&self, _part: u16) -> String {
+        self.source().to_owned()
+    }
 
     /// Wakes relays of this process at once when something was enqueued here. A hint, never needed.
     fn hint(&self) -> Arc<Notify>;
@@ -229,12 +279,17 @@ pub trait Store: Send + Sync + 'static {
     /// Gives parts back before their leases end. Those that are lost already are passed over.
     fn release<'a>(&'a self, held: &'a [Fence]) -> BoxFuture<'a, Result<()>>;
 
+    /// Says that this relay has ended, so that the others take its share at once.
+    fn leave<'a>(&'a self, _owner: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Reads unpublished rows of a part.
     fn read<'a>(
         &'a self,
         fence: Fence,
         progress: &'a Progress,
-        limit: usize,
+        most: Most,
     ) -> BoxFuture<'a, Result<Read>>;
 
     /// Writes progress and changes, all or none. `Fenced` if the epoch is not the part's, or if the part
@@ -248,7 +303,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Parked messages of a part with a wish, by stream and sequence; of a stream only those before
     /// which nothing without a wish stands.
-    fn wishes(&self, part: u16, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>>;
+    fn wishes(&self, part: u16, most: Most) -> BoxFuture<'_, Result<Vec<Parked>>>;
 
     /// Topic and key of all that is parked in a part.
     fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>>;

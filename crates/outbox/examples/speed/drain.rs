@@ -158,6 +158,7 @@ async fn skip_locked(rows: i64, delete: bool, pinned: bool) -> Outcome<Value> {
             fence,
             number: 0,
             messages,
+            alone: false,
         };
         if broker.publish(batch).await.iter().any(Result::is_err) {
             return Err("the broker refused".into());

@@ -109,6 +109,7 @@ impl<'a> Sender<'a> {
             },
             number: self.number,
             messages,
+            alone: false,
         };
         self.broker.publish(batch).await
     }

@@ -42,6 +42,8 @@ pub struct Outbatch<'a> {
     pub number: i64,
     /// The messages, in order.
     pub messages: &'a [Outgoing],
+    /// Whether the one message has to be judged by itself, after [`Refusal::Together`].
+    pub alone: bool,
 }
 
 /// Why a message was not published.
@@ -51,6 +53,9 @@ pub enum Refusal {
     Retry(String),
     /// This message will never be taken: too large, no such topic.
     Poison(String),
+    /// It was refused together with others, of which one is poison: send fewer at once, in the end each
+    /// [`alone`](Outbatch::alone).
+    Together(String),
     /// A newer epoch of the part has published: stop.
     Fenced(String),
 }

@@ -70,7 +70,7 @@ impl KvOutbox {
         mutations: Vec<Mutation>,
         message: &Message,
     ) -> Result<(Enqueued, Token)> {
-        self.inner.limits.check(message)?;
+        self.limits.check(message)?;
         let part = self.part_of(prefix)?;
         let head_key = self.key(part, "head");
         let seq_key = message

@@ -12,13 +12,15 @@ use super::enqueue::{condition, decode_row, encode_row, number};
 use super::{KvOutbox, decode, encode, version};
 use crate::inbox::now_ms;
 use crate::store::{
-    BoxFuture, Change, Claim, Fence, Held, Lag, Parked, Progress, Read, Row, Store, Unpark, Which,
-    Wish,
+    BoxFuture, Change, Claim, Fence, Held, Lag, Most, Parked, Progress, Read, Row, Store, Unpark,
+    Which, Wish,
 };
 use crate::{Error, ErrorKind, Ranges, Result};
 
 /// So many entries a page.
 const PAGE: usize = 1000;
+/// At most so much is read at once: all of it may have to be parked by one batch of the store.
+const READ_BYTES: usize = 2 << 20;
 /// At most so many published messages are deleted at once.
 const TRIM: i64 = 500;
 
@@ -200,22 +202,36 @@ impl KvOutbox {
         }
     }
 
-    async fn read_rows(&self, fence: Fence, progress: &Progress, limit: usize) -> Result<Read> {
-        let from = format!("m/{:020}", progress.floor + 1);
-        let limit_all = limit + progress.done.count().max(0) as usize;
-        let entries = self.scan(fence.part, &from, "m0", limit_all).await?;
+    async fn read_rows(&self, fence: Fence, progress: &Progress, most: Most) -> Result<Read> {
         let mut read = Read {
-            rows: Vec::new(),
             settled: progress.floor,
+            ..Read::default()
         };
-        for entry in &entries {
-            let row = decode_row(&entry.value)?;
-            read.settled = row.id;
-            if !progress.done.contains(row.id) && read.rows.len() < limit {
-                read.rows.push(row);
+        let (mut bytes, mut next) = (0, None);
+        loop {
+            let from = self.message_key(fence.part, progress.floor + 1);
+            let page = PAGE.min(most.rows.saturating_add(1));
+            let range = Scan::range(from, self.key(fence.part, "m0")).limit(page);
+            let page = self.kv.scan(range.order(ScanOrder::Key).page(next)).await?;
+            for entry in &page.entries {
+                let row = decode_row(&entry.value)?;
+                let id = row.id;
+                if !progress.done.contains(id) {
+                    bytes += row.size();
+                    let is_full = bytes > most.bytes.min(READ_BYTES) && !read.rows.is_empty();
+                    if is_full || read.rows.len() >= most.rows {
+                        read.cut = true;
+                        return Ok(read);
+                    }
+                    read.rows.push(row);
+                }
+                read.settled = id;
+            }
+            next = page.next;
+            if next.is_none() {
+                return Ok(read);
             }
         }
-        Ok(read)
     }
 
     async fn save_progress(
@@ -283,14 +299,19 @@ impl KvOutbox {
     }
 
     /// Ids of a part grow with the sequences of its keys, so the order of ids is that of streams.
-    async fn wanted(&self, part: u16, limit: usize) -> Result<Vec<Parked>> {
+    async fn wanted(&self, part: u16, most: Most) -> Result<Vec<Parked>> {
         let mut closed = HashSet::new();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut bytes) = (Vec::new(), 0);
         for parked in self.parked_of(part, usize::MAX).await? {
             let stream = parked.row.stream();
             if parked.wish == Wish::None {
                 closed.extend(stream);
-            } else if stream.is_none_or(|s| !closed.contains(&s)) && wanted.len() < limit {
+            } else if stream.is_none_or(|s| !closed.contains(&s)) {
+                bytes += parked.row.size();
+                let is_full = bytes > most.bytes.min(READ_BYTES) && !wanted.is_empty();
+                if is_full || wanted.len() >= most.rows {
+                    break;
+                }
                 wanted.push(parked);
             }
         }
@@ -361,7 +382,11 @@ impl KvOutbox {
             lag.waiting += waiting.max(0);
             if waiting > 0 {
                 let fence = Fence { part, epoch: 0 };
-                let read = self.read_rows(fence, &progress, 1).await?;
+                let most = Most {
+                    rows: 1,
+                    ..Most::ALL
+                };
+                let read = self.read_rows(fence, &progress, most).await?;
                 let created = read.rows.first().map(|row| row.created_ms);
                 lag.oldest_ms = lag.oldest_ms.max(created.map_or(0, |ms| now_ms() - ms));
             }
@@ -394,6 +419,10 @@ impl Store for KvOutbox {
         &self.inner.source
     }
 
+    fn sequences(&self, part: u16) -> String {
+        format!("{}/{part}", self.inner.source)
+    }
+
     fn hint(&self) -> Arc<Notify> {
         Arc::clone(&self.inner.hint)
     }
@@ -415,9 +444,9 @@ impl Store for KvOutbox {
         &'a self,
         fence: Fence,
         progress: &'a Progress,
-        limit: usize,
+        most: Most,
     ) -> BoxFuture<'a, Result<Read>> {
-        Box::pin(self.read_rows(fence, progress, limit))
+        Box::pin(self.read_rows(fence, progress, most))
     }
 
     fn save<'a>(
@@ -429,8 +458,8 @@ impl Store for KvOutbox {
         Box::pin(self.save_progress(fence, progress, change))
     }
 
-    fn wishes(&self, part: u16, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        Box::pin(self.wanted(part, limit))
+    fn wishes(&self, part: u16, most: Most) -> BoxFuture<'_, Result<Vec<Parked>>> {
+        Box::pin(self.wanted(part, most))
     }
 
     fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>> {

@@ -52,9 +52,7 @@ const INSERT: &str = "
 impl PgOutbox {
     /// The same with other limits on messages.
     pub fn with_limits(mut self, limits: Limits) -> Self {
-        if let Some(inner) = std::sync::Arc::get_mut(&mut self.inner) {
-            inner.limits = limits;
-        }
+        self.limits = limits;
         self
     }
 
@@ -67,7 +65,7 @@ impl PgOutbox {
     /// `Invalid`, `TooLarge` before anything is written; `Unavailable` and `Schema` of the database, after
     /// which the transaction has to be rolled back.
     pub async fn enqueue(&self, tx: &mut PgConnection, message: &Message) -> Result<Enqueued> {
-        self.inner.limits.check(message)?;
+        self.limits.check(message)?;
         let part = message.part(self.inner.parts);
         let text = statement(part, message.ordered);
         let row = sqlx::query(AssertSqlSafe(text))
@@ -92,7 +90,7 @@ impl PgOutbox {
     /// As [`PgOutbox::enqueue`].
     pub async fn enqueue_all(&self, tx: &mut PgConnection, messages: &[Message]) -> Result<()> {
         for message in messages {
-            self.inner.limits.check(message)?;
+            self.limits.check(message)?;
         }
         let mut sorted: Vec<&Message> = messages.iter().collect();
         sorted.sort_by(|a, b| (&a.topic, &a.key).cmp(&(&b.topic, &b.key)));
@@ -107,7 +105,7 @@ impl PgOutbox {
     /// # Errors
     /// `Invalid`, `TooLarge`.
     pub fn statement(&self, message: &Message) -> Result<PgStatement> {
-        self.inner.limits.check(message)?;
+        self.limits.check(message)?;
         let part = message.part(self.inner.parts);
         Ok(PgStatement {
             text: statement(part, message.ordered),

@@ -93,6 +93,14 @@ impl PgOutbox {
             .await?;
         Ok(())
     }
+
+    pub(super) async fn end_membership(&self, owner: &str) -> Result<()> {
+        sqlx::query("DELETE FROM quorate_outbox_member WHERE owner = $1")
+            .bind(owner)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
+    }
 }
 
 /// Takes free parts; answers each with what is known of it from now on.

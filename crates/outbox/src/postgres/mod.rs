@@ -63,13 +63,13 @@ const RING_SHIFT: i64 = 17;
 #[derive(Clone)]
 pub struct PgOutbox {
     pool: PgPool,
+    limits: Limits,
     inner: Arc<Inner>,
 }
 
 struct Inner {
     parts: u16,
     source: String,
-    limits: Limits,
     hint: Arc<Notify>,
     barriers: Vec<Mutex<Barrier>>,
 }
@@ -105,10 +105,10 @@ impl PgOutbox {
         let barriers = (0..found.parts).map(|_| Mutex::default()).collect();
         Ok(PgOutbox {
             pool,
+            limits: Limits::default(),
             inner: Arc::new(Inner {
                 parts: found.parts,
                 source: found.source,
-                limits: Limits::default(),
                 hint: Arc::new(Notify::new()),
                 barriers,
             }),

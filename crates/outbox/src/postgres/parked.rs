@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 
+use futures_util::StreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
 
 use super::store::{COLUMNS, row};
 use crate::message::headers_to_text;
-use crate::store::{Change, Parked, Unpark, Which, Wish};
+use crate::store::{Change, Most, Parked, Unpark, Which, Wish};
 use crate::{Error, ErrorKind, Result};
 
 const PARK: &str = "\
@@ -67,7 +68,7 @@ pub(super) async fn streams(
 }
 
 /// Of a stream only what has nothing without a wish before it.
-pub(super) async fn wishes(pool: &PgPool, part: u16, limit: usize) -> Result<Vec<Parked>> {
+pub(super) async fn wishes(pool: &PgPool, part: u16, most: Most) -> Result<Vec<Parked>> {
     let text = format!(
         "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked p
          WHERE part = $1 AND wish <> 0 AND (seq IS NULL OR NOT EXISTS (
@@ -77,10 +78,9 @@ pub(super) async fn wishes(pool: &PgPool, part: u16, limit: usize) -> Result<Vec
     );
     let rows = sqlx::query(AssertSqlSafe(text))
         .bind(i32::from(part))
-        .bind(limit as i64)
-        .fetch_all(pool)
-        .await?;
-    rows.iter().map(parked).collect()
+        .bind(i64::try_from(most.rows).unwrap_or(i64::MAX))
+        .fetch(pool);
+    most.fill(rows.map(|row| parked(&row?))).await
 }
 
 pub(super) async fn list(pool: &PgPool, limit: usize) -> Result<Vec<Parked>> {

@@ -12,7 +12,7 @@ use super::{Barrier, PgOutbox, parked, slots, trim};
 use crate::message::headers_from_text;
 use crate::points;
 use crate::store::{
-    BoxFuture, Change, Fence, Held, Lag, Parked, Progress, Read, Row, Store, Which, Wish,
+    BoxFuture, Change, Fence, Held, Lag, Most, Parked, Progress, Read, Row, Store, Which, Wish,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -21,6 +21,14 @@ pub(super) const COLUMNS: &str = "\
     (extract(epoch FROM created) * 1000)::bigint AS created_ms";
 const READ: &str = "\
     SELECT {columns} FROM quorate_outbox WHERE slot IN ({slots}) AND id > $1 ORDER BY id LIMIT $2";
+/// As many of the rows as are not too large together, and how many there were. Only those are fetched
+/// from where large values lie.
+const FIT: &str = "\
+    SELECT * FROM (
+        SELECT *, count(*) OVER () AS all_rows, row_number() OVER by_id AS nth,
+               sum(octet_length(payload) + octet_length(headers)) OVER by_id AS bytes
+        FROM ({read}) AS rows WINDOW by_id AS (ORDER BY id)
+    ) AS sized WHERE nth = 1 OR bytes <= {bytes} ORDER BY id";
 /// One statement, so one state of the database: of two rows of a key the later is never seen alone.
 const READ_GAPS: &str = "\
     SELECT * FROM (
@@ -49,7 +57,7 @@ const SAVE: &str = "\
               pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
 
 impl PgOutbox {
-    async fn read_rows(&self, fence: Fence, progress: &Progress, limit: usize) -> Result<Read> {
+    async fn read_rows(&self, fence: Fence, progress: &Progress, most: Most) -> Result<Read> {
         // What is settled is known from before this read, so the read has all of it.
         let settled = {
             let barrier = self.inner.barriers[usize::from(fence.part)].lock();
@@ -65,15 +73,20 @@ impl PgOutbox {
         let text = text
             .replace("{columns}", COLUMNS)
             .replace("{slots}", &slots(fence.part));
+        let text = FIT
+            .replace("{read}", &text)
+            .replace("{bytes}", &most.bytes.to_string());
         let mut query = sqlx::query(AssertSqlSafe(text))
             .bind(after)
-            .bind(limit as i64);
+            .bind(i64::try_from(most.rows).unwrap_or(i64::MAX));
         if !lows.is_empty() {
             query = query.bind(lows).bind(highs);
         }
-        let rows = query.fetch_all(&self.pool).await?;
-        let rows = rows.iter().map(row).collect::<Result<_>>()?;
-        Ok(Read { rows, settled })
+        let found = query.fetch_all(&self.pool).await?;
+        let all: i64 = found.first().map_or(Ok(0), |row| row.try_get(8))?;
+        let rows: Vec<Row> = found.iter().map(row).collect::<Result<_>>()?;
+        let cut = rows.len() >= most.rows || (rows.len() as i64) < all;
+        Ok(Read { rows, settled, cut })
     }
 
     async fn save_progress(
@@ -88,7 +101,14 @@ impl PgOutbox {
         }
         let seen = if change.parks.is_empty() && change.unparks.is_empty() {
             let mut connection = self.pool.acquire().await?;
-            save_row(&mut connection, fence, progress, expected.saves, change.sync).await?
+            save_row(
+                &mut connection,
+                fence,
+                progress,
+                expected.saves,
+                change.sync,
+            )
+            .await?
         } else {
             let mut tx = self.pool.begin().await?;
             let seen = save_row(&mut tx, fence, progress, expected.saves, change.sync).await?;
@@ -205,13 +225,17 @@ impl Store for PgOutbox {
         Box::pin(self.release_leases(held))
     }
 
+    fn leave<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.end_membership(owner))
+    }
+
     fn read<'a>(
         &'a self,
         fence: Fence,
         progress: &'a Progress,
-        limit: usize,
+        most: Most,
     ) -> BoxFuture<'a, Result<Read>> {
-        Box::pin(self.read_rows(fence, progress, limit))
+        Box::pin(self.read_rows(fence, progress, most))
     }
 
     fn save<'a>(
@@ -223,8 +247,8 @@ impl Store for PgOutbox {
         Box::pin(self.save_progress(fence, progress, change))
     }
 
-    fn wishes(&self, part: u16, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        Box::pin(parked::wishes(&self.pool, part, limit))
+    fn wishes(&self, part: u16, most: Most) -> BoxFuture<'_, Result<Vec<Parked>>> {
+        Box::pin(parked::wishes(&self.pool, part, most))
     }
 
     fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>> {

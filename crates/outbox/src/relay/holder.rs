@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Shared;
 use super::worker::{self, Worker};
@@ -21,9 +21,16 @@ struct Hand {
     task: JoinHandle<()>,
 }
 
+/// The parts that are held, and the workers that are still finishing what they gave up.
+#[derive(Default)]
+struct Hands {
+    held: HashMap<u16, Hand>,
+    leaving: JoinSet<()>,
+}
+
 /// Runs until told to stop; then drains.
 pub(super) async fn run(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
-    let mut hands: HashMap<u16, Hand> = HashMap::new();
+    let mut hands = Hands::default();
     let beat = shared.options.lease / 3;
     let mut upkeep = Instant::now();
     let mut next_beat = Instant::now();
@@ -42,23 +49,29 @@ pub(super) async fn run(shared: Arc<Shared>, mut stopped: watch::Receiver<bool>)
             .saturating_duration_since(Instant::now());
         tokio::select! {
             _ = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {}
+            _ = shared.ended.notified() => {
+                next_beat = next_beat.min(Instant::now() + shared.options.retry_min);
+            }
             changed = stopped.changed() => if changed.is_err() { break },
         }
     }
-    let all: Vec<u16> = hands.keys().copied().collect();
-    give_back(&shared, &mut hands, &all).await;
+    let all: Vec<u16> = hands.held.keys().copied().collect();
+    hands.let_go(&shared, &all, true);
+    while hands.leaving.join_next().await.is_some() {}
+    if let Err(error) = shared.store.leave(&shared.options.owner).await {
+        tracing::debug!(%error, "the relay counts as a member until its lease ends");
+    }
 }
 
 /// One heartbeat. The lease is counted from before the question was asked.
-async fn heartbeat(shared: &Arc<Shared>, hands: &mut HashMap<u16, Hand>) {
+async fn heartbeat(shared: &Arc<Shared>, hands: &mut Hands) {
+    while hands.leaving.try_join_next().is_some() {}
     // A worker that ended by itself was fenced, or could not go on.
-    let ended: Vec<u16> = hands
-        .iter()
-        .filter(|(_, hand)| hand.task.is_finished())
-        .map(|(part, _)| *part)
-        .collect();
-    give_back(shared, hands, &ended).await;
-    let held: Vec<Fence> = hands.values().map(|hand| hand.fence).collect();
+    let held = hands.held.iter();
+    let ended = held.filter(|(_, hand)| hand.task.is_finished());
+    let ended: Vec<u16> = ended.map(|(part, _)| *part).collect();
+    hands.let_go(shared, &ended, true);
+    let held: Vec<Fence> = hands.held.values().map(|hand| hand.fence).collect();
     let asked = Instant::now();
     let lease = shared.options.lease;
     let answer = shared.store.hold(&shared.options.owner, &held, lease);
@@ -70,28 +83,22 @@ async fn heartbeat(shared: &Arc<Shared>, hands: &mut HashMap<u16, Hand>) {
             return;
         }
     };
-    let lost: Vec<u16> = hands
-        .keys()
-        .filter(|part| !answer.kept.contains(part))
-        .copied()
-        .collect();
-    for part in lost {
-        shared
-            .counts
-            .fenced
-            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        stop_hand(hands, part).await;
-    }
-    for hand in hands.values() {
+    let parts = hands.held.keys().copied();
+    let lost: Vec<u16> = parts.filter(|part| !answer.kept.contains(part)).collect();
+    let fenced = &shared.counts.fenced;
+    fenced.fetch_add(lost.len() as u64, std::sync::atomic::Ordering::Relaxed);
+    hands.let_go(shared, &lost, false);
+    for hand in hands.held.values() {
         *hand.until.lock() = asked + lease;
     }
-    let surplus: Vec<u16> = hands.keys().copied().take(answer.surplus).collect();
-    give_back(shared, hands, &surplus).await;
+    let surplus = hands.held.keys().copied().take(answer.surplus);
+    let surplus: Vec<u16> = surplus.collect();
+    hands.let_go(shared, &surplus, true);
     for claim in answer.claimed {
         let part = claim.fence.part;
-        hands.insert(part, start(shared, claim, asked + lease));
+        hands.held.insert(part, start(shared, claim, asked + lease));
     }
-    let mut parts: Vec<u16> = hands.keys().copied().collect();
+    let mut parts: Vec<u16> = hands.held.keys().copied().collect();
     parts.sort_unstable();
     *shared.counts.parts.lock() = parts;
 }
@@ -102,40 +109,42 @@ fn start(shared: &Arc<Shared>, claim: Claim, until: Instant) -> Hand {
     let fence = claim.fence;
     tracing::debug!(part = fence.part, epoch = fence.epoch, "holds a part");
     let worker = Worker::new(Arc::clone(shared), claim, Arc::clone(&until), stopped);
+    let ended = Ended(Arc::clone(shared));
+    let task = tokio::spawn(async move {
+        let _ended = ended;
+        worker::run(worker).await;
+    });
     Hand {
         fence,
         stop,
         until,
-        task: tokio::spawn(worker::run(worker)),
+        task,
     }
 }
 
-async fn stop_hand(hands: &mut HashMap<u16, Hand>, part: u16) {
-    if let Some(hand) = hands.remove(&part) {
-        let _ = hand.stop.send(true);
-        let _ = hand.task.await;
+/// Tells the holder that a worker has ended, by itself or by a panic.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.ended.notify_one();
     }
 }
 
-/// Stops the workers of these parts, then gives the parts back.
-async fn give_back(shared: &Arc<Shared>, hands: &mut HashMap<u16, Hand>, parts: &[u16]) {
-    let fences: Vec<Fence> = parts
-        .iter()
-        .filter_map(|part| hands.get(part))
-        .map(|hand| hand.fence)
-        .collect();
-    for part in parts {
-        if let Some(hand) = hands.get(part) {
+impl Hands {
+    /// Stops the workers of these parts; each finishes what it is at, and only then its part is given
+    /// back. Nobody waits for that: a broker that does not answer must not cost the other parts' leases.
+    fn let_go(&mut self, shared: &Arc<Shared>, parts: &[u16], release: bool) {
+        for hand in parts.iter().filter_map(|part| self.held.remove(part)) {
             let _ = hand.stop.send(true);
+            let shared = Arc::clone(shared);
+            self.leaving.spawn(async move {
+                let _ = hand.task.await;
+                if release && let Err(error) = shared.store.release(&[hand.fence]).await {
+                    tracing::warn!(%error, "a part was not given back; its lease ends by itself");
+                }
+            });
         }
-    }
-    for part in parts {
-        stop_hand(hands, *part).await;
-    }
-    if !fences.is_empty()
-        && let Err(error) = shared.store.release(&fences).await
-    {
-        tracing::warn!(%error, "parts could not be given back; their leases end by themselves");
     }
 }
 

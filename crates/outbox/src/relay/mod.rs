@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::broker::Broker;
 use crate::store::{Lag, Store, Threshold};
@@ -33,6 +33,8 @@ pub struct RelayOptions {
     pub lease: Duration,
     /// At most so many messages are read and published at once, per part.
     pub batch: usize,
+    /// At most so many bytes of payloads and headers at once, per part; a larger message goes alone.
+    pub batch_bytes: usize,
     /// The first wait when a part has nothing; doubles up to `poll_max`.
     pub poll_min: Duration,
     /// The longest wait between two looks at an idle part.
@@ -57,6 +59,7 @@ impl Default for RelayOptions {
             owner: format!("relay-{}", uuid::Uuid::now_v7()),
             lease: Duration::from_secs(10),
             batch: 2000,
+            batch_bytes: 4 << 20,
             poll_min: Duration::from_millis(2),
             poll_max: Duration::from_millis(50),
             retry_min: Duration::from_millis(50),
@@ -81,7 +84,7 @@ pub struct RelayStatus {
     pub parked: u64,
     /// Batches that were put off since the broker or the store refused.
     pub retries: u64,
-    /// How often a part was found to be another's.
+    /// How often a part was found to be another's, or the database to have gone back.
     pub fenced: u64,
     /// How much waits in the whole outbox, as of the last look.
     pub lag: Lag,
@@ -97,6 +100,8 @@ pub(crate) struct Shared {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) options: RelayOptions,
     pub(crate) counts: Counts,
+    /// A worker has ended.
+    pub(crate) ended: Notify,
 }
 
 #[derive(Default)]
@@ -166,6 +171,7 @@ impl Relay {
             broker,
             options,
             counts: Counts::default(),
+            ended: Notify::new(),
         });
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(holder::run(Arc::clone(&shared), stopped));

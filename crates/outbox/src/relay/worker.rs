@@ -14,7 +14,7 @@ use crate::backoff::Backoff;
 use crate::broker::{Outbatch, Outcomes, Outgoing, Refusal};
 use crate::message::{HEADER_CREATED, HEADER_ID, HEADER_SEQ, HEADER_SKIP, HEADER_SOURCE};
 use crate::points;
-use crate::store::{Change, Claim, Fence, Park, Parked, Progress, Read, Row, Unpark, Wish};
+use crate::store::{Change, Claim, Fence, Most, Park, Parked, Progress, Read, Row, Unpark, Wish};
 use crate::{Error, ErrorKind, Level, Result};
 
 type Stream = (String, String);
@@ -31,6 +31,10 @@ pub(super) struct Worker {
     hint: Arc<Notify>,
     /// When wishes are looked at next, and the floor is moved although nothing came.
     upkeep: Instant,
+    /// At most so many at once: the setting, or fewer after a batch was refused as a whole.
+    rows: usize,
+    /// Whether the next message is to be judged by itself.
+    alone: bool,
     /// Whether it is known what became of the planned batch (transactional brokers only).
     recovered: bool,
 }
@@ -54,6 +58,8 @@ impl Worker {
     ) -> Worker {
         let hint = shared.store.hint();
         Worker {
+            rows: shared.options.batch,
+            alone: false,
             shared,
             fence: claim.fence,
             saved: claim.progress.clone(),
@@ -143,7 +149,7 @@ impl Worker {
         } else if last == Some(self.progress.batch) {
             let plan = std::mem::take(&mut self.progress.plan);
             // A batch of replayed messages: they were parked, and are so no longer.
-            let wanted = self.shared.store.wishes(self.fence.part, usize::MAX >> 1);
+            let wanted = self.shared.store.wishes(self.fence.part, Most::ALL);
             let ids = wanted.await?.into_iter().map(|parked| parked.row.id);
             let unparks = ids
                 .filter(|id| plan.contains(*id))
@@ -170,9 +176,8 @@ impl Worker {
                 return Ok(round);
             }
         }
-        let limit = self.shared.options.batch;
         let store = Arc::clone(&self.shared.store);
-        let read = store.read(self.fence, &self.progress, limit).await?;
+        let read = store.read(self.fence, &self.progress, self.most()).await?;
         points::pass("relay.read");
         if read.rows.is_empty() {
             if upkeep && !self.progress.done.is_empty() {
@@ -182,12 +187,19 @@ impl Worker {
             }
             return Ok(Round::Idle);
         }
-        self.publish(read, limit).await
+        self.publish(read).await
     }
 
-    async fn publish(&mut self, read: Read, limit: usize) -> Result<Round> {
+    fn most(&self) -> Most {
+        Most {
+            rows: self.rows,
+            bytes: self.shared.options.batch_bytes,
+        }
+    }
+
+    async fn publish(&mut self, read: Read) -> Result<Round> {
         let settled = match read.rows.last() {
-            Some(last) if read.rows.len() >= limit => read.settled.min(last.id),
+            Some(last) if read.cut => read.settled.min(last.id),
             _ => read.settled,
         };
         let (rows, mut change) = self.hold_back(read.rows);
@@ -204,18 +216,13 @@ impl Worker {
         }
         let outcomes = self.send(&rows).await?;
         points::pass("relay.published");
-        let sorted = sort_out(rows, outcomes)?;
+        let mut sorted = self.sort_out(rows, outcomes)?;
         let published = sorted.published.len() as u64;
-        if let Some(why) = &sorted.why
-            && self.shared.broker.is_transactional()
-            && sorted.poison.is_empty()
-        {
-            // Whether the batch was committed may not be known: ask before anything is sent again.
-            self.recovered = false;
-            return Ok(Round::Refused(why.clone()));
+        if self.is_in_doubt(&sorted) {
+            return Ok(sorted.round());
         }
-        done.extend(sorted.published);
-        for park in sorted.poison {
+        done.append(&mut sorted.published);
+        for park in std::mem::take(&mut sorted.poison) {
             tracing::warn!(
                 part = self.fence.part,
                 reason = park.reason,
@@ -236,10 +243,32 @@ impl Worker {
         counts.parked.fetch_add(parks, Ordering::Relaxed);
         let streams = change.parks.iter().filter_map(|park| park.row.stream());
         self.parked.extend(streams);
-        match sorted.why {
-            Some(why) => Ok(Round::Refused(why)),
-            None => Ok(Round::Busy),
+        Ok(sorted.round())
+    }
+
+    /// Sorts outcomes, and sends fewer or more at once from now on.
+    fn sort_out(&mut self, rows: Vec<Row>, outcomes: Outcomes) -> Result<Sorted> {
+        let sent = rows.len();
+        let sorted = sort_out(rows, outcomes, self.alone)?;
+        if sorted.together {
+            tracing::warn!(part = self.fence.part, sent, why = ?sorted.why, "refused together");
+            self.rows = (sent / 2).max(1);
+            self.alone = self.rows == 1;
+        } else if sorted.why.is_none() {
+            self.rows = (self.rows * 2).min(self.shared.options.batch);
+            self.alone = false;
         }
+        Ok(sorted)
+    }
+
+    /// Whether it is not known if a transaction was committed: that is asked before anything is sent again.
+    fn is_in_doubt(&mut self, sorted: &Sorted) -> bool {
+        let refused = sorted.why.is_some() && sorted.poison.is_empty();
+        let is_in_doubt = refused && self.shared.broker.is_transactional();
+        if is_in_doubt {
+            self.recovered = false;
+        }
+        is_in_doubt
     }
 
     /// Rows behind a parked message of their stream are parked too: their order is kept.
@@ -269,8 +298,8 @@ impl Worker {
         if broker.is_transactional() {
             self.plan(rows.iter().map(|row| row.id)).await?;
         }
-        let source = self.shared.store.source();
-        let messages: Vec<Outgoing> = rows.iter().map(|r| outgoing(r, source, false)).collect();
+        let source = self.shared.store.sequences(self.fence.part);
+        let messages: Vec<Outgoing> = rows.iter().map(|r| outgoing(r, &source, false)).collect();
         Ok(self.send_messages(&messages).await)
     }
 
@@ -293,6 +322,7 @@ impl Worker {
             fence: self.fence,
             number: self.progress.batch,
             messages,
+            alone: self.alone && messages.len() == 1,
         };
         self.shared.broker.publish(batch).await
     }
@@ -325,15 +355,15 @@ impl Worker {
     /// Sends, or leaves out, what operators asked for. `None` when nobody asked.
     async fn replay(&mut self) -> Result<Option<Round>> {
         let store = Arc::clone(&self.shared.store);
-        let wanted = store.wishes(self.fence.part, self.shared.options.batch);
+        let wanted = store.wishes(self.fence.part, self.most());
         let wanted: Vec<Parked> = wanted.await?;
         if wanted.is_empty() {
             return Ok(None);
         }
-        let source = self.shared.store.source();
+        let source = store.sequences(self.fence.part);
         let messages: Vec<Outgoing> = wanted
             .iter()
-            .map(|parked| outgoing(&parked.row, source, parked.wish == Wish::Skip))
+            .map(|parked| outgoing(&parked.row, &source, parked.wish == Wish::Skip))
             .collect();
         if self.shared.broker.is_transactional() {
             self.plan(wanted.iter().map(|parked| parked.row.id)).await?;
@@ -341,19 +371,14 @@ impl Worker {
         let outcomes = self.send_messages(&messages).await;
         points::pass("relay.replayed");
         let rows = wanted.into_iter().map(|parked| parked.row).collect();
-        let sorted = sort_out(rows, outcomes)?;
-        if let Some(why) = sorted.why.clone().filter(|_| sorted.poison.is_empty())
-            && self.shared.broker.is_transactional()
-        {
-            self.recovered = false;
-            return Ok(Some(Round::Refused(why)));
+        let mut sorted = self.sort_out(rows, outcomes)?;
+        if self.is_in_doubt(&sorted) {
+            return Ok(Some(sorted.round()));
         }
         self.progress.plan = crate::Ranges::default();
         let gone = sorted.published.iter().map(|id| Unpark::Gone(*id));
-        let back = sorted
-            .poison
-            .into_iter()
-            .map(|park| Unpark::Back(park.row.id, park.reason));
+        let back = std::mem::take(&mut sorted.poison).into_iter();
+        let back = back.map(|park| Unpark::Back(park.row.id, park.reason));
         let change = Change {
             unparks: gone.chain(back).collect(),
             ..Change::default()
@@ -365,7 +390,7 @@ impl Worker {
         // What is still parked decides which streams stay held back.
         self.parked = store.parked_streams(self.fence.part).await?;
         self.upkeep = Instant::now();
-        Ok(Some(sorted.why.map_or(Round::Busy, Round::Refused)))
+        Ok(Some(sorted.round()))
     }
 }
 
@@ -377,11 +402,23 @@ struct Sorted {
     /// The lowest id that has to be sent again.
     open: Option<i64>,
     why: Option<String>,
+    /// Some were refused since they were together.
+    together: bool,
+}
+
+impl Sorted {
+    /// What it comes to. What was refused together is sent again at once, in smaller batches.
+    fn round(self) -> Round {
+        match self.why {
+            Some(why) if !self.together => Round::Refused(why),
+            _ => Round::Busy,
+        }
+    }
 }
 
 /// A row whose stream had a refusal earlier in the batch counts as refused too: it is sent again, or
-/// parked behind it, so that order is kept.
-fn sort_out(rows: Vec<Row>, outcomes: Outcomes) -> Result<Sorted> {
+/// parked behind it, so that order is kept. What is refused although it was `alone` is poison.
+fn sort_out(rows: Vec<Row>, outcomes: Outcomes, alone: bool) -> Result<Sorted> {
     let mut sorted = Sorted::default();
     let mut put_off: HashSet<Stream> = HashSet::new();
     let mut poisoned: HashSet<Stream> = HashSet::new();
@@ -401,9 +438,14 @@ fn sort_out(rows: Vec<Row>, outcomes: Outcomes) -> Result<Sorted> {
             }
             Err(refusal) => refusal,
         };
+        let refusal = match refusal {
+            Refusal::Together(why) if alone => Refusal::Poison(why),
+            other => other,
+        };
+        sorted.together |= matches!(refusal, Refusal::Together(_));
         match refusal {
             Refusal::Fenced(why) => return Err(Error::new(ErrorKind::Fenced, why)),
-            Refusal::Retry(why) => {
+            Refusal::Retry(why) | Refusal::Together(why) => {
                 sorted.open = Some(sorted.open.map_or(row.id, |open| open.min(row.id)));
                 sorted.why = Some(why);
                 put_off.extend(stream);

@@ -24,13 +24,13 @@ use crate::{Enqueued, Limits, Message, Result};
 #[derive(Clone)]
 pub struct SqliteOutbox {
     pool: SqlitePool,
+    limits: Limits,
     inner: Arc<Inner>,
 }
 
 struct Inner {
     parts: u16,
     source: String,
-    limits: Limits,
     hint: Arc<Notify>,
 }
 
@@ -63,10 +63,10 @@ impl SqliteOutbox {
         let (parts, source) = schema::check(&pool).await?;
         Ok(SqliteOutbox {
             pool,
+            limits: Limits::default(),
             inner: Arc::new(Inner {
                 parts,
                 source,
-                limits: Limits::default(),
                 hint: Arc::new(Notify::new()),
             }),
         })
@@ -74,9 +74,7 @@ impl SqliteOutbox {
 
     /// The same with other limits on messages.
     pub fn with_limits(mut self, limits: Limits) -> Self {
-        if let Some(inner) = Arc::get_mut(&mut self.inner) {
-            inner.limits = limits;
-        }
+        self.limits = limits;
         self
     }
 
@@ -85,7 +83,7 @@ impl SqliteOutbox {
     /// # Errors
     /// `Invalid`, `TooLarge` before anything is written; `Unavailable` and `Schema` of the database.
     pub async fn enqueue(&self, tx: &mut SqliteConnection, message: &Message) -> Result<Enqueued> {
-        self.inner.limits.check(message)?;
+        self.limits.check(message)?;
         let part = message.part(self.inner.parts);
         let mut seq: Option<i64> = None;
         if message.ordered {
@@ -118,7 +116,7 @@ impl SqliteOutbox {
     /// # Errors
     /// `Invalid`, `TooLarge`.
     pub fn part(&self, message: &Message) -> Result<u16> {
-        self.inner.limits.check(message)?;
+        self.limits.check(message)?;
         Ok(message.part(self.inner.parts))
     }
 

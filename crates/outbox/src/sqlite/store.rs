@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row as _, SqliteConnection};
 use tokio::sync::Notify;
@@ -12,8 +13,8 @@ use super::SqliteOutbox;
 use crate::message::{headers_from_text, headers_to_text};
 use crate::points;
 use crate::store::{
-    BoxFuture, Change, Claim, Fence, Held, Lag, Parked, Progress, Read, Row, Store, Unpark, Which,
-    Wish,
+    BoxFuture, Change, Claim, Fence, Held, Lag, Most, Parked, Progress, Read, Row, Store, Unpark,
+    Which, Wish,
 };
 use crate::{Error, ErrorKind, Ranges, Result};
 
@@ -99,29 +100,34 @@ impl SqliteOutbox {
         Ok(())
     }
 
-    async fn read_rows(&self, fence: Fence, progress: &Progress, limit: usize) -> Result<Read> {
-        let text = format!(
-            "SELECT {COLUMNS} FROM quorate_outbox WHERE part = $1 AND id > $2 ORDER BY id LIMIT $3"
-        );
-        let open = limit as i64 + progress.done.count();
-        let found = sqlx::query(AssertSqlSafe(text))
+    async fn read_rows(&self, fence: Fence, progress: &Progress, most: Most) -> Result<Read> {
+        let text =
+            format!("SELECT {COLUMNS} FROM quorate_outbox WHERE part = $1 AND id > $2 ORDER BY id");
+        let mut found = sqlx::query(AssertSqlSafe(text))
             .bind(i64::from(fence.part))
             .bind(progress.floor)
-            .bind(open)
-            .fetch_all(&self.pool)
-            .await?;
-        let mut rows = Vec::new();
-        for one in &found {
-            if !progress.done.contains(one.try_get(0)?) && rows.len() < limit {
-                rows.push(row(one)?);
-            }
-        }
+            .fetch(&self.pool);
         // One writer at a time: whatever is not there yet gets a larger id.
-        let settled = found.last().map(|last| last.try_get(0)).transpose()?;
-        Ok(Read {
-            rows,
-            settled: settled.unwrap_or(progress.floor),
-        })
+        let mut read = Read {
+            settled: progress.floor,
+            ..Read::default()
+        };
+        let mut bytes = 0;
+        while let Some(one) = found.next().await.transpose()? {
+            let id = one.try_get(0)?;
+            if !progress.done.contains(id) {
+                let row = row(&one)?;
+                bytes += row.size();
+                let is_full = bytes > most.bytes && !read.rows.is_empty();
+                if is_full || read.rows.len() >= most.rows {
+                    read.cut = true;
+                    break;
+                }
+                read.rows.push(row);
+            }
+            read.settled = id;
+        }
+        Ok(read)
     }
 
     async fn save_progress(
@@ -157,17 +163,16 @@ impl SqliteOutbox {
         Ok(())
     }
 
-    async fn list(&self, condition: &'static str, part: u16, limit: usize) -> Result<Vec<Parked>> {
+    async fn list(&self, condition: &'static str, part: u16, most: Most) -> Result<Vec<Parked>> {
         let text = format!(
             "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked p
              WHERE {condition} ORDER BY part, topic, key, seq, id LIMIT $2"
         );
         let rows = sqlx::query(AssertSqlSafe(text))
             .bind(i64::from(part))
-            .bind(limit as i64)
-            .fetch_all(&self.pool)
-            .await?;
-        rows.iter().map(parked).collect()
+            .bind(i64::try_from(most.rows).unwrap_or(i64::MAX))
+            .fetch(&self.pool);
+        most.fill(rows.map(|row| parked(&row?))).await
     }
 
     async fn measure(&self) -> Result<Lag> {
@@ -385,13 +390,23 @@ impl Store for SqliteOutbox {
         Box::pin(self.release_leases(held))
     }
 
+    fn leave<'a>(&'a self, owner: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            sqlx::query("DELETE FROM quorate_outbox_member WHERE owner = $1")
+                .bind(owner)
+                .execute(&self.pool)
+                .await?;
+            Ok(())
+        })
+    }
+
     fn read<'a>(
         &'a self,
         fence: Fence,
         progress: &'a Progress,
-        limit: usize,
+        most: Most,
     ) -> BoxFuture<'a, Result<Read>> {
-        Box::pin(self.read_rows(fence, progress, limit))
+        Box::pin(self.read_rows(fence, progress, most))
     }
 
     fn save<'a>(
@@ -403,12 +418,12 @@ impl Store for SqliteOutbox {
         Box::pin(self.save_progress(fence, progress, change))
     }
 
-    fn wishes(&self, part: u16, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
+    fn wishes(&self, part: u16, most: Most) -> BoxFuture<'_, Result<Vec<Parked>>> {
         // Of a stream only what has nothing without a wish before it.
         let condition = "part = $1 AND wish <> 0 AND (seq IS NULL OR NOT EXISTS (
             SELECT 1 FROM quorate_outbox_parked b WHERE b.part = p.part AND b.topic = p.topic
             AND b.key = p.key AND b.seq < p.seq AND b.wish = 0))";
-        Box::pin(self.list(condition, part, limit))
+        Box::pin(self.list(condition, part, most))
     }
 
     fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>> {
@@ -427,7 +442,11 @@ impl Store for SqliteOutbox {
     }
 
     fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        Box::pin(self.list("part >= $1", 0, limit))
+        let most = Most {
+            rows: limit,
+            ..Most::ALL
+        };
+        Box::pin(self.list("part >= $1", 0, most))
     }
 
     fn wish<'a>(&'a self, which: &'a Which, wish: Wish) -> BoxFuture<'a, Result<u64>> {

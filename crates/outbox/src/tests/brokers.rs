@@ -89,6 +89,7 @@ async fn publish(broker: &LocalBroker, messages: &[Outgoing]) -> crate::broker::
         fence,
         number: 1,
         messages,
+        alone: false,
     };
     broker.publish(batch).await
 }
@@ -156,6 +157,7 @@ async fn broker_durable_reopened_has_messages_positions_and_fences() {
         fence,
         number: 2,
         messages: &messages[..1],
+        alone: false,
     };
     let refused = broker.publish(old).await;
     assert!(matches!(refused[0], Err(Refusal::Fenced(_))), "{refused:?}");

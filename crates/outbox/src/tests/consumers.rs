@@ -182,6 +182,7 @@ async fn publish(broker: &LocalBroker, messages: &[Outgoing]) {
         fence: Fence { part: 0, epoch: 1 },
         number: 0,
         messages,
+        alone: false,
     };
     let outcomes = broker.publish(batch).await;
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");

@@ -62,6 +62,7 @@ fn enqueue_bad_messages_are_refused_before_anything_is_written() {
     check(good.clone().header("quorate-seq", "7"), invalid);
     check(good.clone().header("", "7"), invalid);
     check(good.clone().header("a", "b\0"), invalid);
+    check(good.clone().header("a\0", "b"), invalid);
     check(
         Message::keyed("t", "k", vec![0; limits.payload_bytes + 1]),
         ErrorKind::TooLarge,

@@ -7,4 +7,5 @@ mod ranges;
 mod relays;
 mod schemas;
 mod support;
+mod troubles;
 mod writers;

@@ -227,6 +227,14 @@ pub struct Keeps {
     pub refuse: AtomicU64,
     /// Refuses everything while set.
     pub gone: std::sync::atomic::AtomicBool,
+    /// Payloads that the server refuses with all that came with them.
+    pub spoils: parking_lot::Mutex<std::collections::HashSet<String>>,
+    /// Payloads whose batches are not answered while they are here.
+    pub stuck: parking_lot::Mutex<std::collections::HashSet<String>>,
+    /// The bytes of each batch.
+    pub sizes: parking_lot::Mutex<Vec<usize>>,
+    /// The number of the last batch, for a broker with transactions.
+    pub last: parking_lot::Mutex<Option<i64>>,
 }
 
 impl Keeps {
@@ -243,6 +251,26 @@ impl crate::broker::Broker for Keeps {
         batch: crate::broker::Outbatch<'a>,
     ) -> BoxFuture<'a, crate::broker::Outcomes> {
         use crate::broker::Refusal;
+        let text = |m: &crate::broker::Outgoing| String::from_utf8_lossy(&m.payload).into_owned();
+        let has = |set: &parking_lot::Mutex<std::collections::HashSet<String>>| {
+            let set = set.lock();
+            batch.messages.iter().any(|m| set.contains(&text(m)))
+        };
+        let bytes = batch.messages.iter().map(|m| m.payload.len()).sum();
+        self.sizes.lock().push(bytes);
+        if has(&self.stuck) {
+            return Box::pin(async move {
+                let texts: Vec<String> = batch.messages.iter().map(text).collect();
+                while texts.iter().any(|t| self.stuck.lock().contains(t)) {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                vec![Err(Refusal::Retry("it took long".into())); texts.len()]
+            });
+        }
+        if has(&self.spoils) {
+            let all = vec![Err(Refusal::Together("spoilt".into())); batch.messages.len()];
+            return Box::pin(async move { all });
+        }
         let retry = Refusal::Retry("told to refuse".into());
         if self.gone.load(Ordering::SeqCst) {
             let all = vec![Err(retry); batch.messages.len()];
@@ -273,7 +301,23 @@ impl crate::broker::Broker for Keeps {
                 outcomes.push(Ok(()));
             }
         }
+        if let Some(last) = &mut *self.last.lock() {
+            *last = batch.number;
+        }
         Box::pin(async move { outcomes })
+    }
+
+    fn is_transactional(&self) -> bool {
+        self.last.lock().is_some()
+    }
+
+    fn last_batch<'a>(
+        &'a self,
+        _: &'a str,
+        _: crate::store::Fence,
+    ) -> BoxFuture<'a, crate::Result<Option<i64>>> {
+        let last = *self.last.lock();
+        Box::pin(async move { Ok(last) })
     }
 
     fn subscribe<'a>(

@@ -115,11 +115,16 @@ impl KafkaOptions {
     }
 }
 
+/// A producer that is made anew when it can't go on.
+type Slot = Arc<Mutex<Option<Arc<IdempotentProducer>>>>;
+
 /// A Kafka cluster. Cheap to clone.
 #[derive(Clone)]
 pub struct KafkaBroker {
     options: KafkaOptions,
-    idempotent: Arc<Mutex<Option<Arc<IdempotentProducer>>>>,
+    idempotent: Slot,
+    /// Sends each message by itself; made when it is first needed.
+    alone: Slot,
     transactions: Arc<Transactions>,
 }
 
@@ -130,11 +135,12 @@ impl KafkaBroker {
     /// `Invalid` for settings that librdkafka does not take.
     pub fn new(options: KafkaOptions) -> Result<KafkaBroker> {
         let first = match options.mode {
-            KafkaMode::Idempotent => Some(Arc::new(IdempotentProducer::new(&options)?)),
+            KafkaMode::Idempotent => Some(Arc::new(IdempotentProducer::new(&options, false)?)),
             KafkaMode::Transactional { .. } => None,
         };
         Ok(KafkaBroker {
             idempotent: Arc::new(Mutex::new(first)),
+            alone: Slot::default(),
             transactions: Arc::new(Transactions::new(options.clone())),
             options,
         })
@@ -142,13 +148,14 @@ impl KafkaBroker {
 
     /// The producer; a new one when the last one can't go on. The old one is gone before the new one is
     /// made, so nothing of it is sent late.
-    fn producer(&self) -> Result<Arc<IdempotentProducer>> {
-        let mut producer = self.idempotent.lock();
+    fn producer(&self, alone: bool) -> Result<Arc<IdempotentProducer>> {
+        let slot = if alone { &self.alone } else { &self.idempotent };
+        let mut producer = slot.lock();
         if let Some(good) = producer.as_ref().filter(|p| !p.is_broken()) {
             return Ok(Arc::clone(good));
         }
         *producer = None;
-        let new = Arc::new(IdempotentProducer::new(&self.options)?);
+        let new = Arc::new(IdempotentProducer::new(&self.options, alone)?);
         *producer = Some(Arc::clone(&new));
         Ok(new)
     }
@@ -160,7 +167,7 @@ impl Broker for KafkaBroker {
             if self.is_transactional() {
                 return self.transactions.publish(batch).await;
             }
-            match self.producer() {
+            match self.producer(batch.alone) {
                 Ok(producer) => producer.publish(batch.messages).await,
                 Err(error) => refuse_all(batch.messages, Refusal::Retry(error.to_string())),
             }
@@ -196,6 +203,21 @@ impl Broker for KafkaBroker {
 
 fn refuse_all(messages: &[Outgoing], refusal: Refusal) -> Outcomes {
     vec![Err(refusal); messages.len()]
+}
+
+/// What a server says of a message that it got together with others: of some errors it is not known which
+/// of them is meant.
+fn reported(error: &KafkaError, is_alone: bool) -> Refusal {
+    use Code::{InvalidRecord, MessageSizeTooLarge, PolicyViolation};
+    let code = error.rdkafka_error_code();
+    let of_all = matches!(
+        code,
+        Some(MessageSizeTooLarge | InvalidRecord | PolicyViolation)
+    );
+    match refusal(error) {
+        Refusal::Poison(why) if of_all && !is_alone => Refusal::Together(why),
+        refusal => refusal,
+    }
 }
 
 /// What librdkafka says, as what the relay does about it.

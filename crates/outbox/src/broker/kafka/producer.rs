@@ -10,12 +10,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::{DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::sync::Notify;
 
-use super::{KafkaOptions, error, record, refusal};
+use super::{KafkaOptions, error, record, refusal, reported};
 use crate::Result;
 use crate::broker::{Closed, Outcomes, Outgoing, Refusal};
 
 /// A batch that waits for its reports.
 struct Pending {
+    /// Whether no other message can be in one request with its own.
+    is_alone: bool,
     outcomes: Mutex<Outcomes>,
     left: AtomicUsize,
     done: Notify,
@@ -28,9 +30,10 @@ pub(super) struct Ticket {
 }
 
 impl Pending {
-    fn new(messages: usize) -> Arc<Pending> {
+    fn new(messages: usize, is_alone: bool) -> Arc<Pending> {
         let lost = Refusal::Retry("kafka: the producer ended before it reported".into());
         Arc::new(Pending {
+            is_alone,
             outcomes: Mutex::new(vec![Err(lost); messages]),
             left: AtomicUsize::new(messages),
             done: Notify::new(),
@@ -79,9 +82,10 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let is_alone = ticket.batch.is_alone;
         ticket.tell(match result {
             Ok(_) => Ok(()),
-            Err((error, _)) => Err(refusal(error)),
+            Err((error, _)) => Err(reported(error, is_alone)),
         });
     }
 }
@@ -89,14 +93,21 @@ impl ProducerContext for Reports {
 /// The producer of the idempotent mode.
 pub(super) struct IdempotentProducer {
     producer: ThreadedProducer<Reports>,
+    alone: bool,
     broken: AtomicBool,
 }
 
 impl IdempotentProducer {
-    pub(super) fn new(options: &KafkaOptions) -> Result<IdempotentProducer> {
-        let made = options.for_producer().create_with_context(Reports);
+    /// `alone`: each message in a request of its own, so that a refusal means that message.
+    pub(super) fn new(options: &KafkaOptions, alone: bool) -> Result<IdempotentProducer> {
+        let mut config = options.for_producer();
+        if alone {
+            config.set("batch.num.messages", "1");
+        }
+        let made = config.create_with_context(Reports);
         Ok(IdempotentProducer {
             producer: made.map_err(|e| error("a producer can't be made", &e))?,
+            alone,
             broken: AtomicBool::new(false),
         })
     }
@@ -107,7 +118,7 @@ impl IdempotentProducer {
     }
 
     pub(super) async fn publish(&self, messages: &[Outgoing]) -> Outcomes {
-        let outcomes = send_all(&self.producer, messages).await;
+        let outcomes = send_all(&self.producer, messages, self.alone).await;
         let refused = |r: &std::result::Result<(), Refusal>| matches!(r, Err(Refusal::Fenced(_)));
         if outcomes.iter().any(refused) || self.is_broken() {
             // Not another relay: an epoch of this producer's own. A new producer gets a new one.
@@ -127,8 +138,9 @@ impl IdempotentProducer {
 pub(super) async fn send_all(
     producer: &ThreadedProducer<Reports>,
     messages: &[Outgoing],
+    is_alone: bool,
 ) -> Outcomes {
-    let pending = Pending::new(messages.len());
+    let pending = Pending::new(messages.len(), is_alone);
     let mut closed = Closed::default();
     for (index, message) in messages.iter().enumerate() {
         let ticket = pending.ticket(index);

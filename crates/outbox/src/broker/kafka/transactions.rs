@@ -114,7 +114,9 @@ impl Transactions {
     ) -> std::result::Result<Outcomes, Refusal> {
         let timeout = self.options.timeout;
         part.producer.begin_transaction().map_err(|e| refusal(&e))?;
-        let outcomes = send_all(&part.producer, batch.messages).await;
+        // Nobody else sends by this producer.
+        let is_alone = batch.messages.len() == 1;
+        let outcomes = send_all(&part.producer, batch.messages, is_alone).await;
         points::pass("kafka.sent");
         // The first refusal says why; those behind it only say that they are.
         if let Some(Err(first)) = outcomes.iter().find(|outcome| outcome.is_err()) {
@@ -146,12 +148,16 @@ impl Transactions {
 /// Of an aborted batch: what is poison stays so, everything else is sent again.
 fn aborted_outcomes(outcomes: &Outcomes, first: &Refusal) -> Outcomes {
     let why = match first {
-        Refusal::Retry(why) | Refusal::Poison(why) | Refusal::Fenced(why) => why.clone(),
+        Refusal::Retry(why)
+        | Refusal::Poison(why)
+        | Refusal::Together(why)
+        | Refusal::Fenced(why) => why.clone(),
     };
     outcomes
         .iter()
         .map(|outcome| match outcome {
             Err(Refusal::Poison(why)) => Err(Refusal::Poison(why.clone())),
+            Err(Refusal::Together(why)) => Err(Refusal::Together(why.clone())),
             Err(Refusal::Fenced(why)) => Err(Refusal::Fenced(why.clone())),
             _ => Err(Refusal::Retry(format!("the batch was aborted: {why}"))),
         })
