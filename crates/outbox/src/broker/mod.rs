@@ -138,7 +138,7 @@ pub trait Positions: Send + Sync {
     fn revoked(&self, partitions: Vec<Partition>) -> BoxFuture<'_, ()>;
 }
 
-/// A member of a group. Dropping it leaves the group.
+/// A member of a group. Dropping it leaves the group, without waiting.
 pub trait Subscription: Send {
     /// The next messages, at most `max`; none when nothing came within `wait`. A failure is reported
     /// and may pass: call again.
@@ -147,6 +147,10 @@ pub trait Subscription: Send {
     /// Tells the broker what is done: per partition the offset of the next message. Advisory.
     fn commit(&mut self, next: Vec<(Partition, i64)>) -> BoxFuture<'_, Result<()>>;
 
-    /// The age in messages: what is in the partitions held by this member and not yet given out.
+    /// How many messages are in the partitions held by this member and not yet given out.
     fn behind(&mut self) -> BoxFuture<'_, Result<i64>>;
+
+    /// Leaves the group: sends the positions that were told, gives the partitions up, and returns when both
+    /// are done, or after a few seconds.
+    fn leave(self: Box<Self>) -> BoxFuture<'static, ()>;
 }

@@ -26,6 +26,8 @@ pub(super) enum Trouble {
     Database(Error),
     /// The partition has to stop.
     Halt(String),
+    /// The position is not where it was left: the partition has to be claimed anew.
+    Moved(String),
 }
 
 impl From<Error> for Trouble {
@@ -46,27 +48,53 @@ enum Turn {
 pub(super) struct Claimed {
     pub(super) partition: Partition,
     pub(super) generation: i64,
+    /// The position that this process found, or left, in the database.
+    pub(super) next: i64,
+    /// Whether the answer to a commit was lost: then the position may be further.
+    pub(super) unsure: bool,
 }
 
-/// Moves the position past a message. A message without an id or number that lies before the position
-/// was consumed already; then the answer is false.
+impl Claimed {
+    /// A transaction up to this message was committed.
+    pub(super) fn left(&mut self, last: &Delivery) {
+        self.next = last.offset + 1;
+        self.unsure = false;
+    }
+}
+
+/// Moves the position past messages. False when they were consumed by a commit whose answer was lost.
 pub(super) async fn advance<T: LedgerTx>(
     tx: &mut T,
     options: &ConsumerOptions,
-    at: &Claimed,
-    message: &Delivery,
-) -> std::result::Result<(), Trouble> {
-    let next = message.offset + 1;
-    let before = tx
-        .advance(&options.name, &at.partition, at.generation, next)
-        .await?;
-    if message.id().is_none() && before > message.offset {
-        return Err(Trouble::Halt(format!(
-            "offset {} came after {before} was reached: the topic was made anew, or its records moved",
-            message.offset
+    at: &mut Claimed,
+    messages: &[Delivery],
+) -> std::result::Result<bool, Trouble> {
+    let (Some(first), Some(last)) = (messages.first(), messages.last()) else {
+        return Ok(true);
+    };
+    let name = &options.name;
+    let next = last.offset + 1;
+    let before = tx.advance(name, &at.partition, at.generation, next).await?;
+    if before < at.next || (before > at.next && !at.unsure) {
+        return Err(Trouble::Moved(format!(
+            "the position was left at {} and is {before}: the database went back",
+            at.next
         )));
     }
-    Ok(())
+    if at.unsure && before > first.offset {
+        // Unsure until a message beyond it is committed: all of a batch may have been.
+        at.next = before;
+        return Ok(false);
+    }
+    // The numbers and ids of an outbox tell repetitions; without them only the position does.
+    let consumed = |m: &&Delivery| m.id().is_none() && m.offset < before;
+    match messages.iter().find(consumed) {
+        None => Ok(true),
+        Some(message) => Err(Trouble::Halt(format!(
+            "offset {} came after {before} was reached: the topic was made anew, or its records moved",
+            message.offset
+        ))),
+    }
 }
 
 /// Applies one message in a transaction whose position is past it already.
@@ -78,9 +106,9 @@ pub(super) async fn apply<T: LedgerTx>(
 ) -> std::result::Result<Done, Trouble> {
     if options.level != Level::EffectivelyOnce {
         if !message.is_skip() {
-            handle(tx, handler, message).await?;
+            handle(tx, options, handler, message).await?;
         }
-        tx.check().await?;
+        tx.check().await.map_err(broken)?;
         return Ok(Done::Applied);
     }
     let stream = Stream::of(message);
@@ -89,8 +117,10 @@ pub(super) async fn apply<T: LedgerTx>(
             return Ok(Done::Duplicate);
         }
         points::pass("inbox.noted");
-        handle(tx, handler, message).await?;
-        tx.check().await?;
+        if !message.is_skip() {
+            handle(tx, options, handler, message).await?;
+        }
+        tx.check().await.map_err(broken)?;
         return Ok(Done::Applied);
     };
     let last = tx.last_seq(&options.name, &stream).await?;
@@ -117,10 +147,11 @@ pub(super) async fn apply<T: LedgerTx>(
         Turn::Now => {}
     }
     if !message.is_skip() {
-        handle(tx, handler, message).await?;
+        handle(tx, options, handler, message).await?;
     }
     points::pass("inbox.handled");
-    tx.set_seq(&options.name, &stream, seq).await?;
+    let set = tx.set_seq(&options.name, &stream, seq).await;
+    set.map_err(broken)?;
     Ok(Done::Applied)
 }
 
@@ -139,15 +170,49 @@ fn turn(last: Option<i64>, seq: i64, options: &ConsumerOptions) -> Turn {
     }
 }
 
-/// Calls the handler; a panic is a failure.
+/// A transaction that a handler has left such that nothing can be done in it: a statement of its own has
+/// failed, and it said that all went well. If the database is the cause, its next transaction tells.
+pub(super) fn broken(error: Error) -> Trouble {
+    Trouble::Handler(Failure::retry(format!(
+        "the handler left a transaction that can't go on: {error}"
+    )))
+}
+
+/// Commits. What the database refuses is the handler's failure: a constraint that is checked at the end.
+pub(super) async fn commit<T: LedgerTx>(
+    tx: T,
+    at: &mut Claimed,
+    last: &Delivery,
+) -> std::result::Result<(), Trouble> {
+    match tx.commit().await {
+        Ok(()) => {
+            at.left(last);
+            Ok(())
+        }
+        Err(error) if error.is_outcome_known() => Err(Trouble::Handler(Failure::retry(format!(
+            "the commit was refused: {error}"
+        )))),
+        Err(error) => {
+            at.unsure = true;
+            Err(Trouble::Database(error))
+        }
+    }
+}
+
+/// Calls the handler; a panic is a failure, and so is taking too long.
 pub(super) async fn handle<T: LedgerTx>(
     tx: &mut T,
+    options: &ConsumerOptions,
     handler: &dyn Handler<T::Connection>,
     message: &Delivery,
 ) -> std::result::Result<(), Trouble> {
     let connection = tx.connection();
     let called = async move { handler.handle(connection, message).await };
-    let ended = AssertUnwindSafe(called).catch_unwind().await;
+    let guarded = AssertUnwindSafe(called).catch_unwind();
+    let Ok(ended) = tokio::time::timeout(options.patience, guarded).await else {
+        let text = format!("the handler took longer than {:?}", options.patience);
+        return Err(Trouble::Handler(Failure::retry(text)));
+    };
     match ended {
         Ok(Ok(())) => Ok(()),
         Ok(Err(failure)) => Err(Trouble::Handler(failure)),
@@ -178,7 +243,13 @@ pub(super) async fn bury<T: LedgerTx>(
             tx.set_seq(&options.name, stream, *seq).await?;
             State::Passed
         }
-        Some(_) => State::Dead,
+        Some((stream, seq)) => {
+            // A key that begins with a dead message begins there all the same: the next one waits.
+            if tx.last_seq(&options.name, stream).await?.is_none() {
+                tx.set_seq(&options.name, stream, seq - 1).await?;
+            }
+            State::Dead
+        }
         None => {
             tx.note(&options.name, id).await?;
             State::Passed

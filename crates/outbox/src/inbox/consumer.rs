@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -12,9 +12,10 @@ use tokio::task::JoinHandle;
 use super::apply::Done;
 use super::ledger::Ledger;
 use super::rebalance::Rebalance;
-use super::{ConsumerOptions, ConsumerStatus, Handler, now_ms, replay};
+use super::worker::Worker;
+use super::{ConsumerOptions, ConsumerStatus, Handler, OnFailure, OnGap, now_ms, replay};
 use crate::backoff::Backoff;
-use crate::broker::{Broker, Subscription};
+use crate::broker::{Broker, Positions, Subscription};
 use crate::store::Lag;
 use crate::{Delivery, Error, ErrorKind, Partition, Result};
 
@@ -27,6 +28,10 @@ const FETCH: usize = 1000;
 pub(super) struct Slot {
     pub(super) assignment: u64,
     pub(super) queue: mpsc::Sender<Vec<Delivery>>,
+    /// How many messages are in the queue or worked on.
+    pub(super) in_hand: Arc<AtomicI64>,
+    /// When the group is to be joined anew, since the partition is not this worker's any more.
+    pub(super) lost: Option<Instant>,
     pub(super) task: JoinHandle<()>,
 }
 
@@ -82,6 +87,24 @@ impl<L: Ledger> Shared<L> {
         };
     }
 
+    /// A worker has ended since its partition is another's. If nobody revokes it, the group is joined anew
+    /// after this time.
+    pub(super) fn lost(&self, worker: &Worker<L>, rejoin: Duration) {
+        self.counts.fenced.fetch_add(1, Ordering::Relaxed);
+        let mut slots = self.slots.lock();
+        let slot = slots.get_mut(&worker.at.partition);
+        if let Some(slot) = slot.filter(|slot| Arc::ptr_eq(&slot.in_hand, &worker.in_hand)) {
+            slot.lost = Some(Instant::now() + rejoin);
+        }
+    }
+
+    fn has_to_rejoin(&self) -> bool {
+        let now = Instant::now();
+        let slots = self.slots.lock();
+        let mut lost = slots.values().filter_map(|slot| slot.lost);
+        lost.any(|when| when <= now)
+    }
+
     pub(super) fn halt(&self, partition: Partition, why: String) {
         self.halted.lock().insert(partition, why);
     }
@@ -94,7 +117,11 @@ impl<L: Ledger> Shared<L> {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut partitions: Vec<Partition> = self.slots.lock().keys().cloned().collect();
         partitions.sort();
-        let lag = *self.lag.lock();
+        let mut lag = *self.lag.lock();
+        let in_hand = |slot: &Slot| slot.in_hand.load(Ordering::Relaxed);
+        lag.waiting += self.slots.lock().values().map(in_hand).sum::<i64>();
+        let oldest = self.oldest.lock().values().copied().min();
+        lag.oldest_ms = oldest.map_or(0, |ms| (now_ms() - ms).max(0));
         let halted: Vec<_> = self.halted.lock().clone().into_iter().collect();
         let mut alarm = lag.alarm(&self.options.threshold);
         if !halted.is_empty() {
@@ -139,6 +166,10 @@ impl<L: Ledger> Consumer<L> {
             let text = "a consumer has a name, topics, and at least one attempt";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
+        if options.on_gap == OnGap::Accept && options.on_failure == OnFailure::ParkKey {
+            let text = "who accepts gaps goes on without what is dead: choose SkipMessage or Halt";
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
         let (stop, stopped) = watch::channel(false);
         let shared = Arc::new(Shared {
             ledger,
@@ -156,11 +187,11 @@ impl<L: Ledger> Consumer<L> {
         let positions = Arc::new(Rebalance {
             shared: Arc::clone(&shared),
         });
-        let options = &shared.options;
-        let group = options.group.as_ref().unwrap_or(&options.name);
-        let subscription = broker.subscribe(group, &options.topics, positions).await?;
+        let joining = Joining { broker, positions };
+        let subscription = joining.join(&shared.options).await?;
+        let fetching = fetch(Arc::clone(&shared), joining, subscription, stopped.clone());
         let tasks = vec![
-            tokio::spawn(fetch(Arc::clone(&shared), subscription, stopped.clone())),
+            tokio::spawn(fetching),
             tokio::spawn(look_after(Arc::clone(&shared), stopped)),
         ];
         Ok(Consumer {
@@ -190,16 +221,45 @@ impl<L: Ledger> Drop for Consumer<L> {
     }
 }
 
+/// How a group is joined, the first time and anew.
+struct Joining {
+    broker: Arc<dyn Broker>,
+    positions: Arc<dyn Positions>,
+}
+
+impl Joining {
+    async fn join(&self, options: &ConsumerOptions) -> Result<Box<dyn Subscription>> {
+        let group = options.group.as_ref().unwrap_or(&options.name);
+        let positions = Arc::clone(&self.positions);
+        self.broker
+            .subscribe(group, &options.topics, positions)
+            .await
+    }
+}
+
 async fn fetch<L: Ledger>(
     shared: Arc<Shared<L>>,
-    mut subscription: Box<dyn Subscription>,
+    joining: Joining,
+    subscription: Box<dyn Subscription>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let options = &shared.options;
+    let mut subscription = Some(subscription);
     let mut wait = Backoff::new(options.retry_min, options.retry_max);
     let mut told = Instant::now();
     while !*stopped.borrow() {
-        let fetched = subscription.next(FETCH, FETCH_WAIT).await;
+        if shared.has_to_rejoin()
+            && let Some(old) = subscription.take()
+        {
+            end(&shared, old).await;
+        }
+        let fetched = match &mut subscription {
+            Some(joined) => joined.next(FETCH, FETCH_WAIT).await,
+            None => joining.join(options).await.map(|joined| {
+                subscription = Some(joined);
+                Vec::new()
+            }),
+        };
         match fetched {
             Ok(messages) => {
                 wait.reset();
@@ -213,18 +273,28 @@ async fn fetch<L: Ledger>(
                 }
             }
         }
-        if told.elapsed() >= options.upkeep {
+        if told.elapsed() >= options.upkeep
+            && let Some(joined) = &mut subscription
+        {
             told = Instant::now();
-            tell(&shared, subscription.as_mut()).await;
-            measure(&shared, subscription.as_mut()).await;
+            tell(&shared, joined.as_mut()).await;
+            measure(&shared, joined.as_mut()).await;
         }
     }
+    if let Some(joined) = subscription {
+        end(&shared, joined).await;
+    }
+}
+
+/// Lets the workers finish, tells the broker the positions, and leaves the group.
+async fn end<L: Ledger>(shared: &Arc<Shared<L>>, mut subscription: Box<dyn Subscription>) {
     let slots: Vec<Slot> = shared.slots.lock().drain().map(|(_, slot)| slot).collect();
     for slot in slots {
         drop(slot.queue);
         let _ = slot.task.await;
     }
-    tell(&shared, subscription.as_mut()).await;
+    tell(shared, subscription.as_mut()).await;
+    subscription.leave().await;
 }
 
 /// Gives each partition's messages to its worker. Those of partitions without one, or of an earlier
@@ -240,15 +310,16 @@ async fn hand_out<L: Ledger>(
         by_partition.entry(of).or_default().push(message);
     }
     for ((partition, assignment), messages) in by_partition {
-        let queue = {
+        let slot = {
             let slots = shared.slots.lock();
             let slot = slots.get(&partition);
             let slot = slot.filter(|slot| slot.assignment == assignment);
-            slot.map(|slot| slot.queue.clone())
+            slot.map(|slot| (slot.queue.clone(), Arc::clone(&slot.in_hand)))
         };
-        let Some(queue) = queue else {
+        let Some((queue, in_hand)) = slot else {
             continue;
         };
+        in_hand.fetch_add(messages.len() as i64, Ordering::Relaxed);
         tokio::select! {
             _ = queue.send(messages) => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
@@ -267,10 +338,7 @@ async fn tell<L: Ledger>(shared: &Arc<Shared<L>>, subscription: &mut dyn Subscri
 
 async fn measure<L: Ledger>(shared: &Arc<Shared<L>>, subscription: &mut dyn Subscription) {
     let behind = subscription.behind().await.unwrap_or(0);
-    let oldest = shared.oldest.lock().values().copied().min();
-    let mut lag = shared.lag.lock();
-    lag.waiting = behind;
-    lag.oldest_ms = oldest.map_or(0, |ms| (now_ms() - ms).max(0));
+    shared.lag.lock().waiting = behind;
 }
 
 /// Messages that wait, wishes, memory of ids, counts.

@@ -105,8 +105,8 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         partition: &Partition,
     ) -> impl Future<Output = Result<Position>> + Send;
 
-    /// Messages set aside whose turn it is: the next of their stream and waiting or wished for, passed and
-    /// wished for, or no longer needed.
+    /// Messages set aside whose turn it is: the next of their stream and waiting or wished for, the first of
+    /// those that wait and wished for, passed and wished for, or no longer needed.
     fn ready(
         &self,
         consumer: &str,
@@ -123,7 +123,8 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     /// How much is set aside.
     fn count(&self, consumer: &str) -> impl Future<Output = Result<i64>> + Send;
 
-    /// Says what is to be done with dead messages. Answers how many it concerns.
+    /// Says what is to be done with dead messages: all of a topic and key, or one. One that waits may be
+    /// named too: then what is missing before it is given up. Answers how many it concerns.
     fn wish(
         &self,
         consumer: &str,
@@ -185,7 +186,7 @@ pub trait LedgerTx: Send {
     /// Takes a message out of those set aside; false when it is not there.
     fn unpark(&mut self, consumer: &str, id: Uuid) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Commits.
+    /// Commits. The outcome is known when the database has refused it.
     fn commit(self) -> impl Future<Output = Result<()>> + Send;
 }
 

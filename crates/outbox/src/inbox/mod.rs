@@ -14,6 +14,9 @@
 //! When a partition is assigned, its generation is raised and its position read: a consumer that was
 //! frozen, or that has not heard of the rebalance, fails at its next write.
 //!
+//! A position that is not where this consumer left it shows a database that has lost its last moments, in a
+//! failover: the partition is claimed anew, and what is missing is fetched again.
+//!
 //! *Gap.* A number above the next one means that an earlier message is still to come, was parked, or was
 //! lost. [`OnGap`] says what then.
 //!
@@ -59,7 +62,7 @@ pub enum OnGap {
     Park,
     /// The partition stops, visibly.
     Halt,
-    /// It is applied; what was missing is dropped if it comes.
+    /// It is applied; what was missing is dropped if it comes. Not with [`OnFailure::ParkKey`].
     Accept,
 }
 
@@ -104,6 +107,11 @@ pub struct ConsumerOptions {
     pub retry_min: Duration,
     /// The longest such wait.
     pub retry_max: Duration,
+    /// A handler that takes longer has failed, and its transaction is rolled back.
+    pub patience: Duration,
+    /// How long a partition that another consumer has claimed is left to it before this one joins the
+    /// group anew. In a group that works the partition is revoked long before.
+    pub rejoin: Duration,
     /// On a gap in the sequence of a key.
     pub on_gap: OnGap,
     /// On a message that fails for good.
@@ -130,6 +138,8 @@ impl ConsumerOptions {
             attempts: 5,
             retry_min: Duration::from_millis(100),
             retry_max: Duration::from_secs(10),
+            patience: Duration::from_secs(60),
+            rejoin: Duration::from_secs(15),
             on_gap: OnGap::Park,
             on_failure: OnFailure::ParkKey,
             baseline: Baseline::One,
@@ -156,12 +166,12 @@ pub struct ConsumerStatus {
     pub dead: u64,
     /// Tries that failed.
     pub retries: u64,
-    /// How often a partition was found to be another's.
+    /// How often a partition was found to be another's, or its position not where it was left.
     pub fenced: u64,
     /// Partitions that stopped, and why.
     pub halted: Vec<(Partition, String)>,
-    /// Messages delivered to the group's partitions and not consumed, the age of the oldest that is
-    /// being worked on, and what is set aside.
+    /// Messages in this consumer's partitions that are not consumed, as of the last look; the age of the
+    /// oldest that is being worked on; what is set aside.
     pub lag: crate::store::Lag,
     /// The alarm, if there is one.
     pub alarm: Option<String>,

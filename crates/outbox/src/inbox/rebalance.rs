@@ -1,6 +1,8 @@
 //! Partitions that come and go: claims them in the database, and starts and ends their workers.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -15,6 +17,8 @@ use crate::store::BoxFuture;
 
 /// So many fetches may wait for a worker before fetching waits too.
 const QUEUE: usize = 4;
+/// How long workers may take to end what is under way when their partitions are revoked.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Rebalance<L: Ledger> {
     pub(super) shared: Arc<Shared<L>>,
@@ -43,19 +47,25 @@ impl<L: Ledger> Rebalance<L> {
                 }
             };
             let (sender, inbox) = mpsc::channel(QUEUE);
+            let in_hand = Arc::new(AtomicI64::new(0));
             let worker = Worker {
                 shared: Arc::clone(&self.shared),
                 at: Claimed {
                     partition: partition.clone(),
                     generation: position.generation,
+                    next: position.next.unwrap_or(-1),
+                    unsure: false,
                 },
                 inbox,
+                in_hand: Arc::clone(&in_hand),
                 stopped: stopped.clone(),
             };
             let task = tokio::spawn(worker::run(worker));
             let slot = Slot {
                 assignment,
                 queue: sender,
+                in_hand,
+                lost: None,
                 task,
             };
             self.shared.slots.lock().insert(partition, slot);
@@ -77,20 +87,16 @@ impl<L: Ledger> Positions for Rebalance<L> {
 
     fn revoked(&self, partitions: Vec<Partition>) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            for partition in partitions {
-                let slot = self.shared.slots.lock().remove(&partition);
-                let Some(slot) = slot else {
-                    continue;
-                };
-                // What is under way may end; what it would write later is refused by the generation.
-                drop(slot.queue);
-                let patience = std::time::Duration::from_secs(2);
-                if tokio::time::timeout(patience, slot.task).await.is_err() {
-                    tracing::warn!(
-                        ?partition,
-                        "a partition was taken from a worker that is slow"
-                    );
-                }
+            // What is under way may end; what it would write later is refused by the generation.
+            let taken: Vec<_> = {
+                let mut slots = self.shared.slots.lock();
+                let of = |partition| slots.remove(&partition);
+                let taken = partitions.into_iter().filter_map(of);
+                taken.map(|slot| slot.task).collect()
+            };
+            let ended = futures_util::future::join_all(taken);
+            if tokio::time::timeout(PATIENCE, ended).await.is_err() {
+                tracing::warn!("partitions were taken from workers that are slow");
             }
         })
     }

@@ -1,5 +1,5 @@
-//! What was set aside, once its turn has come: waiting messages whose gap is filled, and dead ones that an
-//! operator wants replayed or skipped.
+//! What was set aside, once its turn has come: waiting messages whose gap is filled, and those that an
+//! operator wants replayed or skipped: dead ones, and waiting ones whose gap will never be filled.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,7 +37,9 @@ pub(super) async fn run<L: Ledger>(shared: &Arc<Shared<L>>) -> Result<usize> {
                 }
                 shared.counts.dead.fetch_add(1, Ordering::Relaxed);
             }
-            Err(Trouble::Halt(why)) => tracing::warn!("not replayed: {why}"),
+            Err(Trouble::Halt(why) | Trouble::Moved(why)) => {
+                tracing::warn!("not replayed: {why}");
+            }
         }
     }
     Ok(dealt)
@@ -59,19 +61,24 @@ async fn one<L: Ledger>(
     let mut applies = waiting.wish != Wish::Skip && !waiting.message.is_skip();
     if let Some((stream, seq)) = stream {
         let last = tx.last_seq(name, &stream).await?.unwrap_or(0);
-        if seq > last + 1 {
+        let over_gap = waiting.state == State::Waiting && waiting.wish != Wish::None;
+        if seq > last + 1 && !over_gap {
             // Its turn was lost again; the rollback puts it back.
             return Ok(());
         }
-        applies &= seq == last + 1;
+        applies &= seq > last;
         tx.set_seq(name, &stream, seq.max(last)).await?;
     }
     if applies {
-        apply::handle(&mut tx, shared.handler.as_ref(), &waiting.message).await?;
-        tx.check().await?;
+        let handler = shared.handler.as_ref();
+        apply::handle(&mut tx, &shared.options, handler, &waiting.message).await?;
+        tx.check().await.map_err(apply::broken)?;
         points::pass("replay.handled");
     }
-    tx.commit().await?;
+    match tx.commit().await {
+        Err(error) if error.is_outcome_known() => return Err(apply::broken(error)),
+        ended => ended?,
+    }
     points::pass("replay.committed");
     if applies {
         shared.counts.applied.fetch_add(1, Ordering::Relaxed);

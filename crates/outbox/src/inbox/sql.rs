@@ -70,7 +70,11 @@ macro_rules! sql_ledger {
                         (p.state = 2 AND p.wish <> 0)
                         OR (p.state <> 2 AND p.seq <= coalesce(k.last_seq, 0))
                         OR ((p.state = 0 OR (p.state = 1 AND p.wish <> 0))
-                            AND p.seq <= coalesce(k.last_seq, 0) + 1))
+                            AND p.seq <= coalesce(k.last_seq, 0) + 1)
+                        OR (p.state = 0 AND p.wish <> 0 AND NOT EXISTS (
+                            SELECT 1 FROM quorate_inbox_parked b WHERE b.consumer = p.consumer
+                            AND b.source = p.source AND b.topic = p.topic AND b.key = p.key
+                            AND b.seq < p.seq)))
                      ORDER BY p.parked_ms LIMIT $2"
                 );
                 let rows = sqlx::query(sqlx::AssertSqlSafe(text))
@@ -120,7 +124,7 @@ macro_rules! sql_ledger {
                     .bind(key),
                     Which::Message(id) => sqlx::query(
                         "UPDATE quorate_inbox_parked SET wish = $1
-                         WHERE consumer = $2 AND message_id = $3 AND state <> 0",
+                         WHERE consumer = $2 AND message_id = $3",
                     )
                     .bind(number)
                     .bind(consumer)
@@ -276,11 +280,24 @@ macro_rules! sql_ledger {
             }
 
             async fn commit(self) -> Result<()> {
-                let done = self.0.commit().await;
-                done.map_err(|error| Error::from(error).outcome_unknown())
+                self.0.commit().await.map_err(super::sql::commit_error)
             }
         }
     };
+}
+
+/// What a failed commit says. When the database has refused it, it is known that nothing was written.
+pub(super) fn commit_error(error: sqlx::Error) -> crate::Error {
+    let refused = error.as_database_error().is_some_and(|from| {
+        let of_code = from.code().is_some_and(|code| code.starts_with("40"));
+        of_code || !matches!(from.kind(), sqlx::error::ErrorKind::Other)
+    });
+    let made = crate::Error::from(error);
+    if refused {
+        made
+    } else {
+        made.outcome_unknown()
+    }
 }
 
 /// Compares the version of the tables with the program's.

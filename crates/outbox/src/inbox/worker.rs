@@ -1,7 +1,8 @@
 //! The worker of one partition: batches, single messages with retries, the dead.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
@@ -16,6 +17,8 @@ pub(super) struct Worker<L: Ledger> {
     pub(super) shared: Arc<Shared<L>>,
     pub(super) at: Claimed,
     pub(super) inbox: mpsc::Receiver<Vec<Delivery>>,
+    /// How many messages are in the queue or worked on.
+    pub(super) in_hand: Arc<AtomicI64>,
     pub(super) stopped: watch::Receiver<bool>,
 }
 
@@ -25,6 +28,8 @@ enum End {
     Stopped,
     /// The partition is another consumer's.
     Fenced,
+    /// Its position is not where it was left.
+    Moved(String),
     /// It has to stop, for this reason.
     Halted(String),
 }
@@ -44,11 +49,19 @@ pub(super) async fn run<L: Ledger>(mut worker: Worker<L>) {
         worker.shared.working(&worker.at.partition, oldest);
         let end = worker.work(&batch).await;
         worker.shared.working(&worker.at.partition, None);
+        let count = batch.len() as i64;
+        worker.in_hand.fetch_sub(count, Ordering::Relaxed);
         match end {
             Ok(()) => {}
             Err(End::Stopped) => return,
             Err(End::Fenced) => {
-                worker.shared.counts.fenced.fetch_add(1, Ordering::Relaxed);
+                let rejoin = worker.shared.options.rejoin;
+                worker.shared.lost(&worker, rejoin);
+                return;
+            }
+            Err(End::Moved(why)) => {
+                tracing::warn!(partition = ?worker.at.partition, "claimed anew: {why}");
+                worker.shared.lost(&worker, Duration::ZERO);
                 return;
             }
             Err(End::Halted(why)) => {
@@ -77,34 +90,41 @@ impl<L: Ledger> Worker<L> {
 
     /// All messages in one transaction; false when one of them needs to be looked at by itself.
     async fn try_together(&mut self, chunk: &[Delivery]) -> Result<bool, End> {
-        let options = &self.shared.options;
-        let tried: Result<Vec<Done>, Trouble> = async {
-            let mut tx = self.shared.ledger.begin().await?;
-            let mut done = Vec::with_capacity(chunk.len());
-            if let Some(last) = chunk.last() {
-                apply::advance(&mut tx, options, &self.at, last).await?;
-            }
-            for message in chunk {
-                let handler = self.shared.handler.as_ref();
-                done.push(apply::apply(&mut tx, options, handler, message).await?);
-            }
-            points::pass("inbox.batch-applied");
-            tx.commit().await?;
-            Ok(done)
-        }
-        .await;
-        match tried {
+        match self.together(chunk).await {
             Ok(done) => {
                 points::pass("inbox.batch-committed");
+                let all = done.len() == chunk.len();
                 for one in done {
                     self.shared.count(one);
                 }
-                self.shared.done(&self.at.partition, chunk);
-                Ok(true)
+                if all {
+                    self.shared.done(&self.at.partition, chunk);
+                }
+                Ok(all)
             }
+            Err(Trouble::Moved(why)) => Err(End::Moved(why)),
             Err(Trouble::Database(error)) if error.kind() == ErrorKind::Fenced => Err(End::Fenced),
             Err(_) => Ok(false),
         }
+    }
+
+    /// What became of each; of none when some were consumed already.
+    async fn together(&mut self, chunk: &[Delivery]) -> Result<Vec<Done>, Trouble> {
+        let options = &self.shared.options;
+        let handler = self.shared.handler.as_ref();
+        let mut tx = self.shared.ledger.begin().await?;
+        let mut done = Vec::with_capacity(chunk.len());
+        if !apply::advance(&mut tx, options, &mut self.at, chunk).await? {
+            return Ok(done);
+        }
+        for message in chunk {
+            done.push(apply::apply(&mut tx, options, handler, message).await?);
+        }
+        points::pass("inbox.batch-applied");
+        if let Some(last) = chunk.last() {
+            apply::commit(tx, &mut self.at, last).await?;
+        }
+        Ok(done)
     }
 
     /// One message, until it is applied, dead, or the worker has to end.
@@ -116,38 +136,51 @@ impl<L: Ledger> Worker<L> {
             if *self.stopped.borrow() {
                 return Err(End::Stopped);
             }
-            match self.attempt(message).await {
+            let failure = match self.attempt(message).await {
                 Ok(done) => {
                     points::pass("inbox.committed");
                     self.shared.set_failure(None);
                     self.shared.count(done);
-                    self.shared
-                        .done(&self.at.partition, std::slice::from_ref(message));
+                    self.note_done(message);
                     return Ok(());
                 }
-                Err(Trouble::Halt(why)) => return Err(End::Halted(why)),
-                Err(Trouble::Database(error)) if error.kind() == ErrorKind::Fenced => {
-                    return Err(End::Fenced);
-                }
-                Err(Trouble::Database(error)) => {
+                Err(trouble) => self.bear(trouble)?,
+            };
+            // A failure counts only if the database answers: else it may be the cause.
+            if let Some(failure) = failure {
+                let answers = self.shared.ledger.begin().await.map(drop);
+                if let Err(error) = answers {
                     self.shared.set_failure(Some(error.to_string()));
-                }
-                // A failure counts only if the database answers: else it may be the cause.
-                Err(Trouble::Handler(failure)) => {
-                    let answers = self.shared.ledger.begin().await.map(drop);
-                    if let Err(error) = answers {
-                        self.shared.set_failure(Some(error.to_string()));
-                    } else {
-                        failures += 1;
-                        self.shared.counts.retries.fetch_add(1, Ordering::Relaxed);
-                        tracing::debug!(failures, reason = failure.reason, "a handler failed");
-                        if !failure.retry || failures >= options.attempts {
-                            return self.give_up(message, failure, failures).await;
-                        }
+                } else {
+                    failures += 1;
+                    self.shared.counts.retries.fetch_add(1, Ordering::Relaxed);
+                    tracing::debug!(failures, reason = failure.reason, "a handler failed");
+                    if !failure.retry || failures >= options.attempts {
+                        return self.give_up(message, failure, failures).await;
                     }
                 }
             }
             self.pause(&mut wait).await;
+        }
+    }
+
+    fn note_done(&self, message: &Delivery) {
+        let one = std::slice::from_ref(message);
+        self.shared.done(&self.at.partition, one);
+    }
+
+    /// What a transaction's trouble means: the worker's end, a handler's failure, or that the database is to
+    /// be waited for.
+    fn bear(&self, trouble: Trouble) -> Result<Option<Failure>, End> {
+        match trouble {
+            Trouble::Halt(why) => Err(End::Halted(why)),
+            Trouble::Moved(why) => Err(End::Moved(why)),
+            Trouble::Database(error) if error.kind() == ErrorKind::Fenced => Err(End::Fenced),
+            Trouble::Database(error) => {
+                self.shared.set_failure(Some(error.to_string()));
+                Ok(None)
+            }
+            Trouble::Handler(failure) => Ok(Some(failure)),
         }
     }
 
@@ -158,26 +191,36 @@ impl<L: Ledger> Worker<L> {
         }
     }
 
-    async fn attempt(&self, message: &Delivery) -> Result<Done, Trouble> {
+    async fn attempt(&mut self, message: &Delivery) -> Result<Done, Trouble> {
         let options = &self.shared.options;
         let handler = self.shared.handler.as_ref();
+        let one = std::slice::from_ref(message);
         let mut tx = self.shared.ledger.begin().await?;
-        apply::advance(&mut tx, options, &self.at, message).await?;
+        if !apply::advance(&mut tx, options, &mut self.at, one).await? {
+            return Ok(Done::Duplicate);
+        }
         points::pass("inbox.advanced");
         if options.level == Level::AtMostOnce {
-            tx.commit().await?;
+            apply::commit(tx, &mut self.at, message).await?;
             points::pass("inbox.position-first");
-            tx = self.shared.ledger.begin().await?;
             // Never again, whatever becomes of it.
-            if let Err(trouble) = apply::apply(&mut tx, options, handler, message).await {
+            return Ok(self.once(message).await.unwrap_or_else(|trouble| {
                 tracing::warn!(?trouble, "a message at most once was lost");
-                return Ok(Done::Duplicate);
-            }
-            tx.commit().await?;
-            return Ok(Done::Applied);
+                Done::Duplicate
+            }));
         }
         let done = apply::apply(&mut tx, options, handler, message).await?;
         points::pass("inbox.applied");
+        apply::commit(tx, &mut self.at, message).await?;
+        Ok(done)
+    }
+
+    /// Applies a message whose position is committed already.
+    async fn once(&self, message: &Delivery) -> Result<Done, Trouble> {
+        let options = &self.shared.options;
+        let handler = self.shared.handler.as_ref();
+        let mut tx = self.shared.ledger.begin().await?;
+        let done = apply::apply(&mut tx, options, handler, message).await?;
         tx.commit().await?;
         Ok(done)
     }
@@ -197,36 +240,39 @@ impl<L: Ledger> Worker<L> {
         };
         let mut wait = Backoff::new(options.retry_min, options.retry_max);
         loop {
-            let buried: Result<(), Trouble> = async {
-                let mut tx = self.shared.ledger.begin().await?;
-                apply::advance(&mut tx, &options, &self.at, message).await?;
-                let reason = failure.reason.clone();
-                let tries = i64::from(failures);
-                apply::bury(&mut tx, &options, message, state, reason, tries).await?;
-                points::pass("inbox.buried");
-                tx.commit().await?;
-                Ok(())
-            }
-            .await;
-            match buried {
+            match self.bury(message, state, &failure, failures).await {
                 Ok(()) => {
                     tracing::warn!(reason = failure.reason, "a message is dead");
                     self.shared.counts.dead.fetch_add(1, Ordering::Relaxed);
-                    self.shared
-                        .done(&self.at.partition, std::slice::from_ref(message));
+                    self.note_done(message);
                     return Ok(());
                 }
-                Err(Trouble::Halt(why)) => return Err(End::Halted(why)),
-                Err(Trouble::Database(error)) if error.kind() == ErrorKind::Fenced => {
-                    return Err(End::Fenced);
-                }
-                Err(Trouble::Database(error)) => self.shared.set_failure(Some(error.to_string())),
-                Err(Trouble::Handler(_)) => {}
-            }
+                Err(trouble) => self.bear(trouble)?,
+            };
             if *self.stopped.borrow() {
                 return Err(End::Stopped);
             }
             self.pause(&mut wait).await;
         }
+    }
+
+    async fn bury(
+        &mut self,
+        message: &Delivery,
+        state: State,
+        failure: &Failure,
+        failures: u32,
+    ) -> Result<(), Trouble> {
+        let options = &self.shared.options;
+        let one = std::slice::from_ref(message);
+        let mut tx = self.shared.ledger.begin().await?;
+        if !apply::advance(&mut tx, options, &mut self.at, one).await? {
+            return Ok(());
+        }
+        let reason = failure.reason.clone();
+        let tries = i64::from(failures);
+        apply::bury(&mut tx, options, message, state, reason, tries).await?;
+        points::pass("inbox.buried");
+        apply::commit(tx, &mut self.at, message).await
     }
 }

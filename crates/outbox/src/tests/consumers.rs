@@ -20,7 +20,7 @@ use crate::{Delivery, ErrorKind, HEADER_ID, HEADER_SEQ, HEADER_SKIP, HEADER_SOUR
 
 /// Writes each message into the table `effects`, and fails as it is told.
 #[derive(Default)]
-struct Effects {
+pub struct Effects {
     /// What a payload does: fail so many times, and whether that is final.
     fails: Mutex<HashMap<String, (u32, bool)>>,
     panics: AtomicBool,
@@ -28,11 +28,11 @@ struct Effects {
 }
 
 impl Effects {
-    fn fail(&self, text: &str, times: u32, last: bool) {
+    pub fn fail(&self, text: &str, times: u32, last: bool) {
         self.fails.lock().insert(text.into(), (times, last));
     }
 
-    fn heal(&self, text: &str) {
+    pub fn heal(&self, text: &str) {
         self.fails.lock().remove(text);
     }
 
@@ -55,7 +55,7 @@ impl Effects {
     }
 }
 
-const EFFECT: &str = "INSERT INTO effects (k, text) VALUES ($1, $2)";
+pub const EFFECT: &str = "INSERT INTO effects (k, text) VALUES ($1, $2)";
 
 macro_rules! effects_of {
     ($connection:ty) => {
@@ -83,7 +83,7 @@ effects_of!(PgConnection);
 effects_of!(SqliteConnection);
 
 /// One of the databases, with a table for effects.
-trait Base: Sized {
+pub trait Base: Sized {
     type Inbox: Ledger;
     fn inbox(&self) -> Self::Inbox;
     /// Payloads of a key, in the order of their effects.
@@ -95,10 +95,10 @@ const TABLE_PG: &str = "CREATE TABLE effects (id bigserial PRIMARY KEY, k text, 
 const TABLE_LITE: &str = "CREATE TABLE effects (id INTEGER PRIMARY KEY, k TEXT, text TEXT)";
 const TEXTS: &str = "SELECT text FROM effects WHERE k = $1 ORDER BY id";
 
-struct OnPg(Pg, PgInbox);
-struct OnLite(Lite, SqliteInbox);
+pub struct OnPg(pub Pg, pub PgInbox);
+pub struct OnLite(pub Lite, pub SqliteInbox);
 
-async fn on_pg() -> OnPg {
+pub async fn on_pg() -> OnPg {
     let pg = Pg::new().await;
     sqlx::query(TABLE_PG)
         .execute(&pg.pool)
@@ -108,7 +108,7 @@ async fn on_pg() -> OnPg {
     OnPg(pg, inbox)
 }
 
-async fn on_lite() -> OnLite {
+pub async fn on_lite() -> OnLite {
     let lite = Lite::new().await;
     sqlx::query(TABLE_LITE)
         .execute(&lite.pool)
@@ -153,7 +153,7 @@ impl Base for OnLite {
 }
 
 /// A message as a relay would send it.
-fn sent(key: &str, seq: i64, text: &str) -> Outgoing {
+pub fn sent(key: &str, seq: i64, text: &str) -> Outgoing {
     let id = uuid::Uuid::from_u128(xxhash_rust::xxh3::xxh3_128(
         format!("{key}{seq}").as_bytes(),
     ));
@@ -176,7 +176,7 @@ fn skip(key: &str, seq: i64) -> Outgoing {
     message
 }
 
-async fn publish(broker: &LocalBroker, messages: &[Outgoing]) {
+pub async fn publish(broker: &LocalBroker, messages: &[Outgoing]) {
     let batch = Outbatch {
         source: "test",
         fence: Fence { part: 0, epoch: 1 },
@@ -188,7 +188,7 @@ async fn publish(broker: &LocalBroker, messages: &[Outgoing]) {
     assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
 }
 
-fn options() -> ConsumerOptions {
+pub fn options() -> ConsumerOptions {
     ConsumerOptions {
         retry_min: Duration::from_millis(2),
         retry_max: Duration::from_millis(20),
@@ -198,7 +198,7 @@ fn options() -> ConsumerOptions {
     }
 }
 
-async fn start<B: Base>(
+pub async fn start<B: Base>(
     base: &B,
     broker: &LocalBroker,
     effects: &Arc<Effects>,
@@ -212,7 +212,7 @@ where
     started.expect("starts")
 }
 
-async fn until_texts<B: Base>(base: &B, key: &str, expected: &[&str]) {
+pub async fn until_texts<B: Base>(base: &B, key: &str, expected: &[&str]) {
     eventually(&format!("effects of {key}"), || async {
         let texts = base.texts(key).await;
         if texts == expected {
@@ -224,7 +224,7 @@ async fn until_texts<B: Base>(base: &B, key: &str, expected: &[&str]) {
     .await;
 }
 
-fn memory() -> LocalBroker {
+pub fn memory() -> LocalBroker {
     LocalBroker::in_memory(LocalOptions::default())
 }
 
@@ -241,6 +241,7 @@ macro_rules! over_both {
         }
     };
 }
+pub(super) use over_both;
 
 over_both!(
     repetitions_have_one_effect,
@@ -548,6 +549,7 @@ where
     let (on_gap, baseline) = (OnGap::Accept, Baseline::FirstSeen);
     let accepting = ConsumerOptions {
         on_gap,
+        on_failure,
         baseline,
         ..named("accept")
     };

@@ -3,6 +3,8 @@
 mod brokers;
 mod consumers;
 mod enqueuing;
+mod handlers;
+mod positions;
 mod ranges;
 mod relays;
 mod schemas;

@@ -104,6 +104,7 @@ fn count(point: &str, seed: u64) -> u64 {
         "replay",
         "buried",
         "positions",
+        "batch",
     ];
     if rare.iter().any(|word| point.contains(word)) {
         1

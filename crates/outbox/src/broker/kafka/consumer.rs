@@ -1,5 +1,6 @@
 //! A member of a consumer group: a thread that polls librdkafka, and a queue to the consumer.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,8 +10,8 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{KafkaOptions, error};
 use crate::broker::{Positions, Start, Subscription};
@@ -20,6 +21,8 @@ use crate::{Delivery, Error, ErrorKind, Partition, Result};
 /// So many messages may wait between the thread and the consumer.
 const QUEUE: usize = 4096;
 const POLL: Duration = Duration::from_millis(50);
+/// How long leaving a group may take.
+const LEAVE: Duration = Duration::from_secs(5);
 /// Asking for the ends of partitions is a request each.
 const BEHIND_EVERY: Duration = Duration::from_secs(3);
 
@@ -42,22 +45,22 @@ impl ConsumerContext for Context {
         kind: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
-        let round = self.round.fetch_add(1, Ordering::SeqCst) + 1;
-        let partitions: Vec<Partition> = list
-            .elements()
-            .iter()
-            .map(|e| Partition {
-                topic: e.topic().to_owned(),
-                number: e.partition(),
-            })
-            .collect();
-        if kind != RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.runtime.block_on(self.positions.revoked(partitions));
-            if let Err(error) = consumer.unassign() {
-                tracing::warn!(%error, "partitions could not be given up");
-            }
-            return;
+        // A panic must not unwind into C: the runtime may be shutting down.
+        let done = std::panic::catch_unwind(AssertUnwindSafe(|| match kind {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.take(consumer, list),
+            _ => self.give_up(consumer, list),
+        }));
+        if done.is_err() {
+            tracing::warn!("a rebalance could not be dealt with; nothing is consumed");
+            let _ = consumer.unassign();
         }
+    }
+}
+
+impl Context {
+    fn take(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
+        let round = self.round.fetch_add(1, Ordering::SeqCst) + 1;
+        let partitions = partitions(list);
         let starts = self
             .runtime
             .block_on(self.positions.assigned(partitions.clone(), round));
@@ -74,9 +77,29 @@ impl ConsumerContext for Context {
             tracing::warn!(%error, "partitions could not be taken");
         }
     }
+
+    fn give_up(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        self.round.fetch_add(1, Ordering::SeqCst);
+        self.runtime
+            .block_on(self.positions.revoked(partitions(list)));
+        if let Err(error) = consumer.unassign() {
+            tracing::warn!(%error, "partitions could not be given up");
+        }
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<Partition> {
+    let elements = list.elements();
+    let partition = |e: &rdkafka::topic_partition_list::TopicPartitionListElem<'_>| Partition {
+        topic: e.topic().to_owned(),
+        number: e.partition(),
+    };
+    elements.iter().map(partition).collect()
 }
 
 struct Member {
+    /// Closed when the thread has left the group.
+    ended: oneshot::Receiver<()>,
     queue: mpsc::Receiver<Item>,
     commits: std::sync::mpsc::Sender<Vec<(Partition, i64)>>,
     behind: Arc<AtomicI64>,
@@ -108,6 +131,7 @@ pub(super) async fn subscribe(
     let (commits, wanted) = std::sync::mpsc::channel();
     let behind = Arc::new(AtomicI64::new(0));
     let stop = Arc::new(AtomicBool::new(false));
+    let (ending, ended) = oneshot::channel();
     let poller = Poller {
         consumer,
         items,
@@ -115,12 +139,14 @@ pub(super) async fn subscribe(
         round: Arc::clone(&round),
         behind: Arc::clone(&behind),
         stop: Arc::clone(&stop),
+        _ended: ending,
     };
     std::thread::Builder::new()
         .name("quorate-kafka".into())
         .spawn(move || poller.run())
         .map_err(|e| Error::new(ErrorKind::Unavailable, format!("a thread: {e}")))?;
     Ok(Box::new(Member {
+        ended,
         queue,
         commits,
         behind,
@@ -135,6 +161,8 @@ struct Poller {
     round: Arc<AtomicU64>,
     behind: Arc<AtomicI64>,
     stop: Arc<AtomicBool>,
+    /// Dropped last: after the consumer has left the group.
+    _ended: oneshot::Sender<()>,
 }
 
 impl Poller {
@@ -142,7 +170,7 @@ impl Poller {
         let mut measured = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             while let Ok(next) = self.wanted.try_recv() {
-                self.commit(next);
+                self.commit(next, CommitMode::Async);
             }
             if measured.elapsed() >= BEHIND_EVERY {
                 measured = Instant::now();
@@ -159,7 +187,7 @@ impl Poller {
             }
         }
         while let Ok(next) = self.wanted.try_recv() {
-            self.commit(next);
+            self.commit(next, CommitMode::Sync);
         }
     }
 
@@ -194,6 +222,8 @@ impl Poller {
             if let Some(Ok(message)) = self.consumer.poll(Duration::from_millis(5)) {
                 let round = self.round.load(Ordering::SeqCst);
                 waiting.push_back(Ok(delivery(&message, round)));
+                // Of a partition that was assigned meanwhile: it has to wait like the others.
+                let _ = pause(true);
             }
         }
         if let Err(error) = pause(false) {
@@ -202,13 +232,13 @@ impl Poller {
         true
     }
 
-    fn commit(&self, next: Vec<(Partition, i64)>) {
+    fn commit(&self, next: Vec<(Partition, i64)>, mode: CommitMode) {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in next {
             let offset = Offset::Offset(offset);
             let _ = list.add_partition_offset(&partition.topic, partition.number, offset);
         }
-        if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {
+        if let Err(error) = self.consumer.commit(&list, mode) {
             tracing::debug!(%error, "positions were not told; they are advisory");
         }
     }
@@ -292,8 +322,21 @@ impl Subscription for Member {
     }
 
     fn behind(&mut self) -> BoxFuture<'_, Result<i64>> {
-        let behind = self.behind.load(Ordering::Relaxed);
+        let behind = self.behind.load(Ordering::Relaxed) + self.queue.len() as i64;
         Box::pin(async move { Ok(behind) })
+    }
+
+    fn leave(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.stop.store(true, Ordering::Relaxed);
+            // The thread may wait for a place in the queue.
+            self.queue.close();
+            if tokio::time::timeout(LEAVE, &mut self.ended).await.is_err() {
+                tracing::warn!(
+                    "the group does not answer; it will notice that this member is gone"
+                );
+            }
+        })
     }
 }
 

@@ -149,6 +149,13 @@ impl Subscription for Member {
         drop(state);
         Box::pin(async move { Ok(behind) })
     }
+
+    fn leave(mut self: Box<Self>) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let mine = std::mem::take(&mut self.mine).into_keys().collect();
+            self.positions.revoked(mine).await;
+        })
+    }
 }
 
 impl Drop for Member {
