@@ -120,6 +120,11 @@ impl SqliteOutbox {
         Ok(message.part(self.inner.parts))
     }
 
+    /// The headers of a message as [`SQLITE_INSERT`] stores them.
+    pub fn headers(&self, message: &Message) -> String {
+        headers_to_text(&message.headers)
+    }
+
     /// Wakes relays of this process at once; call it after the commit. A hint, never needed.
     pub fn wake(&self) {
         self.inner.hint.notify_waiters();
