@@ -308,8 +308,8 @@ pub trait Store: Send + Sync + 'static {
     /// Topic and key of all that is parked in a part.
     fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>>;
 
-    /// Frees the space of published rows. Answers how many rows went, about.
-    fn trim(&self) -> BoxFuture<'_, Result<i64>>;
+    /// Frees the space of published rows of these parts. Answers how many rows went, about.
+    fn trim<'a>(&'a self, parts: &'a [u16]) -> BoxFuture<'a, Result<i64>>;
 
     /// How much waits.
     fn lag(&self) -> BoxFuture<'_, Result<Lag>>;

@@ -351,9 +351,9 @@ impl KvOutbox {
     }
 
     /// Deletes what is below the floor; only as far as nobody else did.
-    async fn delete_published(&self) -> Result<i64> {
+    async fn delete_published(&self, parts: &[u16]) -> Result<i64> {
         let mut deleted = 0;
-        for part in 0..self.parts() {
+        for part in parts.iter().copied() {
             let (entry, mut holder) = self.holder(part).await?;
             let end = holder.floor.min(holder.trimmed + TRIM);
             let ids = holder.trimmed + 1..=end;
@@ -466,8 +466,8 @@ impl Store for KvOutbox {
         Box::pin(self.streams(part))
     }
 
-    fn trim(&self) -> BoxFuture<'_, Result<i64>> {
-        Box::pin(self.delete_published())
+    fn trim<'a>(&'a self, parts: &'a [u16]) -> BoxFuture<'a, Result<i64>> {
+        Box::pin(self.delete_published(parts))
     }
 
     fn lag(&self) -> BoxFuture<'_, Result<Lag>> {

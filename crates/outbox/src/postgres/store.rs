@@ -258,8 +258,8 @@ impl Store for PgOutbox {
         })
     }
 
-    fn trim(&self) -> BoxFuture<'_, Result<i64>> {
-        Box::pin(trim::run(self))
+    fn trim<'a>(&'a self, parts: &'a [u16]) -> BoxFuture<'a, Result<i64>> {
+        Box::pin(trim::run(self, parts))
     }
 
     fn lag(&self) -> BoxFuture<'_, Result<Lag>> {

@@ -9,41 +9,45 @@ use crate::{Ranges, Result, points};
 /// A table with fewer rows is left alone until it has been idle.
 const TRIM_ROWS: i64 = 20_000;
 
-/// Truncates every table whose rows are all below the floor. Answers how many ids that were, about.
+/// Truncates every table of these parts whose rows are all below the floor. Answers how many ids that were,
+/// about.
 ///
 /// Truncating asks for a lock that conflicts with writers; it gives up after 20 ms and comes again
 /// later, so that nobody queues behind it for long.
-pub(super) async fn run(outbox: &PgOutbox) -> Result<i64> {
+pub(super) async fn run(outbox: &PgOutbox, parts: &[u16]) -> Result<i64> {
     let mut freed = 0;
-    for part in 0..outbox.inner.parts {
-        let row = sqlx::query("SELECT floor FROM quorate_outbox_relay WHERE part = $1")
-            .bind(i32::from(part))
-            .fetch_one(&outbox.pool)
-            .await?;
-        let floor: i64 = row.try_get(0)?;
-        for ring in 0..RING {
-            freed += run_table(outbox, &format!("quorate_outbox_{part}_{ring}"), floor).await?;
+    for part in parts {
+        let extents = (0..RING).map(|ring| {
+            let table = table(*part, ring);
+            format!(
+                "SELECT {ring}::bigint, min(id), max(id), coalesce((SELECT created < clock_timestamp()
+                 - interval '30 s' FROM {table} ORDER BY id DESC LIMIT 1), false),
+                 (SELECT floor FROM quorate_outbox_relay WHERE part = {part}) FROM {table}"
+            )
+        });
+        let extents: Vec<String> = extents.collect();
+        let rows = sqlx::query(AssertSqlSafe(extents.join(" UNION ALL ")));
+        for row in rows.fetch_all(&outbox.pool).await? {
+            let (low, high): (Option<i64>, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
+            let (Some(low), Some(high)) = (low, high) else {
+                continue;
+            };
+            let (idle, floor): (bool, i64) = (row.try_get(3)?, row.try_get(4)?);
+            if high <= floor && (idle || high - low >= TRIM_ROWS) {
+                let is_gone = truncate(outbox, &table(*part, row.try_get(0)?), floor).await?;
+                freed += if is_gone { high - low + 1 } else { 0 };
+            }
         }
     }
     Ok(freed)
 }
 
-async fn run_table(outbox: &PgOutbox, table: &str, floor: i64) -> Result<i64> {
-    let extent = format!(
-        "SELECT min(id), max(id), coalesce((SELECT created < clock_timestamp() - interval '30 s'
-         FROM {table} ORDER BY id DESC LIMIT 1), false) FROM {table}"
-    );
-    let row = sqlx::query(AssertSqlSafe(extent))
-        .fetch_one(&outbox.pool)
-        .await?;
-    let (low, high): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
-    let (Some(low), Some(high)) = (low, high) else {
-        return Ok(0);
-    };
-    let idle: bool = row.try_get(2)?;
-    if high > floor || !(idle || high - low >= TRIM_ROWS) {
-        return Ok(0);
-    }
+fn table(part: u16, ring: i64) -> String {
+    format!("quorate_outbox_{part}_{ring}")
+}
+
+/// False when somebody is at the table, or a row above the floor is in it by now.
+async fn truncate(outbox: &PgOutbox, table: &str, floor: i64) -> Result<bool> {
     let mut tx = outbox.pool.begin().await?;
     sqlx::query("SET LOCAL lock_timeout = '20ms'")
         .execute(&mut *tx)
@@ -55,7 +59,7 @@ async fn run_table(outbox: &PgOutbox, table: &str, floor: i64) -> Result<i64> {
         .await
         .is_err()
     {
-        return Ok(0);
+        return Ok(false);
     }
     let above = format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE id > $1)");
     let row = sqlx::query(AssertSqlSafe(above))
@@ -63,7 +67,7 @@ async fn run_table(outbox: &PgOutbox, table: &str, floor: i64) -> Result<i64> {
         .fetch_one(&mut *tx)
         .await?;
     if row.try_get(0)? {
-        return Ok(0);
+        return Ok(false);
     }
     sqlx::query(AssertSqlSafe(format!("TRUNCATE ONLY {table}")))
         .execute(&mut *tx)
@@ -71,7 +75,7 @@ async fn run_table(outbox: &PgOutbox, table: &str, floor: i64) -> Result<i64> {
     points::pass("trim.truncated");
     tx.commit().await?;
     points::pass("trim.committed");
-    Ok(high - low + 1)
+    Ok(true)
 }
 
 /// Beyond this the number that waits is told by the sequence, rolled-back ids included.
@@ -80,15 +84,17 @@ const COUNTED: i64 = 10_000;
 /// Counts what waits, part by part.
 pub(super) async fn lag(outbox: &PgOutbox) -> Result<Lag> {
     let mut lag = Lag::default();
-    for part in 0..outbox.inner.parts {
-        let text = format!(
-            "SELECT floor, done, CASE WHEN is_called THEN last_value ELSE 0 END
+    let each = (0..outbox.inner.parts).map(|part| {
+        format!(
+            "SELECT floor, done, CASE WHEN is_called THEN last_value ELSE 0 END, {part}
              FROM quorate_outbox_relay, quorate_outbox_id_{part} WHERE part = {part}"
-        );
-        let row = sqlx::query(AssertSqlSafe(text))
-            .fetch_one(&outbox.pool)
-            .await?;
+        )
+    });
+    let each: Vec<String> = each.collect();
+    let rows = sqlx::query(AssertSqlSafe(each.join(" UNION ALL ")));
+    for row in rows.fetch_all(&outbox.pool).await? {
         let (floor, last): (i64, i64) = (row.try_get(0)?, row.try_get(2)?);
+        let part = row.try_get::<i32, _>(3)? as u16;
         let done = Ranges::from_flat(&row.try_get::<Vec<i64>, _>(1)?).unwrap_or_default();
         let at_most = last - floor - done.count();
         if at_most <= 0 {

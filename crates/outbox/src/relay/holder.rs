@@ -161,8 +161,9 @@ async fn look_after(shared: &Arc<Shared>) {
         }
         Err(error) => *shared.counts.failure.lock() = Some(error.to_string()),
     }
+    let parts = shared.counts.parts.lock().clone();
     if shared.options.trim
-        && let Err(error) = shared.store.trim().await
+        && let Err(error) = shared.store.trim(&parts).await
     {
         tracing::warn!(%error, "published rows could not be removed; tried again later");
     }

@@ -45,7 +45,7 @@ pub struct RelayOptions {
     pub retry_max: Duration,
     /// Between two looks at the lag, at wishes of operators, and at space to be freed.
     pub upkeep: Duration,
-    /// Whether space of published rows is freed by this relay.
+    /// Whether space of published rows is freed by this relay, in the parts that it holds.
     pub trim: bool,
     /// `AtMostOnce` saves before it publishes; the others publish before they save.
     pub level: Level,

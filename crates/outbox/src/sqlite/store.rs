@@ -433,7 +433,7 @@ impl Store for SqliteOutbox {
         })
     }
 
-    fn trim(&self) -> BoxFuture<'_, Result<i64>> {
+    fn trim<'a>(&'a self, _: &'a [u16]) -> BoxFuture<'a, Result<i64>> {
         Box::pin(self.delete_published())
     }
 

@@ -162,3 +162,37 @@ async fn broker_durable_reopened_has_messages_positions_and_fences() {
     let refused = broker.publish(old).await;
     assert!(matches!(refused[0], Err(Refusal::Fenced(_))), "{refused:?}");
 }
+
+/// The largest message that an outbox takes by default is not poison to Kafka.
+#[tokio::test(flavor = "multi_thread")]
+async fn broker_kafka_takes_the_largest_message_that_an_outbox_takes() {
+    let limits = crate::Limits::default();
+    let broker = KafkaBroker::new(KafkaOptions::new(support::kafka())).expect("a broker");
+    let value = "v".repeat(limits.headers_bytes - 1);
+    let largest = crate::Message::keyed(
+        format!("largest-{}", uuid::Uuid::now_v7()),
+        "k".repeat(limits.key_bytes),
+        vec![b'x'; limits.payload_bytes],
+    )
+    .header("h", value);
+    limits.check(&largest).expect("is within the limits");
+    let mut headers = largest.headers.clone();
+    for name in [crate::HEADER_ID, crate::HEADER_SEQ, crate::HEADER_SOURCE] {
+        headers.push((name.into(), uuid::Uuid::now_v7().to_string()));
+    }
+    let message = Outgoing {
+        topic: largest.topic,
+        key: largest.key,
+        headers,
+        payload: largest.payload,
+    };
+    let fence = Fence { part: 0, epoch: 1 };
+    let batch = Outbatch {
+        source: "s",
+        fence,
+        number: 1,
+        messages: &[message],
+        alone: false,
+    };
+    assert_eq!(broker.publish(batch).await, [Ok(())]);
+}

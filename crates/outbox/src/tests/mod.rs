@@ -3,6 +3,7 @@
 mod brokers;
 mod consumers;
 mod enqueuing;
+mod faults;
 mod handlers;
 mod positions;
 mod ranges;

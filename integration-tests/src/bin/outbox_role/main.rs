@@ -1,9 +1,11 @@
 //! One process of the outbox's crash tests: `outbox-role ROLE SETTING=VALUE...`
 //!
 //! Roles: `producer` writes orders and messages about them; `relay` publishes; `consumer` applies;
-//! `embedded` does all three over SQLite files. `QUORATE_CRASH_AT=point:n` kills the process by SIGKILL when it passes
-//! that point for the nth time. Producers end by themselves, the others run until they are killed.
+//! `embedded` does all three over SQLite files; `abandon` ends the runtime under a consumer.
+//! `QUORATE_CRASH_AT=point:n` kills the process by SIGKILL when it passes that point for the nth time.
+//! Producers end by themselves, the others run until they are killed.
 
+mod abandon;
 mod consumer;
 mod embedded;
 mod picky;
@@ -99,6 +101,7 @@ async fn main() -> Result<()> {
         "relay" => relay::run(&settings).await,
         "consumer" => consumer::run(&settings).await,
         "embedded" => embedded::run(&settings).await,
+        "abandon" => tokio::task::spawn_blocking(|| abandon::run(settings)).await?,
         other => bail!("there is no role {other}"),
     }
 }

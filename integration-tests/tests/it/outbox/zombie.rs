@@ -150,3 +150,17 @@ async fn outbox_consumer_of_a_group_killed_hands_its_partitions_over() {
     drop((relay, second));
     bench.end().await;
 }
+
+/// A service that ends without draining its consumer ends well.
+#[tokio::test(flavor = "multi_thread")]
+async fn outbox_consumer_whose_runtime_ends_does_not_abort_the_process() {
+    let _share = Share::of(1).await;
+    let bench = Bench::new("QUORATE_KAFKA_GROUPS", &["orders=1", "seed=4", "batch=1"]).await;
+    let mut producer = bench.start("producer", None);
+    let relay = bench.start("relay", None);
+    assert!(producer.ended().await.success());
+    let ended = bench.start("abandon", None).ended().await;
+    assert!(ended.success(), "{ended}");
+    drop(relay);
+    bench.end().await;
+}

@@ -85,6 +85,8 @@ impl KafkaOptions {
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("linger.ms", "2")
+            // The default of servers: what an outbox takes by default fits.
+            .set("message.max.bytes", "1048576")
             .set("message.timeout.ms", self.timeout.as_millis().to_string())
             .set("topic.metadata.propagation.max.ms", "5000");
         // Without this, of two messages of a key the later could be stored although the earlier timed out.
