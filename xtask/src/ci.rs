@@ -13,11 +13,14 @@ pub fn ci(root: &Path) -> Result<()> {
     step("fmt", || cargo(root, &["fmt", "--all", "--check"]))?;
     step("tidy", || tidy::run(root))?;
     step("codegen", || codegen::run(root, true))?;
+    // The profile of the tests, here and for the docs: so C libraries are built once.
     step("clippy", || {
         cargo(
             root,
             &[
                 "clippy",
+                "--profile",
+                "test",
                 "--workspace",
                 "--all-targets",
                 "--features",
@@ -31,7 +34,8 @@ pub fn ci(root: &Path) -> Result<()> {
     })?;
     step("docs", || {
         let mut command = cargo_command(root);
-        command.args(["doc", "--workspace", "--no-deps", "--quiet"]);
+        command.args(["doc", "--profile", "test"]);
+        command.args(["--workspace", "--no-deps", "--quiet"]);
         command.env("RUSTDOCFLAGS", "-D warnings");
         run(command)
     })?;
