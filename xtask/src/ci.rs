@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::{codegen, services, tidy};
 
+/// What tests want beyond the defaults.
+const FEATURES: &str = "quorate-storage/zstd";
+
 /// All that must hold before a change lands.
 pub fn ci(root: &Path) -> Result<()> {
     step("fmt", || cargo(root, &["fmt", "--all", "--check"]))?;
@@ -24,7 +27,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos",
+                "quorate-integration-tests/chaos,quorate-storage/zstd",
                 "--quiet",
                 "--",
                 "-D",
@@ -39,6 +42,13 @@ pub fn ci(root: &Path) -> Result<()> {
         command.env("RUSTDOCFLAGS", "-D warnings");
         run(command)
     })?;
+    step("without features", || {
+        let refused = "zstd_is_refused_without_the_feature";
+        cargo(
+            root,
+            &["test", "-p", "quorate-storage", "--lib", "--quiet", refused],
+        )
+    })?;
     step("test", || test(root, &[]))
 }
 
@@ -51,6 +61,8 @@ pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
         "build",
         "--workspace",
         "--all-targets",
+        "--features",
+        FEATURES,
         "--profile",
         "test",
         "--quiet",
@@ -59,6 +71,7 @@ pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
     let servers = services::Services::start(root)?;
     let mut command = cargo_command(root);
     command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
+    command.args(["--features", FEATURES]);
     servers.environment(&mut command);
     if !filter.is_empty() {
         command.arg("--").args(filter);

@@ -28,7 +28,7 @@ usage: cargo xtask <task>
                       three nodes of ours against three of etcd, on this machine
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
-                      our storage engine against RocksDB, fjall, redb and sled
+                      our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
                       crashes, faults, damage, threads, kills: the engine's safety checks, for long
   cluster start|stop|kill N|pause N|resume N|restart N

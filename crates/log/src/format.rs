@@ -3,15 +3,17 @@
 //! ```text
 //! segment = header (64 bytes), record*            named <segment id, 16 hex digits>.log
 //! header  = magic "QUORLOG\0" (8), format version u16 (2), cipher u16 (2), incompatible features
-//!           u32 (4), key id u32 (4), reserved (4), log id u64 (8), segment id u64 (8),
+//!           u32 (4), key id u32 (4), flags u32 (4), log id u64 (8), segment id u64 (8),
 //!           reserved (20), crc32c of the 60 bytes before (4)
+//! flags   = 1: all earlier segments were durable when this was written
 //! record  = crc u32, length u32, synced u32, kind u8, reserved (3), payload, zeros to 8 bytes
 //! ```
 //!
 //! `crc` is crc32c over log id, segment id, and the record from `length` to the payload's end, so
 //! that a record of a file's former life is no record. `synced` is the offset below which this
-//! segment was durable when the record was queued; all earlier segments are durable before a record
-//! of this one is written. A record of kind `SEAL` ends a segment that has a successor; its `synced` is 0.
+//! segment, and all of the earlier ones, were durable when the record was queued; 0 while an earlier one
+//! was not. A record of kind `SEAL` ends a segment that has a successor; its `synced` is 0. The file of a
+//! successor may be there, blank, before that.
 
 use std::path::Path;
 
@@ -25,6 +27,7 @@ pub(crate) const SEAL: u8 = 1;
 const MAGIC: &[u8; 8] = b"QUORLOG\0";
 const FORMAT_VERSION: u16 = 1;
 const ALIGN: usize = 8;
+const FOLLOWS_DURABLE: u32 = 1;
 
 /// What a segment's records are salted with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +41,21 @@ pub(crate) fn record_len(payload: usize) -> usize {
     (RECORD_HEADER_LEN + payload).next_multiple_of(ALIGN)
 }
 
-pub(crate) fn encode_header(id: SegmentId) -> [u8; HEADER_LEN] {
+/// What a segment's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub id: SegmentId,
+    /// Whether all earlier segments were durable when it was written.
+    pub follows_durable: bool,
+}
+
+pub(crate) fn encode_header(header: Header) -> [u8; HEADER_LEN] {
+    let id = header.id;
     let mut out = [0; HEADER_LEN];
     out[..8].copy_from_slice(MAGIC);
     out[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+    let flags = u32::from(header.follows_durable) * FOLLOWS_DURABLE;
+    out[20..24].copy_from_slice(&flags.to_le_bytes());
     out[24..32].copy_from_slice(&id.log.to_le_bytes());
     out[32..40].copy_from_slice(&id.segment.to_le_bytes());
     let crc = crc32c::crc32c(&out[..60]);
@@ -49,7 +63,7 @@ pub(crate) fn encode_header(id: SegmentId) -> [u8; HEADER_LEN] {
     out
 }
 
-pub(crate) fn decode_header(path: &Path, bytes: &[u8]) -> Result<SegmentId> {
+pub(crate) fn decode_header(path: &Path, bytes: &[u8]) -> Result<Header> {
     let bad = |what: &str| Err(Error::corruption(path, 0, what));
     let Some(header) = bytes.first_chunk::<HEADER_LEN>() else {
         return bad("the file is shorter than its header");
@@ -70,9 +84,12 @@ pub(crate) fn decode_header(path: &Path, bytes: &[u8]) -> Result<SegmentId> {
         );
         return Err(Error::new(ErrorKind::NewerFormat, message));
     }
-    Ok(SegmentId {
-        log: u64_at(header, 24),
-        segment: u64_at(header, 32),
+    Ok(Header {
+        id: SegmentId {
+            log: u64_at(header, 24),
+            segment: u64_at(header, 32),
+        },
+        follows_durable: u32_at(header, 20) & FOLLOWS_DURABLE != 0,
     })
 }
 

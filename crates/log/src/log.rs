@@ -50,13 +50,21 @@ pub enum WhenFull {
     Wait,
 }
 
+/// Where the first record of a segment begins.
+pub(crate) fn start_of(segment: u64) -> Position {
+    Position {
+        segment,
+        offset: HEADER_LEN as u64,
+    }
+}
+
 /// Settings of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
     /// The size of a segment's file, in bytes; a record takes at most one. From 4 KiB to 2 GiB.
     pub segment_bytes: u64,
-    /// Whether a job writes the next segment's file beforehand, when this one is half full and records are
-    /// synced: a sync into blocks that were written before is faster.
+    /// Whether a job makes the next segment's file while this one fills, so that no record waits for it;
+    /// where records are synced its blocks are written too: a sync into those is faster.
     pub prepare_segments: bool,
     /// What becomes of records that find the disk full.
     pub when_full: WhenFull,
@@ -103,6 +111,16 @@ pub(crate) struct Wait {
 #[derive(Clone)]
 pub struct Log {
     pub(crate) inner: Arc<Inner>,
+    _owned: Arc<Owned>,
+}
+
+/// Goes with the last handle; jobs may still run then.
+struct Owned(Arc<Inner>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.folder.close();
+    }
 }
 
 pub(crate) struct Inner {
@@ -143,7 +161,6 @@ pub(crate) struct State {
     pub cuts: Vec<Position>,
     pub files: BTreeMap<u64, Arc<dyn File>>,
     pub poison: Option<Error>,
-    pub preparing: bool,
     /// Whether a job syncs what was written.
     pub syncing_behind: bool,
     /// Whether a record was to be synced: from then on a segment that is released is kept for the next.
@@ -207,12 +224,11 @@ impl Log {
             cuts: Vec::new(),
             files: found.files,
             poison: None,
-            preparing: false,
             syncing_behind: false,
             syncs: false,
             prepared_in: 0,
         };
-        let inner = Inner {
+        let inner = Arc::new(Inner {
             env: env.clone(),
             folder,
             waits: AtomicBool::new(options.when_full == WhenFull::Wait),
@@ -222,9 +238,10 @@ impl Log {
             state: Mutex::new(state),
             syncing: Mutex::new(()),
             given_up: Event::new(),
-        };
+        });
         Ok(Log {
-            inner: Arc::new(inner),
+            _owned: Arc::new(Owned(Arc::clone(&inner))),
+            inner,
         })
     }
 
@@ -401,6 +418,13 @@ impl Log {
         self.inner.full.load(Ordering::Acquire)
     }
 
+    /// Gives back the space that was prepared for records to come, and prepares no more: for an owner that
+    /// ends, while nobody else may open the log.
+    pub fn close(&self) {
+        self.inner.folder.close();
+        self.inner.folder.give_up_next();
+    }
+
     /// From now on a full disk fails records instead of making them wait, those that wait already
     /// included: an owner that stops can't wait for space.
     pub fn refuse_when_full(&self) {
@@ -448,10 +472,7 @@ impl Inner {
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         if state.tail.offset + length as u64 > room {
-            state.tail = Position {
-                segment: state.tail.segment + 1,
-                offset: HEADER_LEN as u64,
-            };
+            state.tail = start_of(state.tail.segment + 1);
         }
         let at = state.tail;
         let synced = if state.synced.segment == at.segment {

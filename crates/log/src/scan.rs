@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use quorate_env::{Disk, Env};
+use quorate_env::Env;
 
 use crate::error::{Error, Result};
-use crate::format::{self, HEADER_LEN, SEAL, SegmentId};
+use crate::format::{self, HEADER_LEN, Header, SEAL, SegmentId};
 use crate::log::{Position, Replay};
-use crate::recovery::synced_beyond;
+use crate::recovery::{foreign, missing_before, proves_durable_before, synced_beyond};
 use crate::segment::Folder;
 
 /// Gives every record that is in a log now to `replay`, in order, and touches nothing; a directory
@@ -23,63 +23,68 @@ pub fn scan(env: &Env, dir: &Path, replay: Replay<'_>) -> Result<()> {
     if !exists.map_err(|e| Error::io("can't look for", dir, &e))? {
         return Ok(());
     }
-    let segments = Folder::new(env, dir, 0).segments()?;
+    let folder = Folder::new(env, dir, 0);
+    let segments = folder.segments()?;
     let mut log = None;
     for (n, &segment) in segments.iter().enumerate() {
-        let is_last = n + 1 == segments.len();
-        let follows = n == 0 || segments[n - 1] + 1 == segment;
-        let path = Folder::new(env, dir, 0).path(segment);
-        if !follows {
-            return Err(Error::corruption(
-                &path,
-                0,
-                "the segment before it is missing",
-            ));
+        if n > 0 && segments[n - 1] + 1 != segment {
+            return Err(missing_before(&folder.path(segment)));
         }
-        scan_segment(disk, &path, segment, &mut log, is_last, replay)?;
+        let Some((header, bytes)) = read(&folder, segment, &mut log)? else {
+            continue;
+        };
+        let Some(end) = scan_segment(&folder, header.id, &bytes, replay)? else {
+            continue;
+        };
+        // The log ends here, unless something proves that it went on.
+        let mut went_on = synced_beyond(&bytes, end, header.id).is_some();
+        for &later in &segments[n + 1..] {
+            let there = read(&folder, later, &mut log)?;
+            went_on |= there.is_some_and(|(header, bytes)| proves_durable_before(header, &bytes));
+        }
+        let what = "a record's checksum does not match";
+        return match went_on {
+            false => Ok(()),
+            true => Err(Error::corruption(&folder.path(segment), end as u64, what)),
+        };
     }
     Ok(())
 }
 
-fn scan_segment(
-    disk: &dyn Disk,
-    path: &Path,
-    segment: u64,
-    log: &mut Option<u64>,
-    is_last: bool,
-    replay: Replay<'_>,
-) -> Result<()> {
-    let bytes = match disk.read(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        read => read.map_err(|e| Error::io("can't read", path, &e))?,
+/// A segment, if it is still there.
+fn read(folder: &Folder, segment: u64, log: &mut Option<u64>) -> Result<Option<(Header, Vec<u8>)>> {
+    let path = folder.path(segment);
+    let bytes = match folder.disk.read(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read.map_err(|e| Error::io("can't read", &path, &e))?,
     };
-    let id: SegmentId = format::decode_header(path, &bytes)?;
-    if id.segment != segment || *log.get_or_insert(id.log) != id.log {
-        return Err(Error::corruption(
-            path,
-            0,
-            "it belongs to another log or place",
-        ));
+    let header = format::decode_header(&path, &bytes)?;
+    let id = header.id;
+    match id.segment == segment && *log.get_or_insert(id.log) == id.log {
+        true => Ok(Some((header, bytes))),
+        false => Err(foreign(&path)),
     }
+}
+
+/// Gives out a segment's records; returns where they end, if no seal does it.
+fn scan_segment(
+    folder: &Folder,
+    id: SegmentId,
+    bytes: &[u8],
+    replay: Replay<'_>,
+) -> Result<Option<usize>> {
     let mut at = HEADER_LEN;
     while let Some(record) = bytes.get(at..).and_then(|b| format::decode_record(b, id)) {
         if record.kind == SEAL {
-            return Ok(());
+            return Ok(None);
         }
         let position = Position {
-            segment,
+            segment: id.segment,
             offset: at as u64,
         };
         let replayed = replay(position, record.payload);
-        replayed.map_err(|what| Error::corruption(path, at as u64, &what))?;
+        replayed.map_err(|what| Error::corruption(&folder.path(id.segment), at as u64, &what))?;
         at += format::record_len(record.payload.len());
     }
-    match is_last && synced_beyond(&bytes, at, id).is_none() {
-        true => Ok(()),
-        false => Err(Error::corruption(
-            path,
-            at as u64,
-            "a record's checksum does not match",
-        )),
-    }
+    Ok(Some(at))
 }

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use quorate_env::{Disk, Env, File};
 
 use crate::error::{Error, Result};
-use crate::format::{HEADER_LEN, SegmentId, encode_header};
+use crate::format::{HEADER_LEN, Header, SegmentId, encode_header};
 
 const SPARE: &str = "spare";
 /// A file is written over in pieces of a page. Larger ones leave it in large folios of the page cache, in
@@ -20,10 +20,21 @@ pub(crate) struct Folder {
     pub disk: Arc<dyn Disk>,
     pub dir: PathBuf,
     pub segment_bytes: u64,
-    /// Held by whoever gives the spare its name or takes it away: the writer, the job that prepares one,
-    /// and whoever releases segments. Without it one could put a blank file in the place of a segment
-    /// that another is making.
-    spare: Mutex<()>,
+    /// Held by whoever gives a segment or the spare its name or takes it away: the writer, the job that
+    /// prepares them, and whoever releases segments. Without it one could put a blank file in the place of
+    /// a segment that another is making.
+    names: Mutex<Names>,
+}
+
+/// What has a name already, or may get none.
+#[derive(Default)]
+struct Names {
+    /// The last segment that was begun.
+    begun: u64,
+    /// The file of the one after it.
+    next: Option<Arc<dyn File>>,
+    /// The log has no owner any more: another may have opened the folder.
+    closed: bool,
 }
 
 impl Folder {
@@ -32,7 +43,7 @@ impl Folder {
             disk: Arc::clone(&env.disk),
             dir: dir.to_owned(),
             segment_bytes,
-            spare: Mutex::new(()),
+            names: Mutex::default(),
         }
     }
 
@@ -78,9 +89,9 @@ impl Folder {
             file.allocate(self.segment_bytes)?;
             self.write_zeros(&*file, 0)?;
             file.sync()?;
-            let _names = self.spare.lock();
+            let names = self.names.lock();
             // Somebody may have needed one sooner, or given one back.
-            match self.disk.exists(&path)? {
+            match names.closed || self.disk.exists(&path)? {
                 true => self.disk.remove(&beside),
                 false => self.disk.rename(&beside, &path),
             }
@@ -93,12 +104,56 @@ impl Folder {
         self.disk.exists(&self.spare_path()).unwrap_or(false)
     }
 
+    /// The log goes on after the last of its segments.
+    pub(crate) fn resume_after(&self, segment: u64) {
+        self.names.lock().begun = segment;
+    }
+
+    /// From now on nothing is prepared.
+    pub(crate) fn close(&self) {
+        self.names.lock().closed = true;
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.names.lock().closed
+    }
+
+    /// Gives up the file of the next segment, if it was prepared; what can't be removed, the next opening
+    /// removes. REQUIRES: nobody else has opened the folder.
+    pub(crate) fn give_up_next(&self) {
+        let mut names = self.names.lock();
+        if names.next.take().is_some() {
+            let _ = self.disk.remove(&self.path(names.begun + 1));
+        }
+    }
+
+    /// Begins a segment, with the file that was prepared for it, if one was.
+    pub(crate) fn begin(&self, id: SegmentId) -> Result<Arc<dyn File>> {
+        let mut names = self.names.lock();
+        let prepared = match names.begun + 1 == id.segment {
+            true => names.next.take(),
+            false => None,
+        };
+        let file = prepared.map_or_else(|| self.create(id), Ok)?;
+        names.begun = id.segment;
+        Ok(file)
+    }
+
+    /// Makes the file of a segment, unless that was begun meanwhile. Slow; for a job.
+    pub(crate) fn prepare(&self, id: SegmentId) -> Result<()> {
+        let mut names = self.names.lock();
+        if names.begun + 1 == id.segment && names.next.is_none() && !names.closed {
+            names.next = Some(self.create(id)?);
+        }
+        Ok(())
+    }
+
     /// Makes a segment, from the spare if there is one; durable on return, with its header.
-    pub(crate) fn create(&self, id: SegmentId) -> Result<Arc<dyn File>> {
+    /// REQUIRES: `names` is held.
+    fn create(&self, id: SegmentId) -> Result<Arc<dyn File>> {
         let path = self.path(id.segment);
         let spare = self.spare_path();
         let make = || {
-            let _names = self.spare.lock();
             if !self.disk.exists(&spare)? {
                 let file = self.disk.create(&spare)?;
                 if let Err(e) = file.allocate(self.segment_bytes) {
@@ -107,7 +162,11 @@ impl Folder {
                 }
             }
             let file = self.disk.open(&spare)?;
-            file.write_all_at(&encode_header(id), 0)?;
+            let header = Header {
+                id,
+                follows_durable: false,
+            };
+            file.write_all_at(&encode_header(header), 0)?;
             file.sync()?;
             self.disk.rename(&spare, &path)?;
             self.disk.sync_dir(&self.dir)?;
@@ -121,7 +180,7 @@ impl Folder {
     pub(crate) fn remove_oldest(&self, segment: u64, keep: bool) -> Result<()> {
         let path = self.path(segment);
         let run = || {
-            let _names = self.spare.lock();
+            let _names = self.names.lock();
             if !keep || self.disk.exists(&self.spare_path())? {
                 self.disk.remove(&path)?;
             } else {
@@ -130,6 +189,14 @@ impl Folder {
             self.disk.sync_dir(&self.dir)
         };
         run().map_err(|e| Error::io("can't remove", &path, &e))
+    }
+
+    /// Removes a segment for good, the newest first where there are several.
+    pub(crate) fn remove_newest(&self, segment: u64) -> Result<()> {
+        let path = self.path(segment);
+        let removed = self.disk.remove(&path);
+        let removed = removed.and_then(|()| self.disk.sync_dir(&self.dir));
+        removed.map_err(|e| Error::io("can't remove", &path, &e))
     }
 
     /// Zeros a segment from `offset` to its end. Writing them, and not cutting the file, keeps its

@@ -11,6 +11,8 @@ use quorate_env::{Disk, Env, JobClass, Jobs};
 
 use crate::{Durability, ErrorKind, Log, LogOptions, Position, WhenFull};
 
+mod ends;
+
 fn dir() -> PathBuf {
     PathBuf::from("/data/log")
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use quorate_env::{File, JobClass};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::{HEADER_LEN, SEAL, SegmentId, encode_record};
-use crate::log::{Chunk, Durability, Inner, Position};
+use crate::format::{Header, SEAL, SegmentId, encode_header, encode_record};
+use crate::log::{Chunk, Durability, Inner, Position, State, start_of};
 use crate::waits::Called;
 
 /// How often a disk that was full is asked for room again.
@@ -96,68 +96,128 @@ impl Inner {
         let end = self.state.lock().written;
         if sync {
             self.sync_to(end).map_err(|e| (e, end))?;
-            self.prepare_next_when_half_full(end);
         } else {
             self.sync_behind(end);
         }
+        self.prepare_next(end, sync);
         Ok(())
     }
 
-    /// Makes durable what lies before a position of its segment. One at a time: of two syncs at once the
-    /// system may tell only one of an error, and the other must not call anything durable then.
+    /// Makes durable what lies before a position, segment by segment. One at a time: of two syncs at once
+    /// the system may tell only one of an error, and the other must not call anything durable then.
     fn sync_to(&self, end: Position) -> Result<()> {
         let _alone = self.syncing.lock();
-        if let Some(error) = &self.state.lock().poison {
-            return Err(error.clone());
-        }
-        let synced = self.file(end.segment)?.sync();
-        let mut state = self.state.lock();
-        match synced {
-            Ok(()) => state.synced = state.synced.max(end),
-            Err(e) => {
-                let path = self.folder.path(end.segment);
-                let error = Error::io("can't sync", &path, &e).not_full();
-                state.poison = Some(poisoned(&error));
-                return Err(error);
+        let synced = {
+            let state = self.state.lock();
+            if let Some(error) = &state.poison {
+                return Err(error.clone());
             }
+            state.synced
+        };
+        // Another did it meanwhile; the segment may even be released.
+        if synced >= end {
+            return Ok(());
         }
+        let done = self.sync_segments(synced.segment, end);
+        done.inspect_err(|error| self.state.lock().poison = Some(poisoned(error)))
+    }
+
+    fn sync_segments(&self, from: u64, end: Position) -> Result<()> {
+        for segment in from..end.segment {
+            self.sync_segment(segment, start_of(segment + 1))?;
+            self.note_durable_before(segment + 1)?;
+        }
+        match end > start_of(end.segment) {
+            true => self.sync_segment(end.segment, end),
+            false => Ok(()),
+        }
+    }
+
+    /// Syncs a segment; then all is durable up to `end`.
+    fn sync_segment(&self, segment: u64, end: Position) -> Result<()> {
+        let synced = self.file(segment)?.sync();
+        let path = self.folder.path(segment);
+        synced.map_err(|e| Error::io("can't sync", &path, &e).not_full())?;
+        let mut state = self.state.lock();
+        state.synced = state.synced.max(end);
         Ok(())
     }
 
-    /// Lets a job sync what was written, if that has become much: so that the end of a segment, or a
-    /// sync that somebody asks for, need not wait for all of it.
+    /// Says in the header of a segment that all before it is durable: what is missing there later is damage.
+    fn note_durable_before(&self, segment: u64) -> Result<()> {
+        let header = Header {
+            id: self.id(segment),
+            follows_durable: true,
+        };
+        let written = self.file(segment)?.write_all_at(&encode_header(header), 0);
+        let path = self.folder.path(segment);
+        written.map_err(|e| Error::io("can't write", &path, &e).not_full())
+    }
+
+    /// Lets a job sync what was written, if that has become much or a segment has ended: so that a sync
+    /// that somebody asks for need not wait for all of it.
     fn sync_behind(self: &Arc<Self>, end: Position) {
         let mut state = self.state.lock();
-        let behind = match state.synced.segment == end.segment {
-            true => end.offset - state.synced.offset,
-            false => 0,
-        };
-        if behind < SYNC_BEHIND_BYTES || std::mem::replace(&mut state.syncing_behind, true) {
+        if !state.is_far_behind(end) || std::mem::replace(&mut state.syncing_behind, true) {
             return;
         }
         drop(state);
         let inner = Arc::clone(self);
         let job = move || {
-            // That it failed stands in the state. A segment that is gone was synced at its end.
-            let _ = inner.sync_to(end);
-            let mut state = inner.state.lock();
-            state.syncing_behind = false;
-            let called = state.call_those_who_are_done();
-            drop(state);
-            called.wake();
+            let mut end = end;
+            loop {
+                // That it failed stands in the state.
+                let synced = inner.sync_to(end);
+                let mut state = inner.state.lock();
+                end = state.written;
+                let more = synced.is_ok() && state.is_far_behind(end);
+                state.syncing_behind = more;
+                let called = state.call_those_who_are_done();
+                drop(state);
+                called.wake();
+                if !more {
+                    return;
+                }
+            }
         };
         self.env.jobs.spawn(JobClass::Log, Box::new(job));
     }
 
-    /// Has the file of the next segment written beforehand, once for each segment.
-    fn prepare_next_when_half_full(self: &Arc<Self>, end: Position) {
+    /// Lets a job make the file of the next segment, once in each: where records are synced when this one is
+    /// half full, since that takes long, and else when it is nearly full.
+    fn prepare_next(self: &Arc<Self>, end: Position, sync: bool) {
+        let half = self.options.segment_bytes / 2;
+        if end.offset < half && !sync {
+            return;
+        }
         let mut state = self.state.lock();
-        state.syncs = true;
-        let half_full = end.offset >= self.options.segment_bytes / 2;
-        if half_full && state.prepared_in < end.segment {
-            state.prepared_in = end.segment;
-            drop(state);
-            self.prepare_next();
+        state.syncs |= sync;
+        let blocks = state.syncs;
+        let quarters = if blocks { 2 } else { 3 };
+        let late = end.offset >= self.options.segment_bytes / 4 * quarters;
+        if !late || state.prepared_in >= end.segment || !self.options.prepare_segments {
+            return;
+        }
+        state.prepared_in = end.segment;
+        drop(state);
+        if self.folder.is_closed() {
+            return;
+        }
+        let inner = Arc::clone(self);
+        let job = move || {
+            // If it can't be made now, the writer will try, and report why.
+            if blocks && !inner.folder.has_spare() && inner.folder.prepare_spare().is_err() {
+                return;
+            }
+            let _ = inner.folder.prepare(inner.id(end.segment + 1));
+        };
+        self.env.jobs.spawn(JobClass::Compaction, Box::new(job));
+    }
+
+    fn id(&self, segment: u64) -> SegmentId {
+        SegmentId {
+            log: self.log_id,
+            segment,
         }
     }
 
@@ -186,54 +246,37 @@ impl Inner {
         }
     }
 
-    /// Seals the segment that ends at `end`, makes it durable, and begins the next.
+    /// Seals the segment that ends at `end`, and begins the next. What is not yet durable becomes so by a
+    /// job; but of two segments at most.
     fn rotate(self: &Arc<Self>, segment: u64, end: Position) -> Result<Arc<dyn File>> {
-        let next = SegmentId {
-            log: self.log_id,
-            segment,
-        };
         let seal = || {
-            let id = SegmentId {
-                log: self.log_id,
-                segment: end.segment,
-            };
             let file = self.file(end.segment)?;
             let mut bytes = Vec::new();
-            encode_record(&mut bytes, id, SEAL, 0, &[]);
+            encode_record(&mut bytes, self.id(end.segment), SEAL, 0, &[]);
             let path = self.folder.path(end.segment);
             let failed = |e: std::io::Error| Error::io("can't seal", &path, &e).not_full();
             file.write_all_at(&bytes, end.offset).map_err(failed)
         };
         seal()?;
-        self.sync_to(end)?;
-        let file = self.folder.create(next)?;
-        let start = Position {
-            segment,
-            offset: HEADER_LEN as u64,
-        };
+        if self.state.lock().synced.segment < end.segment {
+            self.sync_to(end)?;
+        }
+        let file = self.folder.begin(self.id(segment))?;
         let mut state = self.state.lock();
         state.files.insert(segment, Arc::clone(&file));
-        state.synced = start;
-        state.written = start;
+        state.written = start_of(segment);
         drop(state);
         Ok(file)
     }
+}
 
-    /// Lets a job write the file of the segment after this one, if there is none.
-    pub(crate) fn prepare_next(self: &Arc<Self>) {
-        if !self.options.prepare_segments || self.folder.has_spare() {
-            return;
+impl State {
+    /// Whether so much is not durable of what was written that somebody should sync it.
+    fn is_far_behind(&self, written: Position) -> bool {
+        match self.synced.segment == written.segment {
+            true => written.offset.saturating_sub(self.synced.offset) >= SYNC_BEHIND_BYTES,
+            false => self.synced < written,
         }
-        if std::mem::replace(&mut self.state.lock().preparing, true) {
-            return;
-        }
-        let inner = Arc::clone(self);
-        let job = move || {
-            // If it can't be made now, the writer will try, and report why.
-            let _ = inner.folder.prepare_spare();
-            inner.state.lock().preparing = false;
-        };
-        self.env.jobs.spawn(JobClass::Compaction, Box::new(job));
     }
 }
 

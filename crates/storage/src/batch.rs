@@ -181,6 +181,7 @@ impl Batch {
             Kind::Put | Kind::Delete | Kind::Expiring => {
                 self.push(op.kind, op.keyspace, op.version, op.key, op.value);
             }
+            Kind::Pointer => debug_assert!(false, "no batch holds pointers"),
             Kind::RangeDelete => {
                 let upper = (!op.to_the_end).then_some(op.value);
                 let lower = op.key;
@@ -293,6 +294,8 @@ fn next_operation<'a>(reader: &mut Reader<'a>) -> Option<Operation<'a>> {
         Kind::Put | Kind::Expiring => reader.bytes()?,
         Kind::RangeDelete if !to_the_end => reader.bytes()?,
         Kind::Delete | Kind::RangeDelete => &[],
+        // Only in tables.
+        Kind::Pointer => return None,
     };
     Some(Operation {
         kind,

@@ -139,6 +139,9 @@ pub struct IterOptions {
     /// newest that is not a deletion. Of writes at one version it yields the last. What compaction
     /// may drop may be missing: versions shadowed at the watermark, deletions of a plain keyspace.
     pub all_versions: bool,
+    /// Values that lie apart from their keys are not read as it moves, which makes it cheap to look at
+    /// keys alone: `value` and `value_bytes` may then be empty, and [`Iter::read_value`] reads.
+    pub lazy_values: bool,
 }
 
 impl IterOptions {
@@ -202,6 +205,12 @@ pub trait Iter: Send {
     /// The value, to keep. REQUIRES: valid.
     fn value_bytes(&self) -> Bytes {
         Bytes::copy_from_slice(self.value())
+    }
+
+    /// The value, to keep; read now if it was not yet, as with [`IterOptions::lazy_values`]. REQUIRES:
+    /// valid.
+    fn read_value(&mut self) -> Result<Bytes> {
+        Ok(self.value_bytes())
     }
 
     /// Whether it stands on a deletion, which only an iterator over all versions does. REQUIRES:

@@ -43,7 +43,7 @@ pub(crate) struct Time {
 impl Time {
     /// Time as it goes on from now by the calendar.
     pub(crate) fn running(clock: Arc<dyn Clock>) -> Self {
-        let offset = clock.unix_ms() as i64 - monotonic_ms(clock.as_ref());
+        let offset = signed(clock.unix_ms()).saturating_sub(monotonic_ms(clock.as_ref()));
         Time {
             clock: Some(clock),
             offset_ms: AtomicI64::new(offset),
@@ -66,17 +66,22 @@ impl Time {
         if planted::is_on(Bug::TimeIsTheCalendars) {
             return clock.unix_ms();
         }
-        let now = monotonic_ms(clock.as_ref()) + self.offset_ms.load(Ordering::Relaxed);
-        now.max(0) as u64
+        let offset = self.offset_ms.load(Ordering::Relaxed);
+        monotonic_ms(clock.as_ref()).saturating_add(offset).max(0) as u64
     }
 
     /// It was so late already.
     pub(crate) fn not_before(&self, ms: u64) {
         if let Some(clock) = &self.clock {
-            let offset = ms as i64 - monotonic_ms(clock.as_ref());
+            let offset = signed(ms).saturating_sub(monotonic_ms(clock.as_ref()));
             self.offset_ms.fetch_max(offset, Ordering::Relaxed);
         }
     }
+}
+
+/// A time that a file says may be any number.
+fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
 }
 
 fn monotonic_ms(clock: &dyn Clock) -> i64 {

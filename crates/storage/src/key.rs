@@ -27,8 +27,9 @@ pub(crate) enum Kind {
     Delete = 2,
     /// Only in batches: tables keep range deletions apart.
     RangeDelete = 3,
-    // 4 is a value kept elsewhere.
-    /// A value that expires: before it stands when it was written. See `expiry.rs`.
+    /// Only in tables: a put whose value lies in a value file. The entry's value is the pointer.
+    Pointer = 4,
+    /// A value that expires: before it stands when it was written. It never lies apart. See `expiry.rs`.
     Expiring = 5,
 }
 
@@ -38,6 +39,7 @@ impl Kind {
             1 => Some(Kind::Put),
             2 => Some(Kind::Delete),
             3 => Some(Kind::RangeDelete),
+            4 => Some(Kind::Pointer),
             5 => Some(Kind::Expiring),
             _ => None,
         }
@@ -47,7 +49,7 @@ impl Kind {
 impl Kind {
     /// Whether it brings a value: from `place` on something may be alive.
     pub(crate) fn is_value(self) -> bool {
-        matches!(self, Kind::Put | Kind::Expiring)
+        matches!(self, Kind::Put | Kind::Pointer | Kind::Expiring)
     }
 }
 

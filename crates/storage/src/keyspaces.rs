@@ -138,12 +138,7 @@ impl Keyspaces {
 
     /// Fails if the engine can't take this batch.
     pub(crate) fn check(&self, batch: &Batch) -> Result<()> {
-        if batch.longest_key() > MAX_KEY_BYTES {
-            return Err(Error::invalid(format!(
-                "a key of {} bytes: the most is {MAX_KEY_BYTES}",
-                batch.longest_key()
-            )));
-        }
+        check_key_length(batch.longest_key())?;
         if batch.size_bytes() > MAX_BATCH_BYTES {
             return Err(Error::invalid(format!(
                 "a batch of {} bytes: the most is {MAX_BATCH_BYTES}",
@@ -164,6 +159,17 @@ impl Keyspaces {
             .try_for_each(|op| self.check_operation(op.keyspace, op.version))
     }
 
+    /// Fails if no batch can hold such an entry.
+    pub(crate) fn check_entry(
+        &self,
+        id: KeyspaceId,
+        version: Option<u64>,
+        key: &[u8],
+    ) -> Result<()> {
+        self.check_operation(id, version)?;
+        check_key_length(key.len())
+    }
+
     /// Fails unless an operation has a version exactly if its keyspace keeps them.
     pub(crate) fn check_operation(&self, id: KeyspaceId, version: Option<u64>) -> Result<()> {
         let versioned = self.get(id)?.versioned;
@@ -178,5 +184,14 @@ impl Keyspaces {
             "keyspace {} {is}, the operation {was}",
             id.0
         )))
+    }
+}
+
+fn check_key_length(length: usize) -> Result<()> {
+    match length <= MAX_KEY_BYTES {
+        true => Ok(()),
+        false => Err(Error::invalid(format!(
+            "a key of {length} bytes: the most is {MAX_KEY_BYTES}"
+        ))),
     }
 }

@@ -24,32 +24,32 @@
 //!
 //! A batch goes to the write-ahead log, if the engine has one, and into the *memtable*, a skip list. A full
 //! memtable is sealed and *flushed* to a *table*, a sorted file, in level 0. *Compaction* merges tables, down
-//! the levels, as the policy of the engine says. The *manifest* says which tables count. A read asks the
+//! the levels, as the policy of the engine says. The *manifest* says which files count. A read asks the
 //! memtables, then the levels from the top, helped by a filter in each table and a cache of blocks.
-//!
-//! A deleted range is one record: scans go around what it covers, and compaction drops that, whole tables
-//! unread. Values may expire ([`KeyspaceOptions::ttl`]). All keyspaces share memtables and tables, so a flush
-//! takes all to disk at one sequence; without a log a crash leaves all up to [`Lsm::flushed_sequence`] at least.
+//! Large values lie in *value files*, which compaction does not rewrite; tables hold pointers. A deleted range
+//! is one record: scans go around what it covers, and compaction drops that, whole tables unread. Values may
+//! expire ([`KeyspaceOptions::ttl`]). Keyspaces share memtables and tables, so a flush takes all to disk at one
+//! sequence; without a log a crash leaves all up to [`Lsm::flushed_sequence`] at least.
 //!
 //! # From outside
 //!
-//! [`Lsm::checkpoint`] makes an engine of its own, by hard links. [`Lsm::ingest`] takes in tables of a
-//! [`TableWriter`], over a range that goes in the same edit. [`Lsm::open_read_only`] reads beside a writer,
-//! [`inspect`] looks at a store that nobody has open, and repairs it; a [`CompactionFilter`] judges entries.
+//! [`Lsm::checkpoint`] makes an engine of its own by hard links, [`Lsm::backup`] by copying what is new.
+//! [`Lsm::ingest`] takes in tables of a [`TableWriter`], [`Lsm::bulk_load`] entries in any order.
+//! [`Lsm::open_read_only`] reads beside a writer, [`inspect`] what is closed. A [`CompactionFilter`] judges.
 //!
 //! # What it does when things go wrong
 //!
-//! A crash leaves a prefix that holds all that was acknowledged as durable. A failed sync ends writing for
-//! good, since nobody knows what is on disk; reads go on. A full disk refuses writes until there is space.
-//! Damage is reported with the file and the block, when it is read.
+//! A crash leaves a prefix with all that was acknowledged as durable. A failed sync ends writing for good; reads
+//! go on. A full disk refuses writes until there is space. Damage is reported with file and block, when read.
 //!
-//! No values kept apart from keys, no transactions, no network. It is synchronous; files, threads and time come
-//! from [`quorate_env::Env`] alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
+//! No transactions, no network, nothing asynchronous; files, threads and time come from [`quorate_env::Env`]
+//! alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
 
 mod batch;
 mod cache;
 mod codec;
 mod compaction;
+mod compress;
 mod condition;
 mod cursor;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -81,6 +81,7 @@ mod table_writer;
 #[cfg(test)]
 mod tests;
 mod tombstones;
+mod values;
 mod voids;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
@@ -88,7 +89,7 @@ pub use condition::Condition;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
 pub use filter::{Candidate, CompactionFilter, Decision};
-pub use lsm::{Lsm, ReadOnly};
+pub use lsm::{Backup, BulkLoad, Lsm, ReadOnly};
 pub use model::Model;
 pub use options::{
     Compaction, Compression, Durability, FifoOptions, IngestOptions, KeyspaceId, KeyspaceOptions,

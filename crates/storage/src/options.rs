@@ -1,10 +1,11 @@
 //! Settings: plain data, with their defaults in one place. `docs/tuning.md` says what each trades.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::batch::Batch;
 use crate::engine::KeyRange;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::prefix::Prefix;
 
 /// Names a keyspace. The caller picks the number once; the manifest remembers it.
@@ -117,7 +118,7 @@ impl Default for TieredOptions {
 /// When [`Compaction::Fifo`] drops tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FifoOptions {
-    /// How large all tables may be together. The oldest go until they are; one may be about as large
+    /// How large all tables may be together, with their values that lie apart. The oldest go until they are; one may be about as large
     /// as a memtable.
     pub size_bytes_max: u64,
     /// How old the newest entry of a table may become; `None` is as old as it likes. The age counts
@@ -126,13 +127,54 @@ pub struct FifoOptions {
 }
 
 /// How blocks of tables are compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Compression {
     /// Not at all.
+    #[default]
     None,
     /// By LZ4, unless that saves less than an eighth.
     Lz4,
+    /// By zstd at level 3, under the same condition: smaller and slower. Only with the feature `zstd` of
+    /// this crate; without it an engine neither writes nor opens a store with it.
+    Zstd,
+}
+
+impl Compression {
+    /// Fails if this build lacks it.
+    fn check(self) -> Result<()> {
+        if self == Compression::Zstd && !cfg!(feature = "zstd") {
+            let what = "zstd is not in this build: build quorate-storage with its feature zstd";
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        Ok(())
+    }
+
+    /// Fails if a file was written with it and this build can't read that.
+    pub(crate) fn check_readable(self, path: &Path) -> Result<()> {
+        self.check().map_err(|e| {
+            let text = format!("{} is compressed with {e}", path.display());
+            Error::new(ErrorKind::Incompatible, text)
+        })
+    }
+
+    /// Its number on disk.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Compression::None => 0,
+            Compression::Lz4 => 1,
+            Compression::Zstd => 2,
+        }
+    }
+
+    pub(crate) fn from_code(code: u64) -> Option<Compression> {
+        match code {
+            0 => Some(Compression::None),
+            1 => Some(Compression::Lz4),
+            2 => Some(Compression::Zstd),
+            _ => None,
+        }
+    }
 }
 
 /// The settings of an engine. Sizes are in bytes.
@@ -185,8 +227,20 @@ pub struct Options {
     pub l0_stop: usize,
     /// Filter bits for each key; 0 is no filter.
     pub filter_bits_per_key: u32,
-    /// Compression of data blocks from level 1 down; level 0 is short-lived and never compressed.
+    /// Compression of data blocks, and of values that lie apart.
     pub compression: Compression,
+    /// Compression of data blocks by level, from 0 on, instead of the above: the last one counts for all
+    /// levels below as well. Empty: as above.
+    pub level_compression: Vec<Compression>,
+    /// Compression of data blocks where nothing lies below, if another than that of the level.
+    pub bottom_compression: Option<Compression>,
+    /// Values of this size or above lie apart from their keys, in value files, and compaction does not
+    /// rewrite them; 0: none do. What lies otherwise follows as compaction meets it.
+    pub large_value_bytes: usize,
+    /// The size at which a value file ends.
+    pub value_file_bytes: u64,
+    /// Once so many percent of a value file are dead, compaction moves the rest to another, and it goes.
+    pub value_garbage_percent: u64,
     /// How many compactions may run at once.
     pub compactions: usize,
     /// Whether compaction starts by itself; if not, only by `compact_range`.
@@ -217,6 +271,11 @@ impl Default for Options {
             l0_stop: 24,
             filter_bits_per_key: 10,
             compression: Compression::Lz4,
+            level_compression: Vec::new(),
+            bottom_compression: None,
+            large_value_bytes: 4096,
+            value_file_bytes: 256 * MIB,
+            value_garbage_percent: 50,
             compactions: 1,
             auto_compact: true,
         }
@@ -224,6 +283,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// How blocks of tables of a level are compressed; `bottom` is where nothing lies below.
+    pub(crate) fn compression_of(&self, level: usize, bottom: bool) -> Compression {
+        if let Some(compression) = self.bottom_compression.filter(|_| bottom) {
+            return compression;
+        }
+        let by_level = &self.level_compression;
+        let compression = by_level.get(level).or(by_level.last());
+        *compression.unwrap_or(&self.compression)
+    }
+
     /// The size of a memtable, with the whole budget in mind.
     pub(crate) fn memtable_size(&self) -> usize {
         let share = self.memory_bytes / 4 / (self.memtables_waiting as u64 + 1);
@@ -263,9 +332,21 @@ impl Options {
                 matches!(self.compaction, Compaction::Tiered(t) if !(2..=6).contains(&t.runs_max)),
                 "runs_max is not from 2 to 6",
             ),
+            (self.value_file_bytes == 0, "value_file_bytes is 0"),
+            (
+                !(1..=100).contains(&self.value_garbage_percent),
+                "value_garbage_percent is not from 1 to 100",
+            ),
         ];
         if let Some((_, what)) = sane.iter().find(|(wrong, _)| *wrong) {
             return Err(Error::invalid(*what));
+        }
+        let by_level = self.level_compression.iter();
+        for compression in by_level
+            .chain(&self.bottom_compression)
+            .chain([&self.compression])
+        {
+            compression.check()?;
         }
         for (at, one) in self.keyspaces.iter().enumerate() {
             if one.id == KeyspaceId::RESERVED {

@@ -10,6 +10,8 @@ pub(crate) enum Bug {
     CheckpointUnmarked,
     /// A checkpoint leaves out the last sync of its directory.
     CheckpointUnsynced,
+    /// A backup is answered before its files are synced.
+    BackupUnsynced,
     /// The manifest gets ingested tables whose files were not synced.
     IngestUnsynced,
     /// Excising a range leaves its first key.
@@ -40,6 +42,22 @@ pub(crate) enum Bug {
     VoidsAreNotCut,
     /// A void is used before it is sure.
     VoidsAreSureAtOnce,
+    /// A compaction filter is shown the pointer to a value that lies apart.
+    FilterSeesPointers,
+    /// Some pointers are not counted to what a table needs of value files.
+    PointersAreNotCounted,
+    /// A value file goes though somebody reads it.
+    ValueFilesGoAtOnce,
+    /// The checksum of a value does not know the file.
+    ValuesForgetTheirFile,
+    /// Going back, a pointer is given out for the value.
+    PointersAreGivenOut,
+    /// The pointer to a value that was moved has the offset in the old file.
+    MovedValuesKeepTheirOffset,
+    /// A checkpoint leaves out value files.
+    CheckpointWithoutValues,
+    /// The scan's buffer of a file is taken for that of another.
+    WindowsAreMixedUp,
     /// What has expired is still read.
     ExpiredIsRead,
     /// Entries expire by the calendar, however it leaps.

@@ -14,11 +14,14 @@ use crate::merge::MergeCursor;
 use crate::options::KeyspaceId;
 use crate::planted::{self, Bug};
 use crate::shroud::{Layer, Shroud};
+use crate::values::ValueFiles;
 
 /// The sources of an iterator, added from the newest to the oldest.
 pub(crate) struct Sources {
     pub(crate) keyspace: KeyspaceId,
     pub(crate) sequence: Sequence,
+    /// Those of the levels.
+    pub(crate) values: Arc<ValueFiles>,
     pub(crate) expiry: Expiry,
     versioned: bool,
     cursors: Vec<Box<dyn Cursor>>,
@@ -33,6 +36,7 @@ impl Sources {
         Sources {
             keyspace: keyspace.id,
             sequence,
+            values: Arc::default(),
             expiry: keyspace.expiry(),
             versioned: keyspace.versioned,
             cursors: Vec::new(),

@@ -100,6 +100,17 @@ pub struct Stats {
     pub ingested_tables: u64,
     /// Their size.
     pub ingested_bytes: u64,
+    /// Value files.
+    pub value_files: u64,
+    /// Their size.
+    pub value_bytes: u64,
+    /// Of that, values that no table needs any more. They go when their file does.
+    pub value_dead_bytes: u64,
+    /// Written to value files by flushes, compactions and removals of ranges, which count it nowhere
+    /// else.
+    pub value_write_bytes: u64,
+    /// Of that, values that came from files where most was dead.
+    pub value_moved_bytes: u64,
     /// Whether batches are logged.
     pub logged: bool,
     /// The write-ahead log's files.
@@ -120,21 +131,23 @@ impl Stats {
         ratio(self.cache_hits, self.cache_hits + self.cache_misses)
     }
 
-    /// Bytes written to log and tables for each byte of batches, since opening; `None` if there were
+    /// Bytes written to log, tables and value files for each byte of batches, since opening; `None` if there were
     /// none. What is not flushed yet counts below only.
     pub fn write_amplification(&self) -> Option<f64> {
         let log = if self.logged { self.batch_bytes } else { 0 };
         let written: u64 = self.levels.iter().map(|level| level.write_bytes).sum();
-        ratio(log + written, self.batch_bytes)
+        ratio(log + written + self.value_write_bytes, self.batch_bytes)
     }
 
-    /// Bytes of all tables for each byte of the deepest level that has any: about how much there is
-    /// more than what is alive, since the levels above shadow or add to that one. `None` without
-    /// tables.
+    /// Bytes of all tables and value files for each byte of the deepest level that has any and of values
+    /// that tables need: about how much there is more than what is alive, since the levels above shadow
+    /// or add to that one. `None` without tables.
     pub fn space_amplification(&self) -> Option<f64> {
         let sizes = || self.levels.iter().map(|level| level.size_bytes);
         let deepest = sizes().rev().find(|bytes| *bytes > 0)?;
-        ratio(sizes().sum(), deepest)
+        let values = self.value_bytes;
+        let needed = values.saturating_sub(self.value_dead_bytes);
+        ratio(sizes().sum::<u64>() + values, deepest + needed)
     }
 }
 

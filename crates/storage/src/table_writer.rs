@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use quorate_env::{Disk, Env};
 
-use crate::batch::MAX_KEY_BYTES;
 use crate::error::{Error, Result};
 use crate::expiry::{self, Time};
 use crate::key::{Key, Kind, place};
@@ -102,12 +101,7 @@ impl TableWriter {
         key: &[u8],
         value: &[u8],
     ) -> Result<()> {
-        self.keyspaces.check_operation(id, version)?;
-        if key.len() > MAX_KEY_BYTES {
-            let length = key.len();
-            let text = format!("a key of {length} bytes: the most is {MAX_KEY_BYTES}");
-            return Err(Error::invalid(text));
-        }
+        self.keyspaces.check_entry(id, version, key)?;
         let expires = kind == Kind::Put && self.keyspaces.get(id)?.expires();
         let mut stamped = Vec::new();
         if expires {

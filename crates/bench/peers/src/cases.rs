@@ -24,6 +24,7 @@ pub struct Case {
     pub threads: u64,
     pub seconds: u64,
     pub cache_bytes: u64,
+    pub separate_from: Option<usize>,
     pub seed: u64,
 }
 
@@ -33,7 +34,8 @@ impl Case {
             cache_bytes: self.cache_bytes,
             write_buffer_bytes: 64 << 20,
             keyspaces: 1,
-            separate_from: None,
+            separate_from: self.separate_from,
+            large_values: false,
             versioned: false,
         }
     }

@@ -18,10 +18,21 @@ pub struct Setup {
     pub write_buffer_bytes: u64,
     /// Independent key ranges, each a column family, keyspace, partition or table.
     pub keyspaces: u16,
-    /// Values from this size on lie apart from their keys, where the engine can do that.
+    /// Values from this size on lie apart from their keys, where the engine can do that; none do if it is
+    /// 0. `None`: what the engine does by itself.
     pub separate_from: Option<usize>,
+    /// Values are large: an engine that keeps none apart by itself does so from 1 KiB on.
+    pub large_values: bool,
     /// Every write has a version, and reads may ask for one.
     pub versioned: bool,
+}
+
+impl Setup {
+    /// The size from which an engine lays values apart that does not do so by itself.
+    pub fn separate_if_asked(&self) -> Option<usize> {
+        let large = self.large_values.then_some(1024);
+        self.separate_from.or(large).filter(|bytes| *bytes > 0)
+    }
 }
 
 /// What reads count: so that no value is left unread.
@@ -73,9 +84,15 @@ pub const NAMES: [&str; 5] = ["quorate", "rocksdb", "fjall", "redb", "sled"];
 
 /// Opens an engine in a directory.
 pub fn open(name: &str, dir: &Path, setup: &Setup) -> Result<Box<dyn Store>> {
+    let inline = || Setup {
+        separate_from: Some(0),
+        ..setup.clone()
+    };
     Ok(match name {
         "quorate" => Box::new(quorate::Quorate::open(dir, setup)?),
+        "quorate-inline" => Box::new(quorate::Quorate::open(dir, &inline())?),
         "rocksdb" => Box::new(rocksdb::RocksDb::open(dir, setup)?),
+        "rocksdb-inline" => Box::new(rocksdb::RocksDb::open(dir, &inline())?),
         "fjall" => Box::new(fjall::Fjall::open(dir, setup)?),
         "redb" => Box::new(redb::Redb::open(dir, setup)?),
         "sled" => Box::new(sled::Sled::open(dir, setup)?),

@@ -32,7 +32,7 @@ enum Command {
 
 #[derive(clap::Args)]
 struct RunArgs {
-    /// quorate, rocksdb, fjall, redb or sled.
+    /// quorate, rocksdb, fjall, redb or sled; with -inline behind it, the first two without value files.
     #[arg(long)]
     engine: String,
     /// The workload.
@@ -55,6 +55,9 @@ struct RunArgs {
     seconds: u64,
     #[arg(long, default_value_t = 256)]
     cache_mib: u64,
+    /// The size from which values lie apart; otherwise each engine's own choice or the case's.
+    #[arg(long)]
+    separate_from: Option<usize>,
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -73,6 +76,7 @@ fn main() -> Result<()> {
                 threads: run.threads,
                 seconds: run.seconds,
                 cache_bytes: run.cache_mib << 20,
+                separate_from: run.separate_from,
                 seed: run.seed,
             };
             println!("{}", serde_json::to_string(&cases::run(&case)?)?);

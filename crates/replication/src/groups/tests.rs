@@ -427,8 +427,12 @@ fn cut_off_leader_refuses_writes_and_reads_within_the_deadline() {
         let deadline = Duration::from_millis(800);
         let group = cluster.group(alone);
         let read = group.read_barrier(deadline).await;
+        // On a busy machine it may have stepped down before.
         assert!(
-            matches!(read, Err(Error::NoQuorum | Error::DeadlineExceeded(_))),
+            matches!(
+                read,
+                Err(Error::NoQuorum | Error::DeadlineExceeded(_) | Error::NotLeader { .. })
+            ),
             "{read:?}"
         );
         // The write went into the log before the lease ran out, or was refused after.

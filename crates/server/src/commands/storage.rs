@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use quorate_env::Env;
 use quorate_storage::inspect::{
-    Inspection, Lost, PlacedKey, Repair, Summary, TableContent, Verification, repair,
+    Inspection, Lost, PlacedKey, Repair, Summary, TableContent, ValueContent, Verification, repair,
 };
 use quorate_storage::{Engine, ErrorKind, IterOptions, KeyspaceOptions};
 use serde_json::{Value, json};
@@ -71,6 +71,7 @@ fn print_summary(summary: &Summary) {
         println!("keyspace {} ({}): {kind}", keyspace.name, keyspace.id.0);
     }
     print_tables(&summary.tables);
+    print_values(&summary.values);
     for name in &summary.left_overs {
         println!("{name}: nothing refers to it; the next opening removes it");
     }
@@ -119,10 +120,29 @@ fn print_tables(tables: &[TableContent]) {
     );
 }
 
+fn print_values(values: &[ValueContent]) {
+    if values.is_empty() {
+        return;
+    }
+    let row = |v: &ValueContent| {
+        vec![
+            v.file.clone(),
+            size(v.size_bytes),
+            v.values.to_string(),
+            v.live_values.to_string(),
+            size(v.dead_bytes),
+        ]
+    };
+    let rows: Vec<_> = values.iter().map(row).collect();
+    table(&["VALUE FILE", "SIZE", "VALUES", "ALIVE", "DEAD"], &rows);
+    let bytes = values.iter().map(|v| v.size_bytes).sum();
+    println!("{} value files, {}", values.len(), size(bytes));
+}
+
 fn verify(env: &Env, args: &CheckArgs) -> Result<ExitCode> {
     let inspection = open(env, &args.dir)?;
     let progress = ByteProgress::new("verifying", args.quiet);
-    let (mut done, total) = (0, inspection.table_bytes());
+    let (mut done, total) = (0, inspection.file_bytes());
     let found = inspection.verify(&mut |bytes| {
         done += bytes;
         progress.show(done, total);
@@ -146,8 +166,9 @@ fn print_verification(found: &Verification) {
         );
     }
     println!(
-        "{} tables ({}) with {} entries and {} batches in the log were read: {}",
+        "{} tables and {} value files ({}) with {} entries and {} batches in the log were read: {}",
         found.tables,
+        found.value_files,
         size(found.bytes),
         found.entries,
         found.log_batches,
@@ -375,11 +396,24 @@ fn table_json(table: &TableContent) -> Value {
         "entries": table.entries,
         "deletions": table.deletions,
         "range_deletions": table.range_deletions,
+        "values_apart": table.values_apart,
+        "values_apart_bytes": table.values_apart_bytes,
         "smallest": placed_json(&table.smallest),
         "largest": placed_json(&table.largest),
         "min_sequence": table.sequences.0,
         "max_sequence": table.sequences.1,
         "keyspaces": keyspaces.collect::<Vec<_>>(),
+    })
+}
+
+fn value_file_json(values: &ValueContent) -> Value {
+    json!({
+        "file": values.file,
+        "size_bytes": values.size_bytes,
+        "values": values.values,
+        "value_bytes": values.value_bytes,
+        "live_values": values.live_values,
+        "dead_bytes": values.dead_bytes,
     })
 }
 
@@ -394,6 +428,7 @@ fn summary_json(summary: &Summary) -> Value {
         "logged": summary.logged,
         "keyspaces": keyspaces.collect::<Vec<_>>(),
         "tables": summary.tables.iter().map(table_json).collect::<Vec<_>>(),
+        "value_files": summary.values.iter().map(value_file_json).collect::<Vec<_>>(),
         "left_overs": summary.left_overs,
     })
 }
@@ -405,6 +440,7 @@ fn verification_json(found: &Verification) -> Value {
         .map(|d| json!({ "file": d.file, "at": d.at, "what": d.what }));
     json!({
         "tables": found.tables,
+        "value_files": found.value_files,
         "bytes": found.bytes,
         "entries": found.entries,
         "log_batches": found.log_batches,

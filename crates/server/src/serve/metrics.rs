@@ -1,6 +1,8 @@
 //! `/metrics`: what the process counts itself, and the node's state at the moment of asking, in
 //! Prometheus' text format.
 
+mod storage;
+
 use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +89,7 @@ impl Metrics {
             let status = node.status();
             page.node(&status);
             page.health(&status);
-            page.storage(&status);
+            page.storage(&status.engine);
             page.raft(&status);
         }
         page.text
@@ -205,75 +207,6 @@ impl Page {
                 escaped(&fault.reason)
             );
             self.sample("quorate_shard_fault", &labels, 1);
-        }
-    }
-
-    fn storage(&mut self, status: &NodeStatus) {
-        let stats = &status.engine;
-        self.family(
-            "quorate_storage_level_bytes",
-            "gauge",
-            "Tables of each level.",
-        );
-        for (level, of) in stats.levels.iter().enumerate() {
-            let labels = format!("level=\"{level}\"");
-            self.sample("quorate_storage_level_bytes", &labels, of.size_bytes);
-        }
-        self.family(
-            "quorate_storage_level_files",
-            "gauge",
-            "Tables of each level.",
-        );
-        for (level, of) in stats.levels.iter().enumerate() {
-            let labels = format!("level=\"{level}\"");
-            self.sample("quorate_storage_level_files", &labels, of.files);
-        }
-        let gauges = [
-            (
-                "memtable_bytes",
-                "What memtables hold.",
-                stats.memtable_bytes,
-            ),
-            (
-                "cache_bytes",
-                "What the block cache holds.",
-                stats.cache_bytes,
-            ),
-            ("snapshots", "Snapshots alive.", stats.snapshots),
-        ];
-        for (name, help, value) in gauges {
-            self.single(&format!("quorate_storage_{name}"), "gauge", help, value);
-        }
-        let counters = [
-            ("cache_hits", "Blocks found in the cache.", stats.cache_hits),
-            ("cache_misses", "Blocks read from disk.", stats.cache_misses),
-            ("stalls", "Writes slowed down or stopped.", stats.stalls),
-            ("batches", "Batches written.", stats.batches),
-            ("flushes", "Memtables written out.", stats.flushes),
-            (
-                "flush_bytes",
-                "Bytes written by flushes.",
-                stats.flush_bytes,
-            ),
-            ("compactions", "Compactions done.", stats.compactions),
-            (
-                "compaction_read_bytes",
-                "Bytes read by compaction.",
-                stats.compaction_read_bytes,
-            ),
-            (
-                "compaction_write_bytes",
-                "Bytes written by it.",
-                stats.compaction_write_bytes,
-            ),
-        ];
-        for (name, help, value) in counters {
-            self.single(
-                &format!("quorate_storage_{name}_total"),
-                "counter",
-                help,
-                value,
-            );
         }
     }
 

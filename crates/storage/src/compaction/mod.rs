@@ -14,4 +14,4 @@ mod tests;
 pub(crate) use dead::find_dead;
 pub(crate) use garbage::Keep;
 pub(crate) use policy::{Choice, CompactionPolicy, How, View, choose, policy};
-pub(crate) use run::{Failure, Input, Outputs, compact, write_table};
+pub(crate) use run::{Failure, Input, LostValues, Outputs, Written, compact, write_table};

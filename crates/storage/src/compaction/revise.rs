@@ -7,6 +7,7 @@ use crate::filter::{Candidate, CompactionFilter, Decision};
 use crate::key::{KEYSPACE_BYTES, Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
 use crate::planted::{self, Bug};
+use crate::values::ValueWriter;
 
 /// Decides about entries.
 pub(crate) struct Revise<'a> {
@@ -22,7 +23,7 @@ pub(crate) enum Revised {
     Same,
     /// Its deletion.
     Deletion,
-    /// Another value, of the same kind.
+    /// Another value; of the same kind, or a put if the value before lay apart.
     Value(Vec<u8>),
 }
 
@@ -53,8 +54,15 @@ impl<'a> Revise<'a> {
     }
 
     /// What the filter makes of an entry that is to be written. It is not asked of what a snapshot sees, nor
-    /// of versions that reads may ask for: these see what was written.
-    pub(crate) fn filter(&self, key: &Key<'_>, stored: &[u8], watermark: u64) -> Result<Revised> {
+    /// of versions that reads may ask for: these see what was written. A value that lies apart is read for
+    /// it, from `values`.
+    pub(crate) fn filter(
+        &self,
+        key: &Key<'_>,
+        stored: &[u8],
+        watermark: u64,
+        values: &mut ValueWriter<'_>,
+    ) -> Result<Revised> {
         let Some(filter) = self.filter.filter(|_| key.kind.is_value()) else {
             return Ok(Revised::Same);
         };
@@ -66,6 +74,14 @@ impl<'a> Revise<'a> {
         if seen || history {
             return Ok(Revised::Same);
         }
+        let apart;
+        let stored = match key.kind {
+            Kind::Pointer if !planted::is_on(Bug::FilterSeesPointers) => {
+                apart = values.read(stored)?;
+                &apart[..]
+            }
+            _ => stored,
+        };
         let (stamp, value) = stored.split_at(value_at(key.kind).min(stored.len()));
         let decision = filter.decide(&Candidate {
             keyspace: keyspace_of(key.place),

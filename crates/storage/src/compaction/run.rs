@@ -1,5 +1,7 @@
 //! Carries a compaction or flush out: merges, drops, writes tables.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,12 +13,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filter::CompactionFilter;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
-use crate::levels::{LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
+use crate::levels::{Edit, LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
 use crate::planted::{self, Bug};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::Tombstones;
+use crate::values::{Collect, Pointer, ValueMeta, ValueOptions, ValueWriter};
 
 /// Which side failed: what was read, or what was to be written.
 pub(crate) enum Failure {
@@ -61,6 +64,56 @@ pub(crate) struct Outputs<'a> {
     pub(crate) below: Option<(&'a Levels, usize)>,
     /// Places from the first of each to below the second are left out.
     pub(crate) without: &'a [(Vec<u8>, Option<Vec<u8>>)],
+    pub(crate) values: ValueOptions,
+    /// The value files to move values out of.
+    pub(crate) collect: &'a Collect,
+}
+
+/// What was written.
+#[derive(Default)]
+pub(crate) struct Written {
+    pub(crate) tables: Vec<Arc<TableMeta>>,
+    pub(crate) values: Vec<ValueMeta>,
+    /// Of the bytes in value files, those that came from others.
+    pub(crate) moved_bytes: u64,
+    /// What was left out because its value can't be read, by value file.
+    pub(crate) lost: BTreeMap<u64, LostValues>,
+}
+
+/// Entries without their values.
+pub(crate) struct LostValues {
+    pub(crate) entries: u64,
+    /// The first and the last place.
+    pub(crate) first: Vec<u8>,
+    pub(crate) last: Vec<u8>,
+}
+
+impl LostValues {
+    /// Adds those of another table.
+    pub(crate) fn add(&mut self, other: LostValues) {
+        self.entries += other.entries;
+        self.first = std::mem::take(&mut self.first).min(other.first);
+        self.last = std::mem::take(&mut self.last).max(other.last);
+    }
+}
+
+impl Written {
+    /// The size of the tables.
+    pub(crate) fn table_bytes(&self) -> u64 {
+        self.tables.iter().map(|meta| meta.size_bytes).sum()
+    }
+
+    /// The size of the value files.
+    pub(crate) fn value_bytes(&self) -> u64 {
+        self.values.iter().map(ValueMeta::size_bytes).sum()
+    }
+
+    /// Adds it to an edit, the tables to a level.
+    pub(crate) fn add_to(self, edit: &mut Edit, level: usize) {
+        let tables = self.tables.into_iter();
+        edit.added.extend(tables.map(|meta| (level, meta)));
+        edit.values.extend(self.values);
+    }
 }
 
 /// The tables under way.
@@ -71,29 +124,25 @@ struct Writer<'a> {
     tombstones: Tombstones,
     done: Vec<Arc<TableMeta>>,
     started: Vec<PathBuf>,
+    values: ValueWriter<'a>,
+    lost: BTreeMap<u64, LostValues>,
 }
 
 impl Writer<'_> {
-    fn add(&mut self, key: &Key<'_>, value: &[u8]) -> Result<()> {
-        self.builder()?.add(key, value)
-    }
-
-    /// The table under way, begun if there is none.
-    fn builder(&mut self) -> Result<&mut TableBuilder> {
-        let builder = match &mut self.builder {
-            Some((_, builder)) => builder,
-            none => {
-                let number = self.outputs.next_file.fetch_add(1, Ordering::Relaxed);
-                let shelf = self.outputs.shelf;
-                let number = reused_number(shelf).unwrap_or(number);
-                let path = table_path(&shelf.dir, number);
-                let options = self.outputs.options.clone();
-                let builder = TableBuilder::create(shelf.disk.as_ref(), &path, options)?;
-                self.started.push(path);
-                &mut none.insert((number, builder)).1
+    fn add(&mut self, key: &Key<'_>, value: &[u8]) -> std::result::Result<(), Failure> {
+        let (kind, value) = match self.values.place(key.kind, value) {
+            Err(Failure::Input(error))
+                if self.outputs.collect.salvage && error.kind() == ErrorKind::Corruption =>
+            {
+                note_lost(&mut self.lost, key, value);
+                return Ok(());
             }
+            placed => placed?,
         };
-        Ok(builder)
+        let builder = begun(&mut self.builder, &mut self.started, self.outputs);
+        let key = Key { kind, ..*key };
+        let added = builder.and_then(|builder| builder.add(&key, value));
+        added.map_err(Failure::Output)
     }
 
     /// At the beginning of a place: ends the table if it is large enough.
@@ -123,7 +172,8 @@ impl Writer<'_> {
         };
         let tombstones = self.tombstones.take_before(cut);
         if !tombstones.is_empty() {
-            self.builder()?.set_tombstones(tombstones);
+            let builder = begun(&mut self.builder, &mut self.started, self.outputs)?;
+            builder.set_tombstones(tombstones);
         }
         let Some((number, builder)) = self.builder.take() else {
             return Ok(());
@@ -141,8 +191,45 @@ impl Writer<'_> {
     /// Removes all that was written. What stays, the next opening removes.
     fn abandon(&mut self) {
         self.builder = None;
+        self.values.abandon();
         for path in &self.started {
             let _ = self.outputs.shelf.disk.remove(path);
+        }
+    }
+}
+
+/// Notes that the value of a pointer is lost.
+fn note_lost(lost: &mut BTreeMap<u64, LostValues>, key: &Key<'_>, pointer: &[u8]) {
+    let file = Pointer::decode(pointer).map_or(0, |pointer| pointer.file);
+    let place = key.place.to_vec();
+    let one = LostValues {
+        entries: 1,
+        first: place.clone(),
+        last: place,
+    };
+    match lost.entry(file) {
+        Entry::Vacant(vacant) => drop(vacant.insert(one)),
+        Entry::Occupied(mut there) => there.get_mut().add(one),
+    }
+}
+
+/// The table under way, begun if there is none.
+fn begun<'b>(
+    builder: &'b mut Option<(u64, TableBuilder)>,
+    started: &mut Vec<PathBuf>,
+    outputs: &Outputs<'_>,
+) -> Result<&'b mut TableBuilder> {
+    match builder {
+        Some((_, builder)) => Ok(builder),
+        none => {
+            let number = outputs.next_file.fetch_add(1, Ordering::Relaxed);
+            let shelf = outputs.shelf;
+            let number = reused_number(shelf).unwrap_or(number);
+            let path = table_path(&shelf.dir, number);
+            let options = outputs.options.clone();
+            let begun = TableBuilder::create(shelf.disk.as_ref(), &path, options)?;
+            started.push(path);
+            Ok(&mut none.insert((number, begun)).1)
         }
     }
 }
@@ -161,25 +248,38 @@ pub(crate) fn write_table(
     keep: Keep,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
-) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
+) -> std::result::Result<Written, Failure> {
     let mut writer = Writer {
         outputs,
         builder: None,
         tombstones: Tombstones::default(),
         done: Vec::new(),
         started: Vec::new(),
+        values: ValueWriter::new(
+            outputs.shelf,
+            outputs.next_file,
+            outputs.values,
+            outputs.collect,
+        ),
+        lost: BTreeMap::new(),
     };
     let written = merge(input, keyspaces, keep, &mut writer, stop);
     let written = written.and_then(|()| {
+        let (values, moved_bytes) = writer.values.finish().map_err(Failure::Output)?;
         if !writer.done.is_empty() && !planted::is_on(Bug::NamesUnsynced) {
             let dir = &outputs.shelf.dir;
             let synced = outputs.shelf.disk.sync_dir(dir);
             synced.map_err(|e| Failure::Output(Error::disk(dir, "can't sync", &e).not_full()))?;
         }
-        Ok(())
+        Ok(Written {
+            tables: std::mem::take(&mut writer.done),
+            values,
+            moved_bytes,
+            lost: std::mem::take(&mut writer.lost),
+        })
     });
     match written {
-        Ok(()) => Ok(writer.done),
+        Ok(written) => Ok(written),
         Err(failure) => {
             writer.abandon();
             Err(failure)
@@ -254,11 +354,18 @@ impl Sieve<'_> {
         let mut revised = Revised::Same;
         if verdict == Verdict::Write {
             let watermark = self.garbage.watermark();
-            let decided = self.revise.filter(&key, value, watermark);
+            let values = &mut writer.values;
+            let decided = self.revise.filter(&key, value, watermark, values);
             revised = decided.map_err(Failure::Input)?;
-            if matches!(revised, Revised::Deletion) {
-                key.kind = Kind::Delete;
-                verdict = self.garbage.judge_deletion(&key);
+            match revised {
+                Revised::Same => {}
+                Revised::Deletion => {
+                    key.kind = Kind::Delete;
+                    verdict = self.garbage.judge_deletion(&key);
+                }
+                // It lies apart again if it is large.
+                Revised::Value(_) if key.kind == Kind::Pointer => key.kind = Kind::Put,
+                Revised::Value(_) => {}
             }
         }
         if verdict != Verdict::Drop
@@ -270,7 +377,7 @@ impl Sieve<'_> {
                 sequence: self.garbage.sequence(sequence),
                 kind: Kind::Delete,
             };
-            writer.add(&deletion, &[]).map_err(Failure::Output)?;
+            writer.add(&deletion, &[])?;
         }
         match verdict {
             Verdict::Drop => {}
@@ -282,7 +389,7 @@ impl Sieve<'_> {
                     Revised::Value(value) => value.as_slice(),
                     _ => value,
                 };
-                writer.add(&key, value).map_err(Failure::Output)?;
+                writer.add(&key, value)?;
             }
         }
         Ok(())
@@ -348,7 +455,7 @@ pub(crate) fn compact(
     keep: Keep,
     outputs: &Outputs<'_>,
     stop: &dyn Fn() -> bool,
-) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
+) -> std::result::Result<Written, Failure> {
     let mut tombstones = Tombstones::default();
     let with_ranges = |t: &TableFile| t.meta.properties.range_deletions > 0;
     for (_, table) in choice.tables().filter(|(_, t)| with_ranges(t)) {

@@ -8,6 +8,7 @@ use crate::table::format::{
     FOOTER_BYTES, Footer, Handle, TRAILER_BYTES, block_checksum, open_block,
 };
 use crate::table::index::Index;
+use crate::values::seal_of;
 
 fn put_u32(bytes: &mut [u8], at: usize, number: u32) {
     if let Some(to) = bytes.get_mut(at..at + 4) {
@@ -79,6 +80,25 @@ pub(super) fn table(bytes: &mut [u8]) {
         if let Ok(index) = index.and_then(|block| Index::new(block, footer.index.offset)) {
             (0..index.len()).for_each(|n| block_at(bytes, index.handle(n).unwrap_or_default()));
         }
+    }
+}
+
+/// A value file: header, footer, and its records as long as lengths make sense.
+pub(super) fn values(bytes: &mut [u8]) {
+    header(bytes);
+    let Some(end) = bytes.len().checked_sub(FOOTER_BYTES) else {
+        return;
+    };
+    let (bytes, tail) = bytes.split_at_mut(end);
+    footer(tail);
+    let mut at = HEADER_BYTES;
+    while let Some(length) = u32_at(bytes, at) {
+        let to = at + 4 + length as usize;
+        let Some(sealed) = bytes.get_mut(at + 4..to) else {
+            return;
+        };
+        block(sealed, seal_of(1, at as u64));
+        at = to;
     }
 }
 

@@ -22,7 +22,7 @@ use crate::codec::Reader;
 use crate::cursor::Cursor;
 use crate::header;
 use crate::key::{Key, place};
-use crate::levels::{Edit, Manifest, TableMeta, manifest_path};
+use crate::levels::{Edit, Manifest, Shelf, TableMeta, manifest_path};
 use crate::lsm::open::number_of;
 use crate::options::KeyspaceId;
 use crate::table::block::{Block, BlockCursor};
@@ -31,6 +31,7 @@ use crate::table::format::{FOOTER_BYTES, Footer, Properties, open_block};
 use crate::table::index::Index;
 use crate::table::{Table, TableCursor, check_blocks, describe};
 use crate::tombstones::Tombstones;
+use crate::values::{Pointer, ValueFile, check_values, describe_values, value_path};
 
 /// A decoder.
 pub struct Target {
@@ -105,6 +106,18 @@ pub const TARGETS: &[Target] = &[
         run: table,
         seeds: seeds::tables,
         mend: mend::table,
+    },
+    Target {
+        name: "pointer",
+        run: pointer,
+        seeds: seeds::pointers,
+        mend: |_| {},
+    },
+    Target {
+        name: "values",
+        run: values,
+        seeds: seeds::values,
+        mend: mend::values,
     },
     Target {
         name: "manifest",
@@ -274,7 +287,12 @@ fn table(bytes: &[u8]) {
     let Ok(table) = Table::open(env.disk.as_ref(), path, &meta, cache) else {
         return;
     };
-    black_box(check_blocks(&table, &meta.properties, &mut |_| {}));
+    black_box(check_blocks(
+        &table,
+        &meta.properties,
+        &|_| Ok(()),
+        &mut |_| {},
+    ));
     for place in targets(bytes) {
         let _ = black_box(table.get(&place, u64::MAX, u64::MAX, None));
     }
@@ -285,6 +303,36 @@ fn table(bytes: &[u8]) {
         entries += 1;
         assert!(entries < 1 << 20, "going on ends");
         moved = cursor.next();
+    }
+}
+
+fn pointer(bytes: &[u8]) {
+    if let Some(pointer) = Pointer::decode(bytes) {
+        let mut out = Vec::new();
+        pointer.encode(&mut out);
+        assert_eq!(Pointer::decode(&out), Some(pointer));
+    }
+}
+
+fn values(bytes: &[u8]) {
+    let dir = Path::new("/store");
+    let path = value_path(dir, 1);
+    let env = with_file(&path, bytes);
+    let Ok(meta) = describe_values(env.disk.as_ref(), &path) else {
+        return;
+    };
+    let cache = Arc::new(BlockCache::new(1 << 16, 4096));
+    let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, cache));
+    let file = ValueFile::new(meta, &shelf);
+    let (records, problems) = check_values(&file, &mut |_| {});
+    for (offset, size) in [(64, 16), (u64::MAX, u32::MAX), (bytes.len() as u64, 5)] {
+        let pointer = Pointer {
+            file: 1,
+            offset,
+            size,
+        };
+        let found = file.get(&pointer);
+        assert!(found.is_err() || !problems.is_empty() || records.hold(&pointer));
     }
 }
 

@@ -7,16 +7,19 @@ use quorate_env::sim::Sim;
 
 use super::SEALED_AT;
 use crate::batch::Batch;
+use crate::cache::BlockCache;
 use crate::engine::KeyRange;
 use crate::key::{Key, Kind, place};
-use crate::levels::{Edit, Manifest, TableMeta, manifest_path};
+use crate::levels::{Edit, Manifest, Shelf, TableMeta, manifest_path};
 use crate::options::{Compression, KeyspaceId, KeyspaceOptions};
 use crate::prefix::Prefix;
+use crate::sync::atomic::AtomicU64;
 use crate::table::block::BlockBuilder;
 use crate::table::filter::FilterBuilder;
 use crate::table::format::{Footer, Handle, Properties, seal_block};
 use crate::table::{TableBuilder, TableOptions};
 use crate::tombstones::{Mark, Tombstones};
+use crate::values::{Collect, Pointer, Share, ValueMeta, ValueOptions, ValueWriter, value_path};
 
 const PLAIN: KeyspaceId = KeyspaceId(1);
 const VERSIONED: KeyspaceId = KeyspaceId(0);
@@ -73,6 +76,15 @@ fn some_properties() -> Properties {
         properties.count(&key, b"value");
         properties.ended_with(&place);
     }
+    let far = place(VERSIONED, b"far");
+    let key = Key {
+        place: &far,
+        version: 1,
+        sequence: 200,
+        kind: Kind::Pointer,
+    };
+    properties.count(&key, &pointers()[0]);
+    properties.ended_with(&far);
     properties.count_tombstones(&some_tombstones());
     properties
 }
@@ -98,6 +110,15 @@ fn some_edits() -> Vec<Edit> {
             KeyspaceOptions::plain(1, "meta"),
         ],
         added: vec![(0, meta(9, None)), (3, meta(4, Some(50)))],
+        values: vec![ValueMeta {
+            number: 1,
+            all: Share {
+                records: 3,
+                bytes: 15_000,
+            },
+            value_bytes: 20_000,
+            compression: Compression::Lz4,
+        }],
         flushed_sequence: Some(200),
         next_file: Some(10),
         watermarks: vec![(VERSIONED, 12)],
@@ -214,6 +235,46 @@ fn a_table(compression: Compression) -> Vec<u8> {
     builder.set_tombstones(some_tombstones());
     builder.finish().expect("there is room");
     env.disk.read(path).expect("it is there")
+}
+
+pub(super) fn pointers() -> Vec<Vec<u8>> {
+    let pointer = Pointer {
+        file: 1,
+        offset: 64,
+        size: 5000,
+    };
+    let mut out = Vec::new();
+    pointer.encode(&mut out);
+    vec![out]
+}
+
+pub(super) fn values() -> Vec<Vec<u8>> {
+    [Compression::None, Compression::Lz4]
+        .into_iter()
+        .map(a_value_file)
+        .collect()
+}
+
+/// File 1, of a few values.
+fn a_value_file(compression: Compression) -> Vec<u8> {
+    let (env, dir) = (Sim::new(1).env(), Path::new("/v"));
+    env.disk.create_dir_all(dir).expect("there is room");
+    let cache = Arc::new(BlockCache::new(1 << 16, 4096));
+    let shelf = Shelf::new(Arc::clone(&env.disk), dir, cache);
+    let (next_file, nothing) = (AtomicU64::new(1), Collect::default());
+    let options = ValueOptions {
+        from_bytes: 1,
+        file_bytes: u64::MAX,
+        compression,
+    };
+    let mut writer = ValueWriter::new(&shelf, &next_file, options, &nothing);
+    for n in 1..9u8 {
+        let value = [n; 100];
+        let placed = writer.place(Kind::Put, &value);
+        assert!(placed.is_ok(), "there is room");
+    }
+    writer.finish().expect("there is room");
+    env.disk.read(&value_path(dir, 1)).expect("it is there")
 }
 
 pub(super) fn manifests() -> Vec<Vec<u8>> {

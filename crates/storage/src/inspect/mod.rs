@@ -4,6 +4,7 @@
 //! [`Inspection`] changes nothing; [`repair`] does, and only when something is wrong.
 
 mod repair;
+mod salvage;
 mod verify;
 
 use std::path::{Path, PathBuf};
@@ -17,8 +18,9 @@ use crate::key::{KEYSPACE_BYTES, keyspace_of};
 use crate::levels::{Manifest, Shelf, TableMeta};
 use crate::lsm::ReadOnly;
 use crate::lsm::checkpoint::refuse_incomplete;
-use crate::lsm::open::{Recovered, list, number_of, read_manifest, take_lock};
-use crate::options::{KeyspaceId, KeyspaceOptions};
+use crate::lsm::open::{Recovered, is_live, list, number_of, read_manifest, take_lock};
+use crate::options::{Compression, KeyspaceId, KeyspaceOptions};
+use crate::values::Held;
 
 pub use repair::{Lost, Repair, repair};
 pub use verify::{Damage, Verification};
@@ -62,14 +64,39 @@ pub struct TableContent {
     pub deletions: u64,
     /// Deletions of ranges, in pieces; not entries.
     pub range_deletions: u64,
+    /// Values that lie in value files.
+    pub values_apart: u64,
+    /// Their size there.
+    pub values_apart_bytes: u64,
     /// The first key.
     pub smallest: PlacedKey,
     /// The last key, or where a range deletion ends that reaches further.
     pub largest: PlacedKey,
     /// The lowest and the highest sequence in it; 0 is that of what everybody sees.
     pub sequences: (u64, u64),
+    /// How its blocks were to be compressed.
+    pub compression: Compression,
     /// By keyspace, ascending.
     pub keyspaces: Vec<KeyspaceContent>,
+}
+
+/// A value file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueContent {
+    /// Its file's name.
+    pub file: String,
+    /// Its file's size.
+    pub size_bytes: u64,
+    /// Values in it.
+    pub values: u64,
+    /// Their size, plain.
+    pub value_bytes: u64,
+    /// How many of them tables need.
+    pub live_values: u64,
+    /// What no table needs, as it lies in the file.
+    pub dead_bytes: u64,
+    /// How values were to be compressed.
+    pub compression: Compression,
 }
 
 /// What is in a store.
@@ -85,6 +112,8 @@ pub struct Summary {
     pub flushed_sequence: u64,
     /// All tables, by level, in a level by key; in level 0 the newest first.
     pub tables: Vec<TableContent>,
+    /// All value files, the oldest first.
+    pub values: Vec<ValueContent>,
     /// Whether there is a write-ahead log.
     pub logged: bool,
     /// Files that nothing refers to: the next opening removes them.
@@ -169,6 +198,12 @@ impl Inspection {
             left_overs: self.left_overs(),
             logged: self.names.iter().any(|name| name == "wal"),
             tables,
+            values: recovered
+                .levels
+                .values()
+                .iter()
+                .map(ValueContent::new)
+                .collect(),
         }
     }
 
@@ -178,10 +213,9 @@ impl Inspection {
     }
 
     fn left_overs(&self) -> Vec<String> {
-        let live = |name: &&String| match number_of(name) {
-            None => true,
-            Some(number) if name.ends_with(".manifest") => number == self.manifest,
-            Some(number) => self.recovered.levels.find(number).is_some(),
+        let live = |name: &&String| {
+            let levels = &self.recovered.levels;
+            number_of(name).is_none_or(|number| is_live(name, number, levels, self.manifest))
         };
         self.names.iter().filter(|n| !live(n)).cloned().collect()
     }
@@ -218,6 +252,21 @@ impl PlacedKey {
     }
 }
 
+impl ValueContent {
+    fn new(held: &Held) -> Self {
+        let meta = &held.file.meta;
+        ValueContent {
+            file: file_name(meta.number, "values"),
+            size_bytes: meta.size_bytes(),
+            values: meta.all.records,
+            value_bytes: meta.value_bytes,
+            live_values: held.live.records,
+            dead_bytes: held.dead_bytes(),
+            compression: meta.compression,
+        }
+    }
+}
+
 impl TableContent {
     fn new(level: usize, meta: &TableMeta) -> Self {
         let p = &meta.properties;
@@ -235,9 +284,12 @@ impl TableContent {
             entries: p.entries,
             deletions: p.deletions,
             range_deletions: p.range_deletions,
+            values_apart: p.apart().records,
+            values_apart_bytes: p.apart().bytes,
             smallest: PlacedKey::new(&p.smallest),
             largest: PlacedKey::last_below(&p.end),
             sequences: meta.sequences(),
+            compression: p.compression,
             keyspaces: keyspaces.collect(),
         }
     }

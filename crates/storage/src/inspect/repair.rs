@@ -21,10 +21,9 @@ use std::sync::Arc;
 
 use quorate_env::Env;
 
+use super::salvage::{Values, name_of};
 use super::verify::check_table;
 use super::{PlacedKey, TableContent, file_name, find, shelf};
-use crate::compaction::{Input, Keep, Outputs, write_table};
-use crate::cursor::Cursor;
 use crate::error::{Error, Result};
 use crate::expiry::Time;
 use crate::keyspaces::Keyspaces;
@@ -33,11 +32,10 @@ use crate::levels::{
 };
 use crate::lsm::checkpoint::refuse_incomplete;
 use crate::lsm::open::{Recovered, first_free, list, number_of, take_lock};
-use crate::merge::MergeCursor;
 use crate::options::Options;
 use crate::sync::atomic::AtomicU64;
-use crate::table::{TableOptions, describe};
-use crate::tombstones::Tombstones;
+use crate::table::describe;
+use crate::values::{Pointer, ValueFiles};
 
 /// Where damaged files go.
 const ASIDE: &str = "damaged";
@@ -93,6 +91,7 @@ struct Work<'a> {
     shelf: Arc<Shelf>,
     names: Vec<String>,
     base: Base,
+    values: Values,
     report: Repair,
 }
 
@@ -123,6 +122,7 @@ pub fn repair(env: &Env, dir: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resu
         shelf,
         names,
         base,
+        values: Values::default(),
         report,
     };
     let sound = work.check_tables(progress)?;
@@ -207,21 +207,49 @@ impl Work<'_> {
             self.report.missing = tables.iter().filter_map(|(_, t)| missing(t)).collect();
             tables.retain(|(_, t)| missing(t).is_none());
         }
-        let total = tables.iter().map(|(_, t)| t.meta.size_bytes).sum();
+        let values = self.known_values()?;
+        let of_values = values.iter().map(|held| held.file.meta.size_bytes());
+        let of_tables = tables.iter().map(|(_, t)| t.meta.size_bytes);
+        let total = of_tables.chain(of_values).sum();
         let mut done = 0;
+        let mut progress = |bytes| {
+            done += bytes;
+            progress(done, total);
+        };
+        let problems;
+        (self.values, problems) = Values::check(values, &mut progress);
+        for (number, (at, what)) in problems {
+            let file = name_of(number);
+            if self.report.lost.iter().all(|lost| lost.file != file) {
+                self.lose(file, at, what, None);
+            }
+        }
         let mut sound = Vec::new();
         for (level, table) in tables {
             let file = file_name(table.meta.number, "table");
-            let problems = check_table(&table, &mut |bytes| {
-                done += bytes;
-                progress(done, total);
-            });
+            let pointed = |pointer: &Pointer| self.values.judge(pointer);
+            let problems = check_table(&table, &pointed, &mut progress);
             match problems.into_iter().next() {
                 None => sound.push((level, table)),
                 Some((at, what)) => self.lose(file, at, what, Some(&table.meta)),
             }
         }
         Ok(sound)
+    }
+
+    /// The value files of the manifest, and if it is not certain all that there are.
+    fn known_values(&mut self) -> Result<ValueFiles> {
+        let mut files = ValueFiles::clone(self.base.recovered.levels.values());
+        if !self.base.certain {
+            // One that is gone was perhaps replaced; tables that need it will tell.
+            files.retain(|number| self.names.contains(&name_of(number)));
+            let (env, shelf) = (self.env, &self.shelf);
+            let unreadable = Values::add_unknown(&mut files, env, shelf, &self.names)?;
+            for (number, what) in unreadable {
+                self.lose(name_of(number), None, what, None);
+            }
+        }
+        Ok(files)
     }
 
     /// Adds tables that no manifest speaks of any more.
@@ -281,22 +309,22 @@ impl Work<'_> {
     fn write(&mut self, sound: Vec<(usize, Arc<TableFile>)>) -> Result<()> {
         let free = first_free(&self.names, self.base.recovered.next_file);
         let next_file = AtomicU64::new(free);
+        // Also of entries that are left out: the log is to go on behind them.
+        let highest = sound.iter().map(|(_, t)| t.meta.sequences().1);
+        let highest = highest.max().unwrap_or(0);
         let added = match self.base.certain {
-            true => sound
-                .iter()
-                .map(|(level, t)| (*level, Arc::clone(&t.meta)))
-                .collect(),
+            true => self.keep_in_place(sound, &next_file)?,
             false => self.arrange(sound.into_iter().map(|(_, t)| t).collect(), &next_file)?,
         };
         let damaged = self.set_aside()?;
+        self.tell_lost_values();
         let edit = Edit {
             added,
+            values: self.values.sound(),
             ..Edit::default()
         };
         let applied = Levels::default().apply(&edit, &self.shelf);
         let (levels, _) = applied.map_err(|what| Error::corrupt(&self.shelf.dir, what))?;
-        let highest = levels.iter().flatten().map(|t| t.meta.sequences().1);
-        let highest = highest.max().unwrap_or(0);
         let number = next_file.into_inner();
         let recovered = &mut self.base.recovered;
         recovered.flushed = recovered.flushed.max(highest);
@@ -346,7 +374,7 @@ impl Work<'_> {
         let mut added = Vec::new();
         for (_, cluster) in clusters {
             let metas = match cluster.as_slice() {
-                [one] => vec![Arc::clone(&one.meta)],
+                [one] if !self.values.are_bad_for(one) => vec![Arc::clone(&one.meta)],
                 several => self.merge(several.to_vec(), next_file)?,
             };
             added.extend(metas.into_iter().map(|meta| (LEVELS - 1, meta)));
@@ -359,42 +387,66 @@ impl Work<'_> {
         mut tables: Vec<Arc<TableFile>>,
         next_file: &AtomicU64,
     ) -> Result<Vec<Arc<TableMeta>>> {
-        let options = Options::default();
         // Where sequences are equal, the newer table counts.
         tables.sort_by_key(|t| std::cmp::Reverse(t.meta.number));
         let names = tables.iter().map(|t| file_name(t.meta.number, "table"));
         self.report.merged.extend(names);
-        let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
-        let mut tombstones = Tombstones::default();
-        for table in &tables {
-            tombstones.add(table.table()?.tombstones());
-            sources.push(Box::new(table.cursor(false)?));
-        }
-        let written = tables.iter().map(|t| t.meta.properties.written_ms);
-        let written_ms = written.max().unwrap_or(0);
-        let outputs = Outputs {
-            shelf: &self.shelf,
-            next_file,
-            // By the newest of what goes in.
-            options: TableOptions::new(&options, options.compression, written_ms),
-            table_bytes: options.table_bytes,
-            below: None,
-            without: &[],
-        };
-        let keep = Keep {
-            snapshots: Vec::new(),
-        };
-        // Deletions stay: nobody knows what a repair of the repair may bring back.
-        let input = Input {
-            cursor: &mut MergeCursor::new(sources),
-            tombstones,
-            below: None,
-            filter: None,
-        };
+        let table_bytes = Options::default().table_bytes;
+        self.write_anew(&tables, next_file, table_bytes)
+    }
+
+    fn write_anew(
+        &mut self,
+        tables: &[Arc<TableFile>],
+        next_file: &AtomicU64,
+        table_bytes: u64,
+    ) -> Result<Vec<Arc<TableMeta>>> {
         // Without watermarks all history stays.
         let keyspaces = Keyspaces::new(&self.base.recovered.keyspaces_or_guess(), Time::stopped());
-        let made = write_table(input, &keyspaces, keep, &outputs, &|| false);
-        made.map_err(|failure| failure.error().clone())
+        let (values, shelf) = (&mut self.values, &self.shelf);
+        let written = values.merge(tables, shelf, &keyspaces, next_file, table_bytes)?;
+        Ok(written.tables)
+    }
+
+    /// The tables where they lie; those with damaged values are written anew without these.
+    fn keep_in_place(
+        &mut self,
+        sound: Vec<(usize, Arc<TableFile>)>,
+        next_file: &AtomicU64,
+    ) -> Result<Vec<(usize, Arc<TableMeta>)>> {
+        // Level 0 is ordered by the age of its files: all of it is written anew, from the oldest on.
+        let bad = |t: &TableFile| self.values.are_bad_for(t);
+        let all_of_0 = sound.iter().any(|(level, t)| *level == 0 && bad(t));
+        let stays = |(level, t): &(usize, Arc<TableFile>)| (*level > 0 || !all_of_0) && !bad(t);
+        let (stay, mut anew): (Vec<_>, Vec<_>) = sound.into_iter().partition(stays);
+        let stay = stay
+            .into_iter()
+            .map(|(level, t)| (level, Arc::clone(&t.meta)));
+        let mut kept: Vec<(usize, Arc<TableMeta>)> = stay.collect();
+        anew.sort_by_key(|(_, table)| table.meta.number);
+        for (level, table) in anew {
+            let metas = self.write_anew(&[table], next_file, u64::MAX)?;
+            kept.extend(metas.into_iter().map(|meta| (level, meta)));
+        }
+        Ok(kept)
+    }
+
+    /// Says what went with each damaged value file.
+    fn tell_lost_values(&mut self) {
+        for (number, lost) in std::mem::take(&mut self.values.lost) {
+            let (first, last) = (PlacedKey::new(&lost.first), PlacedKey::new(&lost.last));
+            let content = Some((lost.entries, first, last));
+            let file = name_of(number);
+            match self.report.lost.iter_mut().find(|lost| lost.file == file) {
+                Some(told) => told.content = content,
+                None => self.report.lost.push(Lost {
+                    file,
+                    why: "the file is missing".to_owned(),
+                    content,
+                    moved_to: None,
+                }),
+            }
+        }
     }
 
     /// Gives what is damaged a second name where nothing removes it; returns the first ones.

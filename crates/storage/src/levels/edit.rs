@@ -8,6 +8,7 @@ use crate::engine::Sequence;
 use crate::options::{KeyspaceId, KeyspaceOptions};
 use crate::prefix::Prefix;
 use crate::table::Properties;
+use crate::values::ValueMeta;
 
 /// What the manifest knows of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +36,8 @@ impl TableMeta {
 pub(crate) struct Edit {
     pub(crate) keyspaces: Vec<KeyspaceOptions>,
     pub(crate) added: Vec<(usize, Arc<TableMeta>)>,
+    /// Value files that tables added here need. One that none needs any more is gone.
+    pub(crate) values: Vec<ValueMeta>,
     /// Level and number.
     pub(crate) removed: Vec<(usize, u64)>,
     pub(crate) flushed_sequence: Option<u64>,
@@ -54,6 +57,7 @@ const WATERMARK: u64 = 6;
 const INGESTED: u64 = 7;
 const TTL: u64 = 8;
 const TIME: u64 = 9;
+const VALUES: u64 = 10;
 
 impl Edit {
     /// Fields, each a number and a length before its content.
@@ -93,6 +97,9 @@ impl Edit {
                     put_varint(out, sequence);
                 }
             });
+        }
+        for values in &self.values {
+            field(VALUES, &|out| values.encode(out));
         }
         for (level, number) in &self.removed {
             field(REMOVED, &|out| {
@@ -161,6 +168,7 @@ impl Edit {
                 };
                 self.added.push((level, Arc::new(table)));
             }
+            VALUES => self.values.push(ValueMeta::decode(content)?),
             REMOVED => self.removed.push((content.length()?, content.varint()?)),
             FLUSHED => self.flushed_sequence = Some(content.varint()?),
             NEXT_FILE => self.next_file = Some(content.varint()?),

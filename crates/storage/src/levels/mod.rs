@@ -26,6 +26,7 @@ use crate::planted::{self, Bug};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Table, TableCursor};
+use crate::values::{ValueFile, ValueFiles};
 
 pub(crate) use edit::{Edit, TableMeta};
 pub(crate) use manifest::{Manifest, manifest_path};
@@ -38,8 +39,8 @@ pub(crate) struct Shelf {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) cache: Arc<BlockCache>,
-    /// Tables that nothing refers to any more.
-    garbage: Mutex<Vec<u64>>,
+    /// Files that nothing refers to any more.
+    garbage: Mutex<Vec<PathBuf>>,
     /// Called when too many tables are open.
     crowded: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -64,12 +65,17 @@ impl Shelf {
         let _ = self.crowded.set(Box::new(call));
     }
 
-    /// Removes the files of tables that nothing refers to. What can't be removed now, the next
+    /// Nothing refers to a file any more.
+    pub(crate) fn discard(&self, path: PathBuf) {
+        self.garbage.lock().push(path);
+    }
+
+    /// Removes the files that nothing refers to. What can't be removed now, the next
     /// opening removes.
     pub(crate) fn purge(&self) {
         let garbage = std::mem::take(&mut *self.garbage.lock());
-        for number in garbage {
-            let _ = self.disk.remove(&table_path(&self.dir, number));
+        for path in garbage {
+            let _ = self.disk.remove(&path);
         }
     }
 }
@@ -187,21 +193,47 @@ impl TableMeta {
 impl Drop for OnDisk {
     fn drop(&mut self) {
         if self.obsolete.load(Ordering::Acquire) {
-            self.shelf.garbage.lock().push(self.number);
+            self.shelf.discard(table_path(&self.shelf.dir, self.number));
         }
     }
 }
 
-/// The tables of all levels.
+/// The tables of all levels, and the value files that they need.
 #[derive(Clone, Default)]
 pub(crate) struct Levels {
     levels: [Vec<Arc<TableFile>>; LEVELS],
+    values: Arc<ValueFiles>,
+}
+
+/// What an edit took out of the levels.
+#[derive(Default)]
+pub(crate) struct Gone {
+    tables: Vec<Arc<TableFile>>,
+    values: Vec<Arc<ValueFile>>,
+}
+
+impl Gone {
+    /// The manifest no longer has them: their files go with the last reader.
+    pub(crate) fn retire(self) {
+        self.tables.iter().for_each(|table| table.retire());
+        for file in &self.values {
+            file.retire();
+            if planted::is_on(Bug::ValueFilesGoAtOnce) {
+                let _ = file.disk().remove(&file.path());
+            }
+        }
+    }
 }
 
 impl Levels {
     /// The tables of a level.
     pub(crate) fn level(&self, level: usize) -> &[Arc<TableFile>] {
         self.levels.get(level).map_or(&[], Vec::as_slice)
+    }
+
+    /// The value files that the tables need.
+    pub(crate) fn values(&self) -> &Arc<ValueFiles> {
+        &self.values
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[Arc<TableFile>]> {
@@ -259,13 +291,14 @@ impl Levels {
         })
     }
 
-    /// The levels after an edit, and the tables that it removes; the text says why it can't be.
+    /// The levels after an edit, and what it takes out of them; the text says why it can't be.
     pub(crate) fn apply(
         &self,
         edit: &Edit,
         shelf: &Arc<Shelf>,
-    ) -> std::result::Result<(Levels, Vec<Arc<TableFile>>), String> {
+    ) -> std::result::Result<(Levels, Gone), String> {
         let mut next = self.clone();
+        let values = next.apply_values(edit, shelf)?;
         let mut carried: Vec<Arc<TableFile>> = Vec::new();
         for (level, number) in &edit.removed {
             let tables = next.levels.get_mut(*level).ok_or("a level is not there")?;
@@ -289,7 +322,41 @@ impl Levels {
             tables.insert(at, file);
         }
         next.check()?;
-        Ok((next, carried))
+        let gone = Gone {
+            tables: carried,
+            values,
+        };
+        Ok((next, gone))
+    }
+
+    /// Does the part of an edit that is about value files, before its tables go; returns the files that
+    /// go.
+    fn apply_values(
+        &mut self,
+        edit: &Edit,
+        shelf: &Arc<Shelf>,
+    ) -> std::result::Result<Vec<Arc<ValueFile>>, String> {
+        let removed = edit.removed.iter().filter_map(|(level, number)| {
+            let tables = self.level(*level).iter();
+            tables.map(|t| &t.meta).find(|meta| meta.number == *number)
+        });
+        let removed: Vec<&Arc<TableMeta>> = removed.collect();
+        let added = || edit.added.iter().map(|(_, meta)| meta);
+        let needy = |meta: &&Arc<TableMeta>| !meta.properties.shares.is_empty();
+        let idle = !removed.iter().any(needy) && !added().any(|meta| needy(&meta));
+        if idle && edit.values.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut values = ValueFiles::clone(&self.values);
+        values.add(&edit.values, shelf);
+        // First what comes: what moves keeps its files.
+        added().try_for_each(|meta| values.need(meta))?;
+        removed
+            .into_iter()
+            .try_for_each(|meta| values.release(meta))?;
+        let gone = values.sweep()?;
+        self.values = Arc::new(values);
+        Ok(gone)
     }
 
     /// From level 1 on tables are disjoint and ascend.
@@ -339,6 +406,7 @@ impl Levels {
             let added = tables.iter().map(|t| (level, Arc::clone(&t.meta)));
             edit.added.extend(added);
         }
+        edit.values = self.values.iter().map(|held| held.file.meta).collect();
         edit
     }
 }

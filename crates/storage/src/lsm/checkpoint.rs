@@ -7,7 +7,7 @@
 //! empty directory, one that is refused, or the whole.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,8 +16,9 @@ use quorate_env::Disk;
 use super::Inner;
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
-use crate::levels::{Edit, Levels, Manifest, table_path};
+use crate::levels::{Edit, Levels, Manifest, TableFile, table_path};
 use crate::planted::{self, Bug};
+use crate::values::{ValueFile, value_path};
 
 /// The mark of a checkpoint that is being made.
 const MARK: &str = "INCOMPLETE";
@@ -38,21 +39,51 @@ pub(crate) fn refuse_incomplete(disk: &dyn Disk, dir: &Path) -> Result<()> {
     }
 }
 
+/// A file that belongs to the state.
+pub(super) enum Part<'a> {
+    Table(&'a TableFile),
+    Values(&'a ValueFile),
+}
+
+impl Part<'_> {
+    pub(super) fn path(&self) -> PathBuf {
+        match self {
+            Part::Table(table) => table.path(),
+            Part::Values(file) => file.path(),
+        }
+    }
+}
+
+/// Puts a file of the state under a path.
+pub(super) type Place<'a> = &'a mut dyn FnMut(&Part<'_>, &Path) -> Result<()>;
+
 impl Inner {
     pub(super) fn checkpoint(self: &Arc<Self>, dir: &Path) -> Result<Sequence> {
+        self.copy_out(dir, &mut |part, to| {
+            let from = part.path();
+            let linked = self.env.disk.hard_link(&from, to);
+            linked.map_err(|e| link_error(&from, to, &e))
+        })
+    }
+
+    /// Makes an engine of its own in a directory; `place` puts each file of this one there.
+    pub(super) fn copy_out(self: &Arc<Self>, dir: &Path, place: Place<'_>) -> Result<Sequence> {
         let disk = self.env.disk.as_ref();
         let failed = |e: io::Error| Error::disk(dir, "can't make", &e);
         disk.create_dir_all(dir).map_err(failed)?;
         if !disk.list(dir).map_err(failed)?.is_empty() {
-            let text = format!("{} is not empty: a checkpoint wants one", dir.display());
+            let text = format!(
+                "{} is not an empty directory, which this wants",
+                dir.display()
+            );
             return Err(Error::invalid(text));
         }
         self.flush_and_wait()?;
         let (levels, everything) = self.at_one_sequence();
-        let made = self.fill_checkpoint(dir, &levels, &everything);
+        let made = self.fill(dir, &levels, &everything, place);
         if made.is_err() {
             // The mark goes last. What stays is refused.
-            let _ = self.clear_checkpoint(dir);
+            let _ = self.clear(dir);
         }
         drop(levels);
         self.shelf.purge();
@@ -69,7 +100,7 @@ impl Inner {
         (levels, everything)
     }
 
-    fn fill_checkpoint(&self, dir: &Path, levels: &Levels, everything: &Edit) -> Result<()> {
+    fn fill(&self, dir: &Path, levels: &Levels, everything: &Edit, place: Place<'_>) -> Result<()> {
         let disk = &self.env.disk;
         let mark = dir.join(MARK);
         let failed = |e: io::Error| Error::disk(&mark, "can't write", &e);
@@ -78,10 +109,11 @@ impl Inner {
             disk.sync_dir(dir).map_err(failed)?;
         }
         for table in levels.iter().flatten() {
-            let number = table.meta.number;
-            let (from, to) = (table_path(&self.dir, number), table_path(dir, number));
-            let linked = disk.hard_link(&from, &to);
-            linked.map_err(|e| link_error(&from, &to, &e))?;
+            place(&Part::Table(table), &table_path(dir, table.meta.number))?;
+        }
+        let values = levels.values().iter().map(|held| &held.file);
+        for file in values.filter(|_| !planted::is_on(Bug::CheckpointWithoutValues)) {
+            place(&Part::Values(file), &value_path(dir, file.meta.number))?;
         }
         let number = self.next_file.load(Ordering::Relaxed) + 1;
         let everything = Edit {
@@ -100,7 +132,7 @@ impl Inner {
     }
 
     /// Removes what a failed checkpoint left.
-    fn clear_checkpoint(&self, dir: &Path) -> io::Result<()> {
+    fn clear(&self, dir: &Path) -> io::Result<()> {
         let disk = &self.env.disk;
         let mut names = disk.list(dir)?;
         names.retain(|name| name != MARK);

@@ -14,6 +14,7 @@ use crate::iter::bounds;
 use crate::levels::{Edit, LEVELS, Levels, TableFile};
 use crate::options::KeyspaceId;
 use crate::table::TableOptions;
+use crate::values::{Collect, choose_collection};
 
 /// What was asked to be compacted: places from `lower` to `upper`, which is not in it.
 pub(super) struct Manual {
@@ -64,11 +65,38 @@ impl Inner {
             return false;
         }
         let levels = Arc::clone(&self.state().levels);
-        let Some(choice) = self.policy.pick(&self.view(&levels, &work.busy)) else {
+        let view = self.view(&levels, &work.busy);
+        let choice = self.policy.pick(&view);
+        let choice = choice.or_else(|| choose_collection(&view, &self.wasted(&levels)));
+        let Some(choice) = choice else {
             return false;
         };
         self.start(&mut work, choice, levels, true);
         true
+    }
+
+    /// The value files that are worth a compaction of their own.
+    fn wasted(&self, levels: &Levels) -> Collect {
+        let most_bytes = self.options.value_file_bytes;
+        Collect::wasted(
+            levels.values(),
+            self.options.value_garbage_percent,
+            most_bytes,
+        )
+    }
+
+    /// The value files that a compaction of these levels moves values out of. One that was asked for
+    /// takes its time. If values no longer lie apart, all go back to their keys.
+    fn collect(&self, levels: &Levels, asked_for: bool) -> Collect {
+        let percent = match self.options.large_value_bytes {
+            0 => 0,
+            _ => self.options.value_garbage_percent,
+        };
+        let most_bytes = match asked_for {
+            true => u64::MAX,
+            false => self.options.value_file_bytes,
+        };
+        Collect::wasted(levels.values(), percent, most_bytes)
     }
 
     /// What policies see now.
@@ -183,11 +211,13 @@ impl Inner {
             next_file: &self.next_file,
             options: TableOptions {
                 written_ms: written.max().unwrap_or(0),
-                ..self.table_options()
+                ..self.table_options(choice.output, choice.is_at_bottom(levels))
             },
             table_bytes: self.options.table_bytes,
             below: (choice.output + 1 < LEVELS).then_some((levels, choice.output + 1)),
             without: &[],
+            values: self.value_options(),
+            collect: &self.collect(levels, !may_move),
         };
         let stop = || self.is_closing();
         let filter = self.filter.as_deref();
@@ -200,9 +230,9 @@ impl Inner {
             &outputs,
             &stop,
         )?;
-        let written: u64 = made.iter().map(|t| t.size_bytes).sum();
-        let added = made.into_iter().map(|meta| (choice.output, meta));
-        edit.added = added.collect();
+        let written = made.table_bytes();
+        counters.wrote_values(&made);
+        made.add_to(&mut edit, choice.output);
         self.install(&edit, None).map_err(Failure::Output)?;
         add(&counters.compactions, 1);
         add(&counters.compaction_write_bytes, written);

@@ -44,7 +44,7 @@ impl LastWrites {
         for op in batch.iter() {
             match op.kind {
                 Kind::RangeDelete => self.all = last,
-                Kind::Put | Kind::Delete | Kind::Expiring => {
+                Kind::Put | Kind::Delete | Kind::Pointer | Kind::Expiring => {
                     self.slots[slot(op.keyspace, op.key)] = last;
                 }
             }

@@ -5,9 +5,11 @@ use std::cell::Cell;
 use quorate_log::Log;
 
 use super::Inner;
+use crate::compaction::Written;
 use crate::levels::{LEVELS, TableFile};
 use crate::stats::{LevelStats, STALL_BOUNDS_MICROS, Stats};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use crate::values::Held;
 
 /// Counters since opening.
 #[derive(Default)]
@@ -27,6 +29,8 @@ pub(super) struct Counters {
     pub(super) dropped_tables: AtomicU64,
     pub(super) ingested_tables: AtomicU64,
     pub(super) ingested_bytes: AtomicU64,
+    value_write_bytes: AtomicU64,
+    value_moved_bytes: AtomicU64,
     /// For each level what was read and written.
     levels: [(AtomicU64, AtomicU64); LEVELS],
 }
@@ -51,6 +55,12 @@ impl Counters {
         if let Some((_, written)) = self.levels.get(level) {
             add(written, bytes);
         }
+    }
+
+    /// Flushes and compactions wrote value files.
+    pub(super) fn wrote_values(&self, written: &Written) {
+        add(&self.value_write_bytes, written.value_bytes());
+        add(&self.value_moved_bytes, written.moved_bytes);
     }
 
     pub(super) fn count_stall(&self, micros: u64) {
@@ -150,6 +160,7 @@ impl Inner {
                 }
             };
         let tables = || state.levels.iter().flatten();
+        let values = || state.levels.values().iter();
         let filters = &state.filters;
         let cache = &self.shelf.cache;
         Stats {
@@ -186,6 +197,11 @@ impl Inner {
             dropped_tables: get(&c.dropped_tables),
             ingested_tables: get(&c.ingested_tables),
             ingested_bytes: get(&c.ingested_bytes),
+            value_files: values().count() as u64,
+            value_bytes: values().map(|held| held.file.meta.size_bytes()).sum(),
+            value_dead_bytes: values().map(Held::dead_bytes).sum(),
+            value_write_bytes: get(&c.value_write_bytes),
+            value_moved_bytes: get(&c.value_moved_bytes),
             logged: self.options.wal,
             wal_bytes: self.wal.get().map_or(0, Log::size_bytes),
             sequence: self.publisher.visible(),

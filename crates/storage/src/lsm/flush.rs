@@ -10,9 +10,10 @@ use super::{Inner, Sealed, State};
 use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
 use crate::engine::Sequence;
 use crate::error::{Error, ErrorKind, Result};
-use crate::levels::{Edit, TableFile, table_path};
+use crate::levels::{Edit, Gone, Levels, table_path};
 use crate::planted::{self, Bug};
 use crate::table::TableOptions;
+use crate::values::{Collect, ValueOptions, value_path};
 
 impl Inner {
     /// Starts the flush of everything; returns the last sequence in it.
@@ -137,10 +138,12 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(),
+            options: self.table_options(0, false),
             table_bytes: u64::MAX,
             below: None,
             without: &[],
+            values: self.value_options(),
+            collect: &Collect::default(),
         };
         let input = Input {
             cursor: &mut sealed.memtable.cursor(),
@@ -150,16 +153,17 @@ impl Inner {
             filter: None,
         };
         let written = write_table(input, &self.keyspaces, keep, &outputs, &|| false);
-        let added = written.map_err(|failure: Failure| failure.error().clone())?;
-        let bytes: u64 = added.iter().map(|t| t.size_bytes).sum();
-        let edit = Edit {
-            added: added.into_iter().map(|meta| (0, meta)).collect(),
+        let written = written.map_err(|failure: Failure| failure.error().clone())?;
+        let bytes = written.table_bytes();
+        self.counters.wrote_values(&written);
+        let mut edit = Edit {
             flushed_sequence: Some(match planted::is_on(Bug::FlushedTooHigh) {
                 true => self.publisher.visible(),
                 false => sealed.last,
             }),
             ..Edit::default()
         };
+        written.add_to(&mut edit, 0);
         self.install(&edit, Some(sealed))?;
         let took = self.env.clock.now().saturating_sub(began);
         self.note_flush(bytes, took);
@@ -170,10 +174,14 @@ impl Inner {
         Ok(())
     }
 
-    /// How tables are written.
-    pub(super) fn table_options(&self) -> TableOptions {
-        let now_ms = self.keyspaces.time().now_ms();
-        TableOptions::new(&self.options, self.options.compression, now_ms)
+    /// How tables of a level are written; `bottom` is where nothing lies below.
+    pub(super) fn table_options(&self, level: usize, bottom: bool) -> TableOptions {
+        let compression = self.options.compression_of(level, bottom);
+        TableOptions::new(&self.options, compression, self.keyspaces.time().now_ms())
+    }
+
+    pub(super) fn value_options(&self) -> ValueOptions {
+        ValueOptions::new(&self.options)
     }
 
     /// Makes an edit durable, then visible. A memtable that it writes out is let go. If the disk is
@@ -186,6 +194,9 @@ impl Inner {
             for (_, table) in edit.added.iter().filter(|(_, t)| !moved(t.number)) {
                 let path = table_path(&self.dir, table.number);
                 let _ = self.env.disk.remove(&path);
+            }
+            for values in &edit.values {
+                let _ = self.env.disk.remove(&value_path(&self.dir, values.number));
             }
         }
         installed
@@ -237,17 +248,12 @@ impl Inner {
             *state = Arc::new(next);
         }
         drop(manifest);
-        gone.iter().for_each(|table| table.retire());
-        drop(gone);
+        gone.retire();
         self.shelf.purge();
         Ok(())
     }
 
-    fn applied(
-        &self,
-        edit: &Edit,
-        manifest: u64,
-    ) -> Result<(crate::levels::Levels, Vec<Arc<TableFile>>)> {
+    fn applied(&self, edit: &Edit, manifest: u64) -> Result<(Levels, Gone)> {
         let levels = Arc::clone(&self.state().levels);
         let applied = levels.apply(edit, &self.shelf);
         applied.map_err(|what| crate::levels::bad_edit(&self.dir, manifest, &what))
@@ -263,7 +269,7 @@ impl Inner {
     }
 
     /// The edit that makes the whole store from nothing, with these levels.
-    pub(super) fn everything(&self, levels: &crate::levels::Levels) -> Edit {
+    pub(super) fn everything(&self, levels: &Levels) -> Edit {
         Edit {
             keyspaces: self.keyspace_list.clone(),
             flushed_sequence: Some(self.flushed.load(Ordering::Acquire)),

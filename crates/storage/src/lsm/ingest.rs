@@ -24,7 +24,7 @@ use super::compact::Manual;
 use super::counters::add;
 use crate::batch::Batch;
 use crate::cache::BlockCache;
-use crate::compaction::{Failure, Input, Keep, Outputs, write_table};
+use crate::compaction::{Failure, Input, Keep, Outputs, Written, write_table};
 use crate::cursor::Cursor;
 use crate::engine::Sequence;
 use crate::error::{Error, Result};
@@ -34,6 +34,7 @@ use crate::memtable::{Memtable, bytes_needed};
 use crate::options::IngestOptions;
 use crate::planted::{self, Bug};
 use crate::table::{Table, check_blocks, describe};
+use crate::values::{Collect, Pointer};
 
 /// What is to happen in one edit.
 struct Plan {
@@ -123,6 +124,7 @@ impl Inner {
     /// Whether a file is a table that this engine can take; makes its content durable.
     fn examine(&self, path: &Path, verify: bool) -> Result<TableMeta> {
         let (file, size_bytes, properties) = describe(self.env.disk.as_ref(), path)?;
+        properties.compression.check_readable(path)?;
         let meta = TableMeta {
             number: 0,
             size_bytes,
@@ -134,6 +136,11 @@ impl Inner {
         let refused = |what: &str| Error::invalid(format!("{}: {what}", path.display()));
         if meta.properties.max_sequence > 0 {
             return Err(refused("it has sequences: not the work of a TableWriter"));
+        }
+        if !meta.properties.shares.is_empty() {
+            return Err(refused(
+                "its values are elsewhere: not the work of a TableWriter",
+            ));
         }
         for of in &meta.properties.keyspaces {
             let known = self.keyspaces.find(of.id);
@@ -149,7 +156,8 @@ impl Inner {
             }
         }
         if verify {
-            let problems = check_blocks(&table, &meta.properties, &mut |_| {});
+            let pointed = |_: &Pointer| Err("it has a pointer".to_owned());
+            let problems = check_blocks(&table, &meta.properties, &pointed, &mut |_| {});
             if let Some((_, what)) = problems.first() {
                 return Err(Error::corrupt(path, what));
             }
@@ -318,16 +326,14 @@ impl Inner {
             let level = deepest_free(&levels, table);
             edit.added.push((level, Arc::new(table.clone())));
         }
-        for meta in self.write_batch(plan)? {
-            edit.added.push((0, meta));
-        }
+        self.write_batch(plan)?.add_to(edit, 0);
         Ok(())
     }
 
     /// The batch as a table, newer than all that came in.
-    fn write_batch(&self, plan: &Plan) -> std::result::Result<Vec<Arc<TableMeta>>, Failure> {
+    fn write_batch(&self, plan: &Plan) -> std::result::Result<Written, Failure> {
         if plan.batch.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Written::default());
         }
         let first = plan.first + 1;
         let need = bytes_needed(plan.batch.payload_bytes(), first, plan.batch.len());
@@ -336,10 +342,12 @@ impl Inner {
         let outputs = Outputs {
             shelf: &self.shelf,
             next_file: &self.next_file,
-            options: self.table_options(),
+            options: self.table_options(0, false),
             table_bytes: u64::MAX,
             below: None,
             without: &[],
+            values: self.value_options(),
+            collect: &Collect::default(),
         };
         let keep = Keep {
             snapshots: self.snapshots.list(),
@@ -351,8 +359,8 @@ impl Inner {
             filter: None,
         };
         let made = write_table(input, &self.keyspaces, keep, &outputs, &|| false)?;
-        let written = made.iter().map(|meta| meta.size_bytes).sum();
-        self.counters.written_to(0, written);
+        self.counters.written_to(0, made.table_bytes());
+        self.counters.wrote_values(&made);
         Ok(made)
     }
 }

@@ -13,6 +13,15 @@ use crate::memtable::Memtable;
 use crate::planted::{self, Bug};
 use crate::table::{Found, Near, Table, hash_place};
 use crate::tombstones::highest_seen;
+use crate::values::ValueFiles;
+
+/// What an entry says of its key.
+enum Content {
+    Deleted,
+    Value(Bytes),
+    /// A pointer to the value.
+    Apart(Bytes),
+}
 
 /// A lookup on its way from the newest source to the oldest.
 ///
@@ -25,8 +34,8 @@ pub(super) struct Lookup<'a> {
     hash: u64,
     version: u64,
     sequence: Sequence,
-    /// Version and value of what is newest so far; without a value it is a deletion.
-    best: Option<(u64, Option<Bytes>)>,
+    /// Version and content of what is newest so far.
+    best: Option<(u64, Content)>,
     pub(super) filtered: Filtered,
 }
 
@@ -48,11 +57,14 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// The answer, when all were asked.
-    pub(super) fn entry(self) -> Option<Entry> {
-        let (version, value) = self.best?;
-        let value = value?;
-        Some(Entry { version, value })
+    /// The answer, when all were asked; `values` are those of the levels.
+    pub(super) fn entry(self, values: &ValueFiles) -> Result<Option<Entry>> {
+        let (version, value) = match self.best {
+            None | Some((_, Content::Deleted)) => return Ok(None),
+            Some((version, Content::Value(value))) => (version, value),
+            Some((version, Content::Apart(pointer))) => (version, values.get_value(&pointer)?),
+        };
+        Ok(Some(Entry { version, value }))
     }
 
     /// Whether a source that has no higher version than this has to be asked.
@@ -65,19 +77,25 @@ impl<'a> Lookup<'a> {
         }
     }
 
-    /// Where in the stored bytes the value of an entry begins; `None` of one that is not there any more.
-    fn value_at(&self, kind: Kind, stored: &[u8]) -> Option<usize> {
+    /// What an entry of this kind says, if this is stored with it.
+    fn content(&self, kind: Kind, mut stored: Bytes) -> Content {
         let kind = match kind {
-            Kind::Expiring => self.keyspace.expiry().kind(kind, stored),
+            Kind::Expiring => self.keyspace.expiry().kind(kind, &stored),
             kind => kind,
         };
-        kind.is_value()
-            .then(|| expiry::value_at(kind).min(stored.len()))
+        match kind {
+            Kind::Put | Kind::Expiring => {
+                stored.advance(expiry::value_at(kind).min(stored.len()));
+                Content::Value(stored)
+            }
+            Kind::Pointer => Content::Apart(stored),
+            Kind::Delete | Kind::RangeDelete => Content::Deleted,
+        }
     }
 
-    fn offer(&mut self, version: u64, value: impl FnOnce() -> Option<Bytes>) {
+    fn offer(&mut self, version: u64, content: impl FnOnce(&Self) -> Content) {
         if self.best.as_ref().is_none_or(|(best, _)| version > *best) {
-            self.best = Some((version, value()));
+            self.best = Some((version, content(self)));
         }
     }
 
@@ -94,12 +112,11 @@ impl<'a> Lookup<'a> {
             (Some((key, value)), mark)
                 if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>
             {
-                let from = self.value_at(key.kind, value);
-                self.offer(key.version, || {
-                    from.map(|from| Bytes::copy_from_slice(&value[from..]))
+                self.offer(key.version, |lookup| {
+                    lookup.content(key.kind, Bytes::copy_from_slice(value))
                 });
             }
-            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, Some(mark)) => self.offer(mark.version, |_| Content::Deleted),
             (_, None) => {}
         }
     }
@@ -125,14 +142,12 @@ impl<'a> Lookup<'a> {
             mark.is_some_and(|mark| mark.hides(found.version, sequence))
         };
         match (found, mark) {
-            (Some(mut found), _) if !hidden(&found) => {
-                let from = self.value_at(found.kind, &found.value);
-                self.offer(found.version, || {
-                    found.value.advance(from?);
-                    Some(found.value)
+            (Some(found), _) if !hidden(&found) => {
+                self.offer(found.version, |lookup| {
+                    lookup.content(found.kind, found.value)
                 });
             }
-            (_, Some(mark)) => self.offer(mark.version, || None),
+            (_, Some(mark)) => self.offer(mark.version, |_| Content::Deleted),
             (_, None) => {}
         }
         Ok(())

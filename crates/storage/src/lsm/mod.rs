@@ -9,6 +9,8 @@
 //! while waiting for other work; `manifest` is held over the write and sync of an edit, the others
 //! are short.
 
+mod backup;
+mod bulk;
 pub(crate) mod checkpoint;
 mod compact;
 mod conditions;
@@ -48,6 +50,8 @@ use crate::stats::{Debt, Stats};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
 use crate::voids::Voids;
+pub use backup::Backup;
+pub use bulk::BulkLoad;
 use compact::Manual;
 use counters::{Counters, FilterCounters};
 use pace::Bucket;
@@ -245,6 +249,17 @@ impl Lsm {
         self.inner.checkpoint(dir)
     }
 
+    /// Makes a directory that opens as an engine of its own and holds what this one holds now, like
+    /// [`Lsm::checkpoint`], but on any file system: files are copied, and every block of a copy is read
+    /// back. Of the files that a backup before has, given as `previous`, none is copied again: they get a
+    /// second name in `dir`, which must be on its file system. So each backup is whole by itself, costs what
+    /// is new, and is removed by removing its directory. To restore one, copy it.
+    ///
+    /// Fails as [`Lsm::checkpoint`], and with `Corruption` if a file is damaged.
+    pub fn backup(&self, dir: &Path, previous: Option<&Path>) -> Result<Backup> {
+        self.inner.backup(dir, previous)
+    }
+
     /// Takes in tables that a [`TableWriter`](crate::TableWriter) made, as one write: with what is to
     /// be excised gone, all of them and the batch in the options become durable and visible together,
     /// at the sequence that is returned; a crash leaves all of that or nothing. Snapshots taken before
@@ -373,7 +388,10 @@ impl Inner {
 
     fn close(self: &Arc<Self>) -> Result<()> {
         let flushed = match self.wal.get() {
-            Some(log) => log.sync().map_err(|e| write::log_error(&e)),
+            Some(log) => {
+                log.close();
+                log.sync().map_err(|e| write::log_error(&e))
+            }
             None => match self.flush_and_wait() {
                 Err(e) if e.kind() == ErrorKind::Closed => Ok(()),
                 other => other.map(|_| ()),

@@ -29,6 +29,7 @@ use crate::planted::{self, Bug};
 use crate::prefix::Prefix;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
+use crate::values::value_path;
 use crate::voids::Voids;
 
 /// What a manifest says, all edits together.
@@ -122,7 +123,7 @@ impl Inner {
         }
         recovered.next_file = first_free(&names, recovered.next_file);
         recovered.keyspaces = match_keyspaces(dir, &recovered.keyspaces, &options.keyspaces)?;
-        check_tables(env, dir, &recovered.levels)?;
+        check_files(env, dir, &recovered.levels)?;
 
         let number = recovered.next_file;
         recovered.next_file = number + 1;
@@ -324,6 +325,7 @@ pub(crate) fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered
         let applied = recovered.apply(edit, shelf);
         applied.map_err(|what| bad_edit(&shelf.dir, number, &what))?;
     }
+    check_compression(shelf, &recovered.levels)?;
     Ok(recovered)
 }
 
@@ -331,7 +333,7 @@ pub(crate) fn read_manifest(shelf: &Arc<Shelf>, number: u64) -> Result<Recovered
 pub(crate) fn number_of(name: &str) -> Option<u64> {
     let (number, kind) = name.split_once('.')?;
     match kind {
-        "table" | "manifest" => u64::from_str_radix(number, 16).ok(),
+        "table" | "values" | "manifest" => u64::from_str_radix(number, 16).ok(),
         _ => None,
     }
 }
@@ -369,37 +371,63 @@ fn match_keyspaces(
     Ok(wanted.to_vec())
 }
 
-/// All tables of the manifest must be there, of the right size.
-fn check_tables(env: &Env, dir: &Path, levels: &Levels) -> Result<()> {
+/// All tables and value files of the manifest must be there, of the right size.
+fn check_files(env: &Env, dir: &Path, levels: &Levels) -> Result<()> {
     for table in levels.iter().flatten() {
         let path = table_path(dir, table.meta.number);
-        let size = env.disk.open_read(&path).and_then(|file| file.size());
-        match size {
-            Ok(size) if size == table.meta.size_bytes => {}
-            Ok(size) => {
-                let what = format!("it has {size} bytes instead of {}", table.meta.size_bytes);
-                return Err(Error::corrupt(&path, what));
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(Error::corrupt(&path, "the file is missing"));
-            }
-            Err(e) => return Err(Error::disk(&path, "can't open", &e)),
-        }
+        check_size(env, &path, table.meta.size_bytes)?;
+    }
+    for held in levels.values().iter() {
+        check_size(env, &held.file.path(), held.file.meta.size_bytes())?;
     }
     Ok(())
 }
 
-/// Removes tables and manifests that nothing refers to.
+fn check_size(env: &Env, path: &Path, wanted: u64) -> Result<()> {
+    let size = env.disk.open_read(path).and_then(|file| file.size());
+    match size {
+        Ok(size) if size == wanted => Ok(()),
+        Ok(size) => {
+            let what = format!("it has {size} bytes instead of {wanted}");
+            Err(Error::corrupt(path, what))
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(Error::corrupt(path, "the file is missing"))
+        }
+        Err(e) => Err(Error::disk(path, "can't open", &e)),
+    }
+}
+
+/// All that the manifest knows must be compressed in ways that this build can read.
+fn check_compression(shelf: &Shelf, levels: &Levels) -> Result<()> {
+    for table in levels.iter().flatten() {
+        let compression = table.meta.properties.compression;
+        compression.check_readable(&table_path(&shelf.dir, table.meta.number))?;
+    }
+    for held in levels.values().iter() {
+        let meta = &held.file.meta;
+        meta.compression
+            .check_readable(&value_path(&shelf.dir, meta.number))?;
+    }
+    Ok(())
+}
+
+/// Whether levels or manifest say that a file with this name and number counts.
+pub(crate) fn is_live(name: &str, number: u64, levels: &Levels, manifest: u64) -> bool {
+    match name.rsplit_once('.') {
+        Some((_, "manifest")) => number == manifest,
+        Some((_, "values")) => levels.values().get(number).is_some(),
+        _ => levels.find(number).is_some(),
+    }
+}
+
+/// Removes tables, value files and manifests that nothing refers to.
 fn remove_orphans(env: &Env, dir: &Path, levels: &Levels, manifest: u64) -> Result<()> {
     for name in list(env, dir)? {
         let Some(number) = number_of(&name) else {
             continue;
         };
-        let live = match name.ends_with(".manifest") {
-            true => number == manifest,
-            false => levels.iter().flatten().any(|t| t.meta.number == number),
-        };
-        if !live {
+        if !is_live(&name, number, levels, manifest) {
             let path = dir.join(&name);
             let removed = env.disk.remove(&path);
             removed.map_err(|e| Error::disk(&path, "can't remove", &e))?;

@@ -89,7 +89,7 @@ impl State {
         let mut lookup = Lookup::new(keyspace, place.as_slice(), version, sequence);
         let asked = self.ask_all(&mut lookup);
         self.filters.count(&lookup.filtered);
-        asked.map(|()| lookup.entry())
+        asked.and_then(|()| lookup.entry(self.levels.values()))
     }
 
     fn ask_all(&self, lookup: &mut Lookup<'_>) -> Result<()> {
@@ -150,7 +150,7 @@ impl State {
         let mut answers = vec![None; keys.len()];
         for (n, lookup) in lookups {
             self.filters.count(&lookup.filtered);
-            answers[n] = lookup.entry();
+            answers[n] = lookup.entry(self.levels.values())?;
         }
         Ok(answers)
     }
@@ -166,6 +166,7 @@ impl State {
     ) -> Result<Box<dyn Iter>> {
         let (lower, upper) = bounds(keyspace.id, &options.lower, options.upper.as_deref());
         let mut sources = Sources::new(keyspace, &options.at, sequence);
+        sources.values = Arc::clone(self.levels.values());
         for memtable in self.memtables() {
             sources.add_memtable(memtable);
         }

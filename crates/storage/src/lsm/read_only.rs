@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use quorate_env::Env;
+use quorate_env::{Disk, Env};
 use quorate_log::Position;
 
 use super::checkpoint::refuse_incomplete;
@@ -27,6 +27,7 @@ use crate::levels::{Levels, Manifest, Shelf, TableFile};
 use crate::memtable::{Memtable, bytes_needed};
 use crate::options::{KeyspaceId, KeyspaceOptions, Options, WriteOptions};
 use crate::sync::{Mutex, RwLock};
+use crate::values::ValueFile;
 
 /// How often it is tried to read what changes meanwhile.
 const TRIES: usize = 100;
@@ -163,15 +164,14 @@ impl View {
         let batches = again_if_it_may_pass(LOG_TRIES, || read_log(env, &dir.join("wal")))?;
         let shelf = Arc::new(Shelf::new(Arc::clone(&env.disk), dir, Arc::clone(cache)));
         // What is open stays readable, so that each try has less to open than the one before.
-        let mut held: BTreeMap<u64, Arc<TableFile>> = BTreeMap::new();
+        let mut open_files = OpenFiles::default();
         if let Some(levels) = open {
-            let tables = levels.iter().flatten();
-            held.extend(tables.map(|t| (t.meta.number, Arc::clone(t))));
+            open_files.take(levels);
         }
         let mut before = None;
         for _ in 0..TRIES {
             let recovered = again_if_it_may_pass(TRIES, || current(&shelf))?;
-            match hold_tables(&recovered, &mut held)? {
+            match open_files.hold(&recovered.levels)? {
                 None => return View::new(env, recovered, batches),
                 // The writer removes a table only when the manifest no longer has it.
                 Some(missing) if before == Some(recovered.as_edit()) => return Err(missing),
@@ -262,29 +262,53 @@ fn current(shelf: &Arc<Shelf>) -> Result<Recovered> {
     }
 }
 
-/// Opens all tables, or takes them from those that are held, and holds them. Returns the error of
-/// one that is no longer there, if any is not.
-fn hold_tables(
-    recovered: &Recovered,
-    held: &mut BTreeMap<u64, Arc<TableFile>>,
-) -> Result<Option<Error>> {
-    let mut missing = None;
-    for table in recovered.levels.iter().flatten() {
-        if let Some(there) = held.get(&table.meta.number) {
-            table.share(there);
-        }
-        match table.table() {
-            Ok(_) => drop(held.insert(table.meta.number, Arc::clone(table))),
-            Err(error) => {
-                let there = table.disk().exists(&table.path());
-                match there {
-                    Ok(false) => missing = Some(error),
-                    _ => return Err(error),
-                }
+/// Files that are open, by their numbers.
+#[derive(Default)]
+struct OpenFiles {
+    tables: BTreeMap<u64, Arc<TableFile>>,
+    values: BTreeMap<u64, Arc<ValueFile>>,
+}
+
+impl OpenFiles {
+    fn take(&mut self, levels: &Levels) {
+        let tables = levels.iter().flatten();
+        self.tables
+            .extend(tables.map(|t| (t.meta.number, Arc::clone(t))));
+        let values = levels.values().iter().map(|held| &held.file);
+        self.values
+            .extend(values.map(|file| (file.meta.number, Arc::clone(file))));
+    }
+
+    /// Opens all files of levels, or takes them from those that are held, and holds them. Returns the
+    /// error of one that is no longer there, if any is not.
+    fn hold(&mut self, levels: &Levels) -> Result<Option<Error>> {
+        let mut missing = None;
+        for table in levels.iter().flatten() {
+            if let Some(there) = self.tables.get(&table.meta.number) {
+                table.share(there);
+            }
+            match table.table() {
+                Ok(_) => drop(self.tables.insert(table.meta.number, Arc::clone(table))),
+                Err(error) if is_gone(table.disk(), &table.path()) => missing = Some(error),
+                Err(error) => return Err(error),
             }
         }
+        for file in levels.values().iter().map(|held| &held.file) {
+            if let Some(there) = self.values.get(&file.meta.number) {
+                file.share(there);
+            }
+            match file.file() {
+                Ok(_) => drop(self.values.insert(file.meta.number, Arc::clone(file))),
+                Err(error) if is_gone(file.disk(), &file.path()) => missing = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(missing)
     }
-    Ok(missing)
+}
+
+fn is_gone(disk: &dyn Disk, path: &Path) -> bool {
+    matches!(disk.exists(path), Ok(false))
 }
 
 /// All batches of a log, each with its first sequence.

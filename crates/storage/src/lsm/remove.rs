@@ -15,6 +15,7 @@ use crate::error::{ErrorKind, Result};
 use crate::levels::{Edit, LEVELS, TableFile, table_path};
 use crate::sync::Mutex;
 use crate::table::TableOptions;
+use crate::values::{Collect, value_path};
 
 impl Inner {
     pub(super) fn remove_range(self: &Arc<Self>, manual: Manual) -> Result<()> {
@@ -96,6 +97,9 @@ impl Inner {
             let path = table_path(&self.dir, made.number);
             let _ = self.env.disk.remove(&path);
         }
+        for made in &edit.values {
+            let _ = self.env.disk.remove(&value_path(&self.dir, made.number));
+        }
     }
 
     /// Writes a table anew without some ranges.
@@ -111,11 +115,13 @@ impl Inner {
             next_file: &self.next_file,
             options: TableOptions {
                 written_ms: table.meta.properties.written_ms,
-                ..self.table_options()
+                ..self.table_options(level, false)
             },
             table_bytes: self.options.table_bytes,
             below: None,
             without,
+            values: self.value_options(),
+            collect: &Collect::default(),
         };
         let keep = Keep {
             snapshots: self.snapshots.list(),
@@ -129,11 +135,10 @@ impl Inner {
         };
         let stop = || self.is_closing();
         let made = write_table(input, &self.keyspaces, keep, &outputs, &stop)?;
-        let written = made.iter().map(|meta| meta.size_bytes).sum();
         self.counters.read_from(level, table.meta.size_bytes);
-        self.counters.written_to(level, written);
-        edit.added
-            .extend(made.into_iter().map(|meta| (level, meta)));
+        self.counters.written_to(level, made.table_bytes());
+        self.counters.wrote_values(&made);
+        made.add_to(edit, level);
         Ok(())
     }
 

@@ -49,7 +49,7 @@ impl Inner {
             } else {
                 let add = |place: &[u8], size| {
                     if inside(place) {
-                        marks.push((place.to_vec(), size));
+                        marks.push((place.to_vec(), size + values_of(table, size)));
                     }
                 };
                 table.table()?.for_each_block(add)?;
@@ -74,7 +74,7 @@ fn bytes_in(table: &TableFile, lower: &[u8], upper: Option<&[u8]>) -> Result<u64
         return Ok(0);
     }
     if p.is_within(lower, upper) {
-        return Ok(table.meta.size_bytes);
+        return Ok(table.meta.size_bytes + p.apart().bytes);
     }
     let open = table.table()?;
     let from = open.offset_of(lower)?;
@@ -82,5 +82,13 @@ fn bytes_in(table: &TableFile, lower: &[u8], upper: Option<&[u8]>) -> Result<u64
         Some(upper) => open.offset_of(upper)?,
         None => table.meta.size_bytes,
     };
-    Ok(to.saturating_sub(from))
+    let bytes = to.saturating_sub(from);
+    Ok(bytes + values_of(table, bytes))
+}
+
+/// What values apart add to so many bytes of a table, as if they were spread evenly over it.
+fn values_of(table: &TableFile, bytes: u64) -> u64 {
+    let apart = table.meta.properties.apart().bytes;
+    let part = u128::from(apart) * u128::from(bytes) / u128::from(table.meta.size_bytes.max(1));
+    part as u64
 }

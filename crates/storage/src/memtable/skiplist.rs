@@ -18,7 +18,8 @@
 //!   arena, at a multiple of 8. So until a node is linked, its inserter alone can touch it.
 //! - **I2.** A node is linked (its offset stored in a tower) only after all its bytes are written,
 //!   by a compare-exchange with `Release`. Offsets of nodes are learned only from towers, by loads
-//!   with `Acquire`, or are those of the head. So whoever has an offset sees the whole node.
+//!   with `Acquire`, or from `tails`, stored there with `Release` after the node was linked at that
+//!   level and loaded with `Acquire`, or are those of the head. So whoever has an offset sees the whole node.
 //! - **I3.** After linking nothing but the tower changes, and that only by atomic operations.
 //!   References to the other fields may be shared freely for as long as the arena lives.
 //! - **I4.** The arena is freed with the list; every reference handed out borrows the
@@ -55,6 +56,8 @@ pub(crate) struct SkipList {
     used: AtomicUsize,
     /// No node is higher than this.
     height: AtomicUsize,
+    /// Where each level may end: a node that was the last of it when it was linked, or the head.
+    tails: [AtomicU32; MAX_HEIGHT],
 }
 
 // SAFETY: the arena is owned by the list, and by I1 to I3 each byte of it is either private to one
@@ -110,6 +113,7 @@ impl SkipList {
             arena,
             used: AtomicUsize::new(HEAD_END),
             height: AtomicUsize::new(1),
+            tails: std::array::from_fn(|_| AtomicU32::new(HEAD)),
         }
     }
 
@@ -237,10 +241,12 @@ impl SkipList {
         let height = height_of(key.sequence);
         let mut splice = [(HEAD, 0); MAX_HEIGHT];
         let top = self.height.fetch_max(height, Ordering::Relaxed).max(height);
-        let (mut before, mut after) = (HEAD, 0);
-        for level in (0..top).rev() {
-            (before, after) = self.walk(before, level, after, key);
-            splice[level] = (before, after);
+        if !self.is_at_the_end(key, &mut splice[..height]) {
+            let (mut before, mut after) = (HEAD, 0);
+            for level in (0..top).rev() {
+                (before, after) = self.walk(before, level, after, key);
+                splice[level] = (before, after);
+            }
         }
         let node = self.write_node(key, value, height, &splice);
         for (level, &(mut before, mut after)) in splice.iter().enumerate().take(height) {
@@ -253,6 +259,9 @@ impl SkipList {
                 };
                 let linked = link.compare_exchange(after, node, known, Ordering::Relaxed);
                 if linked.is_ok() {
+                    if after == 0 {
+                        self.tails[level].store(node, Ordering::Release);
+                    }
                     break;
                 }
                 // Somebody linked another node here: look again from where we stood. The node's
@@ -261,6 +270,25 @@ impl SkipList {
                 self.link(node, level).store(after, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Whether a key comes behind all others, as far as can be told at once; then its splice is filled in. So
+    /// keys that ascend need no search.
+    fn is_at_the_end(&self, key: &Key<'_>, splice: &mut [(u32, u32)]) -> bool {
+        let mut known = HEAD;
+        for (level, splice) in splice.iter_mut().enumerate() {
+            let last = self.tails[level].load(Ordering::Acquire);
+            if self.next(last, level) != 0 {
+                return false;
+            }
+            // Another thread may have put a node behind this key's place since the level below was looked at.
+            if last != known && last != HEAD && !self.is_before(last, key) {
+                return false;
+            }
+            known = last;
+            *splice = (last, 0);
+        }
+        true
     }
 
     /// Writes a node that nobody knows of yet.

@@ -65,8 +65,7 @@ fn plant_if_told() {
     }
 }
 
-#[test]
-fn skiplist_threads_insert_while_others_read() {
+fn insert_on_threads(place_of: fn(u64) -> u64) {
     let (threads, each) = (4u64, if cfg!(miri) { 50 } else { 20_000 });
     let total = (threads * each) as usize;
     let list = Arc::new(SkipList::new(bytes_needed(total * 16, 1, total)));
@@ -77,7 +76,7 @@ fn skiplist_threads_insert_while_others_read() {
                 plant_if_told();
                 for n in 0..each {
                     let sequence = 1 + n * threads + thread;
-                    let place = sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+                    let place = place_of(sequence).to_be_bytes();
                     list.insert(&key(&place, 0, sequence), &place);
                     // What this thread wrote it sees at once, whole.
                     let (_, value) = list.get(&place, 0, sequence).unwrap();
@@ -99,7 +98,7 @@ fn skiplist_threads_insert_while_others_read() {
             }
         });
     });
-    let mut cursor = ListCursor::new(list);
+    let mut cursor = ListCursor::new(Arc::clone(&list));
     cursor.seek_to_first().unwrap();
     let mut count = 0;
     while cursor.valid() {
@@ -107,4 +106,20 @@ fn skiplist_threads_insert_while_others_read() {
         cursor.next().unwrap();
     }
     assert_eq!(count, total);
+    // From above, each level leads to all.
+    for sequence in 1..=total as u64 {
+        let place = place_of(sequence).to_be_bytes();
+        assert!(list.get(&place, 0, sequence).is_some(), "{sequence}");
+    }
+}
+
+#[test]
+fn skiplist_threads_insert_while_others_read() {
+    insert_on_threads(|sequence| sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+}
+
+/// Nearly in order, so that threads meet at the end.
+#[test]
+fn skiplist_threads_append_while_others_read() {
+    insert_on_threads(|sequence| sequence);
 }

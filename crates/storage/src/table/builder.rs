@@ -88,13 +88,16 @@ impl TableBuilder {
             path: path.to_owned(),
             file,
             filter: FilterBuilder::new(options.filter_bits_per_key),
-            options,
             pending: header::encode(&MAGIC).to_vec(),
             written: 0,
             block: BlockBuilder::new(RESTART_INTERVAL),
             index: BlockBuilder::new(1),
             tombstones: Tombstones::default(),
-            properties: Properties::default(),
+            properties: Properties {
+                compression: options.compression,
+                ..Properties::default()
+            },
+            options,
             last: (Vec::new(), 0, 0),
             ended: None,
         })

@@ -16,6 +16,7 @@ use crate::expiry::STAMP_BYTES;
 use crate::header::{self, HEADER_BYTES};
 use crate::key::{Key, Kind, keyspace_of};
 use crate::prefix::hash_prefix;
+use crate::values::Pointer;
 
 /// What is wrong with a table, and where in the file; `None` if it is no matter of one block.
 pub(crate) type Problem = (Option<u64>, String);
@@ -54,22 +55,31 @@ struct Walk<'a> {
     last: Option<(Vec<u8>, u64, u64)>,
     /// The place under which the index has the block before.
     floor: Vec<u8>,
+    pointed: &'a PointerCheck<'a>,
     problems: Vec<Problem>,
 }
 
+/// Whether a value is where a pointer says; the text says why not.
+pub(crate) type PointerCheck<'a> = dyn Fn(&Pointer) -> std::result::Result<(), String> + 'a;
+
 /// Reads every data block from the disk and every entry in it; returns all that is wrong. `each`
-/// hears the size of every block that is done.
+/// hears the size of every block that is done, `pointed` judges pointers.
 pub(crate) fn check_blocks(
     table: &Table,
     properties: &Properties,
+    pointed: &PointerCheck<'_>,
     each: &mut dyn FnMut(u64),
 ) -> Vec<Problem> {
     let mut walk = Walk {
         table,
         properties,
-        counted: Properties::default(),
+        counted: Properties {
+            compression: properties.compression,
+            ..Properties::default()
+        },
         last: None,
         floor: Vec::new(),
+        pointed,
         problems: Vec::new(),
     };
     let blocks = table.for_each_handle(|end, handle| {
@@ -158,6 +168,10 @@ impl Walk<'_> {
         }
         if key.kind == Kind::Expiring && value.len() < STAMP_BYTES {
             return Err("a value that expires has no time".to_owned());
+        }
+        if key.kind == Kind::Pointer {
+            let pointer = Pointer::decode(value).ok_or("a pointer to a value is nonsense")?;
+            (self.pointed)(&pointer)?;
         }
         self.counted.count(key, value);
         self.last = Some((key.place.to_vec(), key.version, key.sequence));

@@ -3,11 +3,12 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::block::Damage;
 use crate::codec::{Reader, put_bytes, put_varint};
+use crate::compress::{compress, decompress};
 use crate::error::{Error, Result};
 use crate::expiry;
 use crate::header::Magic;
@@ -16,15 +17,13 @@ use crate::options::{Compression, KeyspaceId};
 use crate::planted::{self, Bug};
 use crate::prefix::Prefix;
 use crate::tombstones::Tombstones;
+use crate::values::{Pointer, Share};
 
 pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
 pub(crate) const FOOTER_BYTES: usize = 64;
 
 /// Behind each block: how it is compressed, and its checksum.
 pub(crate) const TRAILER_BYTES: usize = 5;
-
-const PLAIN: u8 = 0;
-const LZ4: u8 = 1;
 
 /// Where a block lies, its trailer included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,64 +70,56 @@ pub(crate) fn seal_block(
     compression: Compression,
 ) -> usize {
     let start = out.len();
-    let mut kind = PLAIN;
-    if compression == Compression::Lz4 {
-        put_varint(out, bytes.len() as u64);
-        let from = out.len();
-        out.resize(
-            from + lz4_flex::block::get_maximum_output_size(bytes.len()),
-            0,
-        );
-        let written = lz4_flex::block::compress_into(bytes, &mut out[from..]).unwrap_or(usize::MAX);
-        match written < bytes.len() - bytes.len() / 8 {
-            true => {
-                out.truncate(from + written);
-                kind = LZ4;
-            }
-            false => out.truncate(start),
-        }
-    }
-    if kind == PLAIN {
-        out.extend_from_slice(bytes);
-    }
-    out.push(kind);
+    let how = compress(out, bytes, compression);
+    out.push(how.code());
     let sum = block_checksum(offset, &out[start..]);
     out.extend_from_slice(&sum.to_le_bytes());
     out.len() - start
 }
 
-/// The content of a sealed block that was read from `offset`.
-pub(crate) fn open_block(mut sealed: Vec<u8>, offset: u64) -> std::result::Result<Bytes, Damage> {
+/// Appends what [`checked_block`] gave of one block as another, at `offset` of its file.
+pub(crate) fn reseal_block(out: &mut Vec<u8>, offset: u64, checked: &[u8]) {
+    out.extend_from_slice(checked);
+    out.extend_from_slice(&block_checksum(offset, checked).to_le_bytes());
+}
+
+/// A sealed block that was read from `offset`, without its checksum, which matched.
+pub(crate) fn checked_block(sealed: &[u8], offset: u64) -> std::result::Result<&[u8], Damage> {
     let Some((rest, sum)) = sealed.split_last_chunk::<4>() else {
         return Err("a block is shorter than its checksum");
     };
     let matches = block_checksum(offset, rest) == u32::from_le_bytes(*sum);
-    if !matches && !planted::is_on(Bug::ChecksumIsIgnored) {
-        return Err("the checksum does not match");
+    match matches || planted::is_on(Bug::ChecksumIsIgnored) {
+        true => Ok(rest),
+        false => Err("the checksum does not match"),
     }
-    let Some((&kind, payload)) = rest.split_last() else {
-        return Err("a block is shorter than its trailer");
-    };
-    match kind {
-        PLAIN => {
+}
+
+/// How the payload of a checked block is compressed, and the payload.
+pub(crate) fn payload_of(checked: &[u8]) -> std::result::Result<(Compression, &[u8]), Damage> {
+    let (code, payload) = checked
+        .split_last()
+        .ok_or("a block is shorter than its trailer")?;
+    let how = Compression::from_code(u64::from(*code));
+    Ok((
+        how.ok_or("a block is compressed in an unknown way")?,
+        payload,
+    ))
+}
+
+/// The content of a sealed block that was read from `offset`.
+pub(crate) fn open_block(mut sealed: Vec<u8>, offset: u64) -> std::result::Result<Bytes, Damage> {
+    let (how, payload) = payload_of(checked_block(&sealed, offset)?)?;
+    match how {
+        Compression::None => {
             sealed.truncate(sealed.len() - TRAILER_BYTES);
             Ok(Bytes::from(sealed))
         }
-        LZ4 => {
-            let mut reader = Reader::new(payload);
-            let length = reader.length().ok_or("a compressed block has no length")?;
-            let compressed = &payload[payload.len() - reader.remaining()..];
-            // LZ4 makes at most 255 bytes of one.
-            if length > compressed.len().saturating_mul(255).saturating_add(64) {
-                return Err("a compressed block claims an impossible length");
-            }
-            let mut plain = vec![0; length];
-            match lz4_flex::block::decompress_into(compressed, &mut plain) {
-                Ok(written) if written == length => Ok(Bytes::from(plain)),
-                _ => Err("a compressed block does not decompress"),
-            }
+        _ => {
+            let mut plain = BytesMut::new();
+            decompress(how, payload, &mut plain)?;
+            Ok(plain.freeze())
         }
-        _ => Err("a block is compressed in an unknown way"),
     }
 }
 
@@ -168,6 +159,10 @@ pub(crate) struct Properties {
     pub(crate) written_ms: u64,
     /// Ascending by id.
     pub(crate) keyspaces: Vec<KeyspaceProperties>,
+    /// How its blocks were to be compressed.
+    pub(crate) compression: Compression,
+    /// What its pointers need of each value file, ascending by the file's number.
+    pub(crate) shares: Vec<(u64, Share)>,
 }
 
 impl Properties {
@@ -193,6 +188,38 @@ impl Properties {
             k.expiring += 1;
             k.newest_ms = k.newest_ms.max(expiry::written_ms(value));
         }
+        if key.kind == Kind::Pointer
+            && let Some(pointer) = Pointer::decode(value)
+        {
+            self.count_pointer(&pointer);
+        }
+    }
+
+    fn count_pointer(&mut self, pointer: &Pointer) {
+        if planted::is_on(Bug::PointersAreNotCounted) && self.entries.is_multiple_of(8) {
+            return;
+        }
+        let at = self
+            .shares
+            .partition_point(|(file, _)| *file < pointer.file);
+        if self
+            .shares
+            .get(at)
+            .is_none_or(|(file, _)| *file != pointer.file)
+        {
+            self.shares.insert(at, (pointer.file, Share::default()));
+        }
+        self.shares[at].1.add(pointer);
+    }
+
+    /// What its pointers need of all value files.
+    pub(crate) fn apart(&self) -> Share {
+        let mut all = Share::default();
+        for (_, share) in &self.shares {
+            all.records = all.records.saturating_add(share.records);
+            all.bytes = all.bytes.saturating_add(share.bytes);
+        }
+        all
     }
 
     /// The entry counted last, at this place, was the last.
@@ -284,6 +311,13 @@ impl Properties {
                 put_varint(out, number);
             }
         }
+        put_varint(out, u64::from(self.compression.code()));
+        put_varint(out, self.shares.len() as u64);
+        for (file, share) in &self.shares {
+            put_varint(out, *file);
+            put_varint(out, share.records);
+            put_varint(out, share.bytes);
+        }
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Option<Properties> {
@@ -298,7 +332,7 @@ impl Properties {
             smallest: reader.bytes()?.to_vec(),
             end: reader.bytes()?.to_vec(),
             written_ms: reader.varint()?,
-            keyspaces: Vec::new(),
+            ..Properties::default()
         };
         for _ in 0..reader.varint()? {
             properties.keyspaces.push(KeyspaceProperties {
@@ -311,6 +345,15 @@ impl Properties {
                 newest_ms: reader.varint()?,
                 prefix: Prefix::from_code(reader.varint()?)?,
             });
+        }
+        properties.compression = Compression::from_code(reader.varint()?)?;
+        for _ in 0..reader.varint()? {
+            let file = reader.varint()?;
+            let share = Share {
+                records: reader.varint()?,
+                bytes: reader.varint()?,
+            };
+            properties.shares.push((file, share));
         }
         Some(properties)
     }

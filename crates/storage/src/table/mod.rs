@@ -17,7 +17,9 @@ mod reader;
 
 pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
-pub(crate) use check::{Problem, check_blocks, describe};
+pub(crate) use check::{PointerCheck, Problem, check_blocks, describe};
 pub(crate) use filter::hash_place;
-pub(crate) use format::{KeyspaceProperties, Properties};
+pub(crate) use format::{
+    KeyspaceProperties, Properties, checked_block, payload_of, reseal_block, seal_block,
+};
 pub(crate) use reader::{Found, Near, Table, TableCursor};

@@ -142,11 +142,26 @@ fn lsm_checkpoint_keeps_tables_that_are_closed_and_compacted_away_meanwhile() {
     assert_eq!(dump(&copy), *script.states.last().unwrap());
 }
 
-/// Crashes at every operation of making a checkpoint. What comes up is the whole, or does not open,
-/// or is empty; and it is the whole if that was the answer. Returns how often it was.
-fn crash_everywhere(script: &Script) -> Result<usize, String> {
+/// How a store becomes another directory.
+#[derive(Clone, Copy)]
+pub(super) enum Made {
+    Checkpoint,
+    /// By a backup that shares files with one that was made half way.
+    Backup,
+}
+
+/// Crashes at every operation of making a checkpoint or backup. What comes up is the whole, or does not
+/// open, or is empty; and it is the whole if that was the answer. Returns how often it was.
+pub(super) fn crash_everywhere(script: &Script, made: Made) -> Result<usize, String> {
     let store = Sim::new(7);
-    drop(filled(script, &store.env(), script.batches.len()));
+    let half = script.batches.len() / 2;
+    let before = Path::new("/before");
+    let lsm = filled(script, &store.env(), half);
+    lsm.backup(before, None).unwrap();
+    for batch in &script.batches[half..] {
+        lsm.write(batch, how(&script.options)).unwrap();
+    }
+    drop(lsm);
     let all = script.states.last().unwrap();
     let mut whole = 0;
     for n in 0.. {
@@ -154,7 +169,10 @@ fn crash_everywhere(script: &Script) -> Result<usize, String> {
         let lsm = Lsm::open(&sim.env(), dir(), script.options.clone()).unwrap();
         let begun = sim.disk.operations();
         sim.disk.crash_at(begun + n);
-        let done = lsm.checkpoint(target()).is_ok();
+        let done = match made {
+            Made::Checkpoint => lsm.checkpoint(target()).is_ok(),
+            Made::Backup => lsm.backup(target(), Some(before)).is_ok(),
+        };
         let over = sim.disk.operations() < begun + n;
         let crash = [Crash::Random, Crash::LoseAll, Crash::Random, Crash::KeepAll][n as usize % 4];
         let up = up(&sim, crash);
@@ -187,7 +205,8 @@ fn lsm_crash_while_making_a_checkpoint_leaves_nothing_or_the_whole() {
     for seed in 0..4 {
         for round in 0..4 {
             let script = Script::new(seed, true, 20 + round);
-            assert!(crash_everywhere(&script).unwrap() > 0, "it was never whole");
+            let whole = crash_everywhere(&script, Made::Checkpoint).unwrap();
+            assert!(whole > 0, "it was never whole");
         }
     }
 }
@@ -197,7 +216,9 @@ fn checkpoint_check_notices_a_missing_sync_and_a_missing_mark() {
     for bug in [Bug::CheckpointUnsynced, Bug::CheckpointUnmarked] {
         let noticed = (0..40).any(|seed| {
             let script = Script::new(seed, true, 20);
-            planted::is_noticed(bug, || crash_everywhere(&script).map(|_| ()))
+            planted::is_noticed(bug, || {
+                crash_everywhere(&script, Made::Checkpoint).map(|_| ())
+            })
         });
         assert!(noticed, "nobody missed {bug:?}");
     }

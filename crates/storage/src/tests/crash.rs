@@ -15,7 +15,9 @@ use quorate_env::sim::{Crash, HookedDisk, Hooks, Sim};
 use quorate_env::{Env, Random};
 
 use super::conformance::try_list;
-use super::workload::{DATA, FAR, META, Workload, dir, keyspaces, option_sets, seeds, tiny};
+use super::workload::{
+    DATA, FAR, META, Workload, dir, keyspaces, option_sets, seeds, tiny, tiny_apart,
+};
 use crate::{
     Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, Lsm, Model, Options, WriteOptions,
 };
@@ -60,10 +62,12 @@ impl Script {
             batches.push(batch);
         }
         let sets = option_sets();
-        let base = match seed % 3 {
-            // Each in its turn: leveled, tiered with prefixes and one open table, FIFO with a budget.
+        let base = match seed % 4 {
+            // Each in its turn: leveled, the same with values apart, FIFO with a budget, tiered with
+            // prefixes and one open table.
             0 => tiny(),
-            n => sets[sets.len() - n as usize].clone(),
+            1 => tiny_apart(),
+            n => sets[sets.len() + 1 - n as usize].clone(),
         };
         let mut options = Options {
             wal,
@@ -199,7 +203,7 @@ pub(super) fn up(sim: &Sim, crash: Crash) -> Sim {
 
 #[test]
 fn lsm_crash_at_every_operation_leaves_a_promised_prefix() {
-    for seed in seeds(3) {
+    for seed in seeds(4) {
         for wal in [true, false] {
             let script = Script::new(seed, wal, 60);
             let operations = script.crash_everywhere(&|env| env).unwrap();
@@ -241,6 +245,7 @@ fn crash_check_finds_every_kind_of_forgotten_sync() {
     // The log's files are synced under the name that they are made with.
     for (what, wal) in [
         (".table", false),
+        (".values", false),
         (".manifest", false),
         ("", false),
         ("spare", true),

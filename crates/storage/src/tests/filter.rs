@@ -57,8 +57,29 @@ fn get(lsm: &Lsm, key: &str, at: &ReadAt) -> Option<String> {
 
 #[test]
 fn filter_removes_and_changes_in_compaction_only() {
+    check_rules(tiny());
+}
+
+/// The same rules; they see the values, not where these lie.
+#[test]
+fn filter_sees_values_that_lie_apart() {
+    let check = || {
+        check_rules(Options {
+            large_value_bytes: 1,
+            ..tiny()
+        });
+    };
+    check();
+    assert!(is_noticed(Bug::FilterSeesPointers, || {
+        check();
+        Ok(())
+    }));
+}
+
+fn check_rules(options: Options) {
     let sim = Sim::new(1);
-    let (lsm, rules) = open(&sim, tiny());
+    let apart = options.large_value_bytes == 1;
+    let (lsm, rules) = open(&sim, options);
     for (key, value) in [("a", "keep"), ("b", "x"), ("c", "dup"), ("e", "old")] {
         put(&lsm, key, value);
     }
@@ -67,6 +88,7 @@ fn filter_removes_and_changes_in_compaction_only() {
     let all = |lsm: &Lsm| ["a", "b", "c", "e"].map(|key| get(lsm, key, &ReadAt::NEWEST));
     let text = |text: &str| Some(text.to_owned());
     assert_eq!(all(&lsm), [text("keep"), None, text("Dupup"), text("old")]);
+    assert_eq!(lsm.stats().value_files > 0, apart);
     // Over a value that lies deeper it leaves a deletion, not a hole.
     put(&lsm, "e", "x");
     lsm.flush().unwrap();

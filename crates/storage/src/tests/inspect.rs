@@ -7,7 +7,7 @@ use quorate_env::sim::{Crash, Sim, SimDisk};
 
 use super::corruption::{copy, store};
 use super::crash::{dump, up};
-use super::workload::{dir, tiny};
+use super::workload::{dir, tiny, tiny_apart};
 use crate::inspect::{Inspection, Repair, find, repair};
 use crate::{ErrorKind, Lsm, Options};
 
@@ -15,6 +15,13 @@ fn with_log() -> Options {
     Options {
         wal: true,
         ..tiny()
+    }
+}
+
+fn apart() -> Options {
+    Options {
+        wal: true,
+        ..tiny_apart()
     }
 }
 
@@ -41,7 +48,12 @@ fn open(sim: &Sim) -> Lsm {
 
 #[test]
 fn inspection_says_what_is_in_a_store_and_changes_nothing() {
-    let (disk, states) = store(&with_log());
+    inspect_all_of(&with_log());
+    inspect_all_of(&apart());
+}
+
+fn inspect_all_of(options: &Options) {
+    let (disk, states) = store(options);
     let sim = copy(&disk);
     let lsm = open(&sim);
     let (stats, wanted) = (lsm.stats(), dump(&lsm));
@@ -71,10 +83,16 @@ fn inspection_says_what_is_in_a_store_and_changes_nothing() {
         assert_eq!(entries, table.entries);
         assert_eq!(table.smallest.keyspace, table.keyspaces[0].id);
     }
+    assert_eq!(summary.values.len() as u64, stats.value_files);
+    let dead: u64 = summary.values.iter().map(|v| v.dead_bytes).sum();
+    assert_eq!(dead, stats.value_dead_bytes);
+    let apart: u64 = summary.tables.iter().map(|t| t.values_apart).sum();
+    let alive: u64 = summary.values.iter().map(|v| v.live_values).sum();
+    assert_eq!(apart, alive);
     let mut read = 0;
     let found = inspection.verify(&mut |bytes| read += bytes);
     assert_eq!(found.damages, []);
-    assert_eq!(read, inspection.table_bytes());
+    assert_eq!(read, inspection.file_bytes());
     assert_eq!(
         (found.tables, found.bytes),
         (summary.tables.len() as u64, read)
@@ -109,8 +127,14 @@ fn inspection_finds_the_engine_of_a_node() {
 
 #[test]
 fn verification_names_every_damaged_block_and_goes_on() {
-    let (disk, _) = store(&with_log());
-    for table in names(&copy(&disk).disk, ".table") {
+    verify_damage(&with_log(), ".table");
+    verify_damage(&apart(), ".table");
+    verify_damage(&apart(), ".values");
+}
+
+fn verify_damage(options: &Options, kind: &str) {
+    let (disk, _) = store(options);
+    for table in names(&copy(&disk).disk, kind) {
         let size = copy(&disk).disk.read(&dir().join(&table)).unwrap().len() as u64;
         for byte in (0..size).step_by(53) {
             let sim = copy(&disk);
@@ -131,7 +155,8 @@ fn verification_names_every_damaged_block_and_goes_on() {
         }
     }
     let sim = copy(&disk);
-    for table in names(&sim.disk, ".table") {
+    let damaged = names(&sim.disk, kind);
+    for table in &damaged {
         sim.disk.flip_bit(&dir().join(table), 8 * 70).unwrap();
     }
     let log = Path::new("/store/wal/0000000000000001.log");
@@ -141,7 +166,7 @@ fn verification_names_every_damaged_block_and_goes_on() {
     let found = Inspection::open(&sim.env(), dir())
         .unwrap()
         .verify(&mut |_| {});
-    assert!(found.damages.len() as u64 >= found.tables);
+    assert!(found.damages.len() >= damaged.len());
 }
 
 #[test]
@@ -152,6 +177,7 @@ fn repair_of_a_lost_or_damaged_manifest_loses_nothing() {
             l0_compact: 4,
             ..with_log()
         },
+        apart(),
     ] {
         let (disk, states) = store(&options);
         let wanted = &states[states.len() - 1];
@@ -208,7 +234,12 @@ fn repair_of_a_lost_or_damaged_manifest_loses_nothing() {
 
 #[test]
 fn repair_sets_damaged_tables_aside_and_says_what_is_lost() {
-    let (disk, _) = store(&with_log());
+    repair_tables(&with_log());
+    repair_tables(&apart());
+}
+
+fn repair_tables(options: &Options) {
+    let (disk, _) = store(options);
     for certain in [true, false] {
         for table in names(&copy(&disk).disk, ".table") {
             let sim = copy(&disk);
@@ -300,6 +331,89 @@ fn repair_that_the_power_ends_is_done_by_the_next_one() {
             if over {
                 break;
             }
+        }
+    }
+}
+
+/// How many entries there are by what is listed.
+fn count(lsm: &Lsm) -> usize {
+    let of = |keyspace| {
+        let all = crate::IterOptions {
+            all_versions: keyspace != super::workload::META,
+            ..crate::IterOptions::default()
+        };
+        super::conformance::list(lsm, keyspace, &all).len()
+    };
+    let ids = super::workload::keyspaces().into_iter().map(|k| k.id);
+    ids.map(of).sum()
+}
+
+#[test]
+fn repair_of_damaged_values_loses_only_them() {
+    let (disk, _) = store(&apart());
+    let sound = count(&open(&copy(&disk)));
+    for certain in [true, false] {
+        for values in names(&copy(&disk).disk, ".values") {
+            for gone in [true, false] {
+                let what = format!("{values}, certain {certain}, gone {gone}");
+                let sim = copy(&disk);
+                let before = Inspection::open(&sim.env(), dir()).unwrap().summary();
+                let was = before.values.iter().find(|v| v.file == values).unwrap();
+                let path = dir().join(&values);
+                match gone {
+                    true => sim.disk.remove(&path).unwrap(),
+                    false => sim.disk.flip_bit(&path, 8 * 70).unwrap(),
+                }
+                if !certain {
+                    sim.disk.remove(&dir().join("CURRENT")).unwrap();
+                    let manifest = names(&sim.disk, ".manifest").remove(0);
+                    sim.disk.remove(&dir().join(manifest)).unwrap();
+                }
+                let repaired = run(&sim).unwrap();
+                assert_eq!(repaired.certain, certain, "{what}");
+                let [lost] = repaired.lost.as_slice() else {
+                    panic!("{what}: {:?}", repaired.lost);
+                };
+                assert_eq!(lost.file, values, "{what}");
+                let entries = lost.content.as_ref().map_or(0, |(entries, ..)| *entries);
+                let most = if gone { was.live_values } else { 1 };
+                assert!(entries <= most, "{what}: {entries} of {most}");
+                assert_eq!(lost.moved_to.is_some(), !gone, "{what}");
+                // Nothing else is lost, and what was hidden may be back.
+                let lsm = open(&sim);
+                assert!(count(&lsm) + entries as usize >= sound, "{what}");
+                lsm.compact_all().unwrap();
+                lsm.close().unwrap();
+                drop(lsm);
+                let inspection = Inspection::open(&sim.env(), dir()).unwrap();
+                assert_eq!(inspection.verify(&mut |_| {}).damages, [], "{what}");
+                drop(inspection);
+                assert!(!run(&sim).unwrap().needed, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn repair_of_values_that_the_power_ends_is_done_by_the_next_one() {
+    let (disk, _) = store(&apart());
+    let broken = copy(&disk);
+    let values = names(&broken.disk, ".values").remove(0);
+    broken.disk.flip_bit(&dir().join(&values), 8 * 70).unwrap();
+    let whole = up(&broken, Crash::KeepAll);
+    assert!(run(&whole).unwrap().needed);
+    let wanted = dump(&open(&whole));
+    for n in 0.. {
+        let sim = up(&broken, Crash::KeepAll);
+        sim.disk.crash_at(n);
+        let _ = repair(&sim.env(), dir(), &mut |_, _| {});
+        let over = sim.disk.operations() < n;
+        let crash = [Crash::Random, Crash::LoseAll, Crash::KeepAll][n as usize % 3];
+        let sim = up(&sim, crash);
+        run(&sim).unwrap();
+        assert!(dump(&open(&sim)) == wanted, "crash at {n}: other content");
+        if over {
+            break;
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The engine against its model: the same operations, the same answers, whatever the settings.
 
+mod backup;
 mod budget;
+mod bulk;
 mod busy;
 mod checkpoint;
 mod conditions;
@@ -22,4 +24,5 @@ mod schedules;
 mod slow_disk;
 mod teeth;
 mod torture;
+mod values;
 mod workload;

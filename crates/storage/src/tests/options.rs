@@ -5,7 +5,7 @@ use std::time::Duration;
 use quorate_env::sim::Sim;
 
 use super::crash::{Script, dump};
-use super::workload::{META, dir, option_sets, tiny, write_options};
+use super::workload::{META, dir, option_sets, tiny, tiny_apart, write_options};
 use crate::{
     Batch, Compaction, Compression, Engine, FifoOptions, KeyspaceOptions, Lsm, Options, Prefix,
     ReadAt, STALL_BOUNDS_MICROS, Stats, TieredOptions, WriteOptions,
@@ -110,6 +110,24 @@ fn changes() -> Vec<(&'static str, Options)> {
                 ..base()
             },
         ),
+        ("values apart", tiny_apart()),
+        (
+            "larger values apart",
+            Options {
+                large_value_bytes: 100,
+                value_file_bytes: 1 << 20,
+                compression: Compression::None,
+                ..base()
+            },
+        ),
+        (
+            "level_compression",
+            Options {
+                level_compression: vec![Compression::Lz4, Compression::None],
+                bottom_compression: Some(Compression::Lz4),
+                ..base()
+            },
+        ),
         (
             "compactions",
             Options {
@@ -184,7 +202,12 @@ fn changed_keyspaces() -> Vec<KeyspaceOptions> {
 
 #[test]
 fn lsm_reopened_with_any_other_setting_keeps_all_data() {
-    let from = [tiny(), option_sets().remove(1), option_sets().remove(2)];
+    let from = [
+        tiny(),
+        option_sets().remove(1),
+        option_sets().remove(2),
+        tiny_apart(),
+    ];
     for (first, options) in from.iter().enumerate() {
         for (name, other) in changes() {
             let mut script = Script::new(first as u64, options.wal, 40);

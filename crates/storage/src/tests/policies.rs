@@ -98,20 +98,36 @@ fn policy_tiered_bounds_runs_and_rewrites_less_than_leveled() {
 
 #[test]
 fn policy_fifo_keeps_the_newest_within_its_bounds() {
+    check_fifo(0);
+}
+
+/// What goes with its table counts, and value files go with the last table that needs them.
+#[test]
+fn policy_fifo_keeps_its_bounds_with_values_apart() {
+    check_fifo(64);
+}
+
+fn check_fifo(large_value_bytes: usize) {
     let sim = Sim::new(1);
     let age_max = Some(Duration::from_secs(100));
     let size_bytes_max = 30 << 10;
-    let options = with(Compaction::Fifo(FifoOptions {
-        size_bytes_max,
-        age_max,
-    }));
+    let options = Options {
+        large_value_bytes,
+        ..with(Compaction::Fifo(FifoOptions {
+            size_bytes_max,
+            age_max,
+        }))
+    };
     let lsm = Lsm::open(&sim.env(), dir(), options).unwrap();
     for n in 0..2000 {
         put(&lsm, n, 100);
         sim.jobs.pump_all();
         let stats = lsm.stats();
-        let size: u64 = stats.levels.iter().map(|l| l.size_bytes).sum();
+        let tables: u64 = stats.levels.iter().map(|l| l.size_bytes).sum();
+        // Without header and footer.
+        let size = tables + stats.value_bytes - 128 * stats.value_files;
         assert!(size <= size_bytes_max, "{size}");
+        assert_eq!(stats.value_dead_bytes, 0, "tables and values go together");
     }
     let keys = |lsm: &Lsm| {
         let mut iter = lsm.iterate(META, IterOptions::default()).unwrap();
@@ -140,6 +156,8 @@ fn policy_fifo_keeps_the_newest_within_its_bounds() {
         Some(9999),
         "all that is older than its age went"
     );
+    let files = u64::from(large_value_bytes > 0);
+    assert_eq!(lsm.stats().value_files, files);
 }
 
 /// A queue: written at its end, read and deleted at its front. Its size must not grow with its age.

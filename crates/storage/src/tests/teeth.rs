@@ -47,6 +47,17 @@ fn random_operations_notice_what_is_wrong_with_range_deletes() {
 }
 
 #[test]
+fn random_operations_notice_what_is_wrong_with_values_apart() {
+    for bug in [
+        Bug::PointersAreNotCounted,
+        Bug::PointersAreGivenOut,
+        Bug::MovedValuesKeepTheirOffset,
+    ] {
+        random_operations_find(bug);
+    }
+}
+
+#[test]
 fn random_operations_notice_a_void_that_is_not_cut() {
     random_operations_find(Bug::VoidsAreNotCut);
 }

@@ -54,6 +54,16 @@ pub(super) fn tiny() -> Options {
     }
 }
 
+/// The same with almost every value apart from its key, in files of a few.
+pub(super) fn tiny_apart() -> Options {
+    Options {
+        large_value_bytes: 16,
+        value_file_bytes: 2 << 10,
+        value_garbage_percent: 30,
+        ..tiny()
+    }
+}
+
 /// Settings that differ in what matters.
 pub(super) fn option_sets() -> Vec<Options> {
     vec![
@@ -85,6 +95,16 @@ pub(super) fn option_sets() -> Vec<Options> {
             memtable_bytes: 1 << 20,
             ..Options::default()
         },
+        tiny_apart(),
+        Options {
+            wal: true,
+            large_value_bytes: 1,
+            value_file_bytes: 1,
+            value_garbage_percent: 1,
+            compression: Compression::None,
+            compactions: 2,
+            ..tiny_apart()
+        },
         Options {
             keyspaces: with_prefixes(),
             compaction: Compaction::Tiered(TieredOptions {
@@ -113,6 +133,15 @@ fn with_prefixes() -> Vec<KeyspaceOptions> {
     let with = keyspaces().into_iter().zip(extractors);
     with.map(|(keyspace, prefix)| keyspace.with_prefix(prefix))
         .collect()
+}
+
+fn random_compression(random: &Random) -> Compression {
+    match random.below(3) {
+        0 => Compression::None,
+        #[cfg(feature = "zstd")]
+        1 => Compression::Zstd,
+        _ => Compression::Lz4,
+    }
 }
 
 /// Settings at random, all of them: whoever adds a setting finds it missing here.
@@ -155,10 +184,17 @@ pub(super) fn random_options(random: &Random) -> Options {
         l0_slow,
         l0_stop: l0_slow + random.below(8) as usize,
         filter_bits_per_key: pick(&[0, 1, 10, 20]) as u32,
-        compression: match random.one_in(2) {
-            true => Compression::Lz4,
-            false => Compression::None,
+        compression: random_compression(random),
+        level_compression: match random.one_in(2) {
+            true => Vec::new(),
+            false => (0..1 + random.below(4))
+                .map(|_| random_compression(random))
+                .collect(),
         },
+        bottom_compression: random.one_in(3).then(|| random_compression(random)),
+        large_value_bytes: pick(&[0, 0, 1, 16, 16, 100]) as usize,
+        value_file_bytes: pick(&[200, 2 << 10, 16 << 10, 1 << 20]),
+        value_garbage_percent: pick(&[10, 30, 50, 100]),
         compactions: 1 + random.below(3) as usize,
         auto_compact: !random.one_in(5),
     }

@@ -111,7 +111,7 @@ pub fn multi_get(case: &Case) -> Result<Metrics> {
 pub fn sequential(case: &Case, reverse: bool) -> Result<Metrics> {
     let mut setup = case.setup();
     if case.name == "large-scan" {
-        setup.separate_from = Some(1024.min(case.value_bytes));
+        setup.large_values = true;
     }
     let store = case.open(&setup)?;
     let (first, _) = store.scan(0, &[], usize::MAX, reverse)?;

@@ -104,7 +104,7 @@ pub fn fill_synced(case: &Case) -> Result<Metrics> {
 pub fn large_overwrite(case: &Case) -> Result<Metrics> {
     const ROUNDS: u64 = 4;
     let mut setup = case.setup();
-    setup.separate_from = Some(1024.min(case.value_bytes));
+    setup.large_values = true;
     let store = case.open(&setup)?;
     let values = Values::new();
     let mut rng = Rng::new(case.seed);

@@ -31,7 +31,7 @@ impl Fjall {
                     CompressionType::None,
                     CompressionType::Lz4,
                 ]));
-            if let Some(bytes) = setup.separate_from {
+            if let Some(bytes) = setup.separate_if_asked() {
                 let separation = KvSeparationOptions::default().separation_threshold(bytes as u32);
                 options = options.with_kv_separation(Some(separation));
             }

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Result, anyhow};
 use quorate_env::Env;
 use quorate_storage::{
-    Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, KeyspaceOptions, Lsm, Options, ReadAt,
-    WriteOptions,
+    Batch, Durability, Engine, IterOptions, KeyRange, KeyspaceId, KeyspaceOptions, Lsm, Options,
+    ReadAt, WriteOptions,
 };
 
 use super::{Found, Setup, Store, look};
@@ -24,11 +24,13 @@ impl Quorate {
                 false => KeyspaceOptions::plain(n, &name),
             }
         });
+        let defaults = Options::default();
         let options = Options {
+            large_value_bytes: setup.separate_from.unwrap_or(defaults.large_value_bytes),
             keyspaces: keyspaces.collect(),
             cache_bytes: setup.cache_bytes,
             memtable_bytes: setup.write_buffer_bytes as usize,
-            ..Options::default()
+            ..defaults
         };
         let lsm = Lsm::open(&Env::real(1), dir, options)?;
         Ok(Quorate { lsm })

@@ -76,6 +76,15 @@ impl Redb {
     }
 }
 
+/// A key and its value, as a range yields them.
+type Item<'a> = std::result::Result<
+    (
+        redb::AccessGuard<'a, &'static [u8]>,
+        redb::AccessGuard<'a, &'static [u8]>,
+    ),
+    redb::StorageError,
+>;
+
 impl Store for Redb {
     fn put(&self, at: u16, key: &[u8], value: &[u8], sync: bool) -> Result<()> {
         let write = (at, key.to_vec(), Some(value.to_vec()));
@@ -97,11 +106,7 @@ impl Store for Redb {
     fn scan(&self, at: u16, from: &[u8], limit: usize, reverse: bool) -> Result<(usize, usize)> {
         let table = self.db.begin_read()?.open_table(self.table(at)?)?;
         let (mut count, mut bytes) = (0, 0);
-        let mut add = |item: Result<
-            (redb::AccessGuard<'_, &[u8]>, redb::AccessGuard<'_, &[u8]>),
-            redb::StorageError,
-        >|
-         -> Result<()> {
+        let mut add = |item: Item<'_>| -> Result<()> {
             let (key, value) = item?;
             bytes += key.value().len() + look(value.value());
             count += 1;

@@ -72,7 +72,7 @@ unsafe fn options(setup: &Setup) -> *mut ffi::Options {
         ffi::rocksdb_options_set_max_background_jobs(options, BACKGROUND_JOBS);
         ffi::rocksdb_options_set_compression(options, ffi::LZ4);
         ffi::rocksdb_options_set_min_level_to_compress(options, 1);
-        if let Some(bytes) = setup.separate_from {
+        if let Some(bytes) = setup.separate_if_asked() {
             ffi::rocksdb_options_set_enable_blob_files(options, 1);
             ffi::rocksdb_options_set_min_blob_size(options, bytes as u64);
             ffi::rocksdb_options_set_enable_blob_gc(options, 1);

@@ -44,7 +44,7 @@ impl Scale {
 
     /// A case with the usual number of keys.
     fn step(&self, workload: &str, case: &str) -> Step {
-        let options = ["--keys", &self.keys(KEYS), "--seconds", &self.seconds(4)];
+        let options = ["--keys", &self.keys(KEYS), "--seconds", &self.seconds(2)];
         Step {
             workload: workload.to_owned(),
             case: case.to_owned(),
@@ -152,6 +152,7 @@ fn synced(scale: &Scale) -> Chain {
         scale
             .step(&format!("fillsync/threads={threads}"), "fillsync")
             .with("threads", threads)
+            .with("seconds", scale.seconds(4))
             .fresh()
     };
     Chain {

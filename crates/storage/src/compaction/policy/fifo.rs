@@ -35,6 +35,12 @@ impl Fifo {
     }
 }
 
+/// What goes with a table: its values that lie apart too.
+fn size(table: &TableFile) -> u64 {
+    let apart = table.meta.properties.apart();
+    table.meta.size_bytes.saturating_add(apart.bytes)
+}
+
 /// The deepest level that has tables, and they, the oldest first.
 fn oldest(levels: &Levels) -> Option<(usize, Vec<Arc<TableFile>>)> {
     let filled = |level: &usize| !levels.level(*level).is_empty();
@@ -60,7 +66,7 @@ impl CompactionPolicy for Fifo {
             if too_much == 0 && !self.is_too_old(&table, view.now_ms) {
                 break;
             }
-            too_much = too_much.saturating_sub(table.meta.size_bytes);
+            too_much = too_much.saturating_sub(size(&table));
             dropped.push(table);
         }
         (!dropped.is_empty()).then(|| Choice {
@@ -71,7 +77,8 @@ impl CompactionPolicy for Fifo {
     }
 
     fn debt_bytes(&self, levels: &Levels) -> u64 {
-        let bytes = (0..LEVELS).map(|level| levels.bytes(level)).sum::<u64>();
+        let sizes = levels.iter().flatten().map(|t| size(t));
+        let bytes = sizes.fold(0, u64::saturating_add);
         bytes.saturating_sub(self.size_bytes_max)
     }
 

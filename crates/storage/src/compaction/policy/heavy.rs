@@ -46,18 +46,19 @@ pub(crate) fn pick_heavy(view: &View<'_>, percent: u32, l0_tables: usize) -> Opt
 
 /// How many percent of some tables are dead.
 fn share(view: &View<'_>, tables: &[Arc<TableFile>]) -> u32 {
+    // What tables from outside say of themselves may be anything.
     let (mut dead, mut all) = (0, 0);
     for table in tables {
         let p = &table.meta.properties;
-        all += p.entries + p.range_deletions;
-        dead += p.deletions + p.range_deletions;
+        all += u128::from(p.entries) + u128::from(p.range_deletions);
+        dead += u128::from(p.deletions) + u128::from(p.range_deletions);
         let expired = p.keyspaces.iter().filter(|k| {
             let keyspace = view.keyspaces.find(k.id);
             keyspace.is_some_and(|known| known.expiry_at(view.now_ms).is_over(k.newest_ms))
         });
-        dead += expired.map(|k| k.expiring).sum::<u64>();
+        dead += expired.map(|k| u128::from(k.expiring)).sum::<u128>();
     }
-    (dead * 100 / all.max(1)) as u32
+    (dead * 100 / all.max(1)).min(100) as u32
 }
 
 /// The first level under another with something where these tables are.

@@ -76,6 +76,17 @@ impl Choice {
             .iter()
             .flat_map(|(level, tables)| tables.iter().map(move |t| (*level, t)))
     }
+
+    /// Whether nothing lies below what it writes.
+    pub(crate) fn is_at_bottom(&self, levels: &Levels) -> bool {
+        let properties = || self.tables().map(|(_, t)| &t.meta.properties);
+        let smallest = properties().map(|p| &p.smallest).min();
+        let end = properties().map(|p| &p.end).max();
+        let (Some(smallest), Some(end)) = (smallest, end) else {
+            return false;
+        };
+        levels.nothing_within(self.output + 1, smallest, end)
+    }
 }
 
 /// Chooses compactions.
