@@ -139,7 +139,7 @@ async fn broker_durable_reopened_has_messages_positions_and_fences() {
         open().await.map_err(|e| e.to_string())
     })
     .await;
-    let positions = std::sync::Arc::new(support::FromStart::default());
+    let positions = std::sync::Arc::new(support::FromStart);
     let subscribed = broker.subscribe("g", &["t".to_owned()], positions).await;
     let mut reader = subscribed.expect("subscribes");
     let found = reader
