@@ -7,7 +7,8 @@
 //! <prefix>/~outbox/head           the number of the last message, and per key its last sequence number
 //! <prefix>/~outbox/m/<id>         the messages, from id 1, without gaps
 //! <prefix>/~outbox/relay          epoch, owner, progress
-//! <prefix>/~outbox/p/<id>         what is parked
+//! <prefix>/~outbox/p/<id>         what is said of a parked message: reason, wish
+//! <prefix>/~outbox/d/<id>         the parked message
 //! <prefix>/~outbox/k/<topic>/<key> the last sequence number of a key
 //! ```
 //!
@@ -24,6 +25,7 @@
 //! A relay that holds nothing takes what is free; it is not given what others hold.
 
 mod enqueue;
+mod parked;
 mod store;
 
 use std::collections::HashMap;
@@ -105,10 +107,6 @@ impl KvOutbox {
 
     fn message_key(&self, part: u16, id: i64) -> Bytes {
         self.key(part, &format!("m/{id:020}"))
-    }
-
-    fn parked_key(&self, part: u16, id: i64) -> Bytes {
-        self.key(part, &format!("p/{id:020}"))
     }
 
     async fn get(&self, key: Bytes) -> Result<Option<Entry>> {

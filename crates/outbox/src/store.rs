@@ -85,9 +85,18 @@ pub struct Row {
     pub payload: Bytes,
     /// When it was enqueued, milliseconds since 1970, by the store's clock.
     pub created_ms: i64,
+    /// Why it can't be sent as it is: something stored of it can't be read, and stands here as its default.
+    /// What is stored stays as it is, for a person to mend.
+    pub damage: Option<String>,
 }
 
 impl Row {
+    /// A message's id where its own can't be read: the same at every look.
+    pub(crate) fn made_id(part: u16, id: i64) -> Uuid {
+        let place = format!("{part}/{id}");
+        Uuid::from_u128(xxhash_rust::xxh3::xxh3_128(place.as_bytes()))
+    }
+
     /// How much of [`Most::bytes`] it is.
     pub fn size(&self) -> usize {
         let headers: usize = self.headers.iter().map(|(n, v)| n.len() + v.len()).sum();
@@ -160,8 +169,15 @@ pub struct Park {
 pub enum Unpark {
     /// It, or its skip record, was published: forget it.
     Gone(i64),
-    /// It was refused again, for this reason.
-    Back(i64, String),
+    /// It was refused again.
+    Back {
+        /// Its place in the part.
+        id: i64,
+        /// The wish that this was about: a newer one stands.
+        wish: Wish,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// What a relay writes at once, beside its progress.
@@ -185,6 +201,32 @@ pub enum Wish {
     Retry,
     /// Leave it out: send a skip record in its place.
     Skip,
+    /// Forget it, and send nothing: what to do when not even a skip record can be sent, since its topic will
+    /// never be there. Consumers with the sequence check that get later messages of its key after all
+    /// wait at the gap. For what a consumer has set aside the same as `Skip`.
+    Drop,
+}
+
+impl Wish {
+    /// As it is stored.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Wish::None => 0,
+            Wish::Retry => 1,
+            Wish::Skip => 2,
+            Wish::Drop => 3,
+        }
+    }
+
+    /// Reads what [`Wish::number`] wrote. Anything else is no wish: a person has to say it anew.
+    pub(crate) fn of(number: i64) -> Wish {
+        match number {
+            1 => Wish::Retry,
+            2 => Wish::Skip,
+            3 => Wish::Drop,
+            _ => Wish::None,
+        }
+    }
 }
 
 /// A message that was set aside.
@@ -284,7 +326,7 @@ pub trait Store: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
-    /// Reads unpublished rows of a part.
+    /// Reads unpublished rows of a part; those that can't be read come with their damage.
     fn read<'a>(
         &'a self,
         fence: Fence,

@@ -32,7 +32,13 @@ impl Services {
             environment.push(("QUORATE_POSTGRES", url));
             running.push(process);
         }
-        if std::env::var_os("QUORATE_KAFKA").is_none() {
+        if let Some(address) = std::env::var_os("QUORATE_KAFKA") {
+            // One broker that does both, unless another is named for groups.
+            if std::env::var_os("QUORATE_KAFKA_GROUPS").is_none() {
+                let address = address.to_string_lossy().into_owned();
+                environment.push(("QUORATE_KAFKA_GROUPS", address));
+            }
+        } else {
             let brokers = kafka::install(root).context("a Kafka-compatible broker")?;
             let (address, process) = brokers.start_transactions()?;
             environment.push(("QUORATE_KAFKA", address));

@@ -62,6 +62,11 @@ pub(super) struct Counts {
 }
 
 impl<L: Ledger> Shared<L> {
+    /// Begins a transaction for a handler.
+    pub(super) async fn begin(&self) -> Result<L::Tx> {
+        self.ledger.begin(self.options.patience).await
+    }
+
     pub(super) fn count(&self, done: Done) {
         let counter = match done {
             Done::Applied => &self.counts.applied,

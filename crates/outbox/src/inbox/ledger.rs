@@ -1,6 +1,7 @@
 //! The seam [`Ledger`]: a consumer's records in its database.
 
 use std::future::Future;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -95,8 +96,9 @@ pub trait Ledger: Clone + Send + Sync + 'static {
     /// A transaction.
     type Tx: LedgerTx<Connection = Self::Connection>;
 
-    /// Begins a transaction that will write.
-    fn begin(&self) -> impl Future<Output = Result<Self::Tx>> + Send;
+    /// Begins a transaction that will write. A handler in it may take as long as `patience`; a database that
+    /// can ends what idles for much longer, so that a consumer that is frozen keeps no locks.
+    fn begin(&self, patience: Duration) -> impl Future<Output = Result<Self::Tx>> + Send;
 
     /// Makes the partition this caller's: raises its generation. Whoever had it can't write any more.
     fn claim(

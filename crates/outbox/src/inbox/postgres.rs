@@ -1,6 +1,8 @@
 //! The inbox in a PostgreSQL database.
 
-use sqlx::{PgPool, Row};
+use std::time::Duration;
+
+use sqlx::{AssertSqlSafe, PgPool, Row};
 use uuid::Uuid;
 
 use super::ledger::{Ledger, LedgerTx, Position, State, Stream, Waiting};
@@ -77,12 +79,21 @@ impl PgInbox {
     }
 }
 
+/// The handler's own time-out comes first, where somebody is awake to notice it.
+fn begin(patience: Duration) -> AssertSqlSafe<String> {
+    let idle = patience.saturating_add(Duration::from_secs(5));
+    let ms = idle.as_millis().min(i32::MAX as u128);
+    AssertSqlSafe(format!(
+        "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {ms}"
+    ))
+}
+
 sql_ledger!(
     PgInbox,
     PgInboxTx,
     sqlx::Postgres,
     sqlx::PgConnection,
     sqlx::postgres::PgRow,
-    "BEGIN",
+    begin,
     " FOR UPDATE"
 );

@@ -29,7 +29,7 @@ pub(super) async fn run<L: Ledger>(shared: &Arc<Shared<L>>) -> Result<usize> {
                     State::Waiting => State::Dead,
                     other => other,
                 };
-                let mut tx = shared.ledger.begin().await?;
+                let mut tx = shared.begin().await?;
                 // Another consumer may have applied it meanwhile: then it must not come back.
                 if tx.unpark(&shared.options.name, again.id).await? {
                     tx.park(&shared.options.name, &again).await?;
@@ -52,13 +52,14 @@ async fn one<L: Ledger>(
     waiting: &Waiting,
 ) -> std::result::Result<(), Trouble> {
     let name = &shared.options.name;
-    let mut tx = shared.ledger.begin().await?;
+    let mut tx = shared.begin().await?;
     if !tx.unpark(name, waiting.id).await? {
         return Ok(());
     }
     points::pass("replay.taken");
     let stream = Stream::of(&waiting.message).filter(|_| waiting.state != State::Passed);
-    let mut applies = waiting.wish != Wish::Skip && !waiting.message.is_skip();
+    let leaves_out = matches!(waiting.wish, Wish::Skip | Wish::Drop);
+    let mut applies = !leaves_out && !waiting.message.is_skip();
     if let Some((stream, seq)) = stream {
         let last = tx.last_seq(name, &stream).await?.unwrap_or(0);
         let over_gap = waiting.state == State::Waiting && waiting.wish != Wish::None;

@@ -1,17 +1,35 @@
 //! The ledger in SQL. PostgreSQL and SQLite take the same statements but for the tables and row locks.
 
-/// Makes a ledger of a kind of pool. `$lock` is what ends a SELECT that locks its rows.
+use uuid::Uuid;
+
+use crate::message::{HEADER_ID, HEADER_SEQ, HEADER_SOURCE};
+
+/// Makes a ledger of a kind of pool. `$begin` says how a transaction begins in which handlers may take so long;
+/// `$lock` is what ends a SELECT that locks its rows.
 macro_rules! sql_ledger {
-    ($ledger:ident, $tx:ident, $database:ty, $connection:ty, $row:ty, $begin:literal, $lock:literal) => {
+    ($ledger:ident, $tx:ident, $database:ty, $connection:ty, $row:ty, $begin:ident, $lock:literal) => {
         /// A transaction of the inbox.
         pub struct $tx(sqlx::Transaction<'static, $database>);
 
         const WAITING: &str = "p.message_id, p.topic, p.number, p.at, p.key, p.headers, p.payload, \
-                               p.state, p.reason, p.attempts, p.wish";
+                               p.state, p.reason, p.attempts, p.wish, p.source, p.seq";
 
-        fn waiting_of(row: &$row) -> Result<Waiting> {
-            Ok(Waiting {
-                id: row.try_get(0)?,
+        /// Reads a row of [`WAITING`], and says whether it could be read whole. Headers that can't be are no
+        /// error, so that other messages go on: it is shown, with its place, and can be skipped.
+        fn waiting_of(row: &$row) -> Result<(Waiting, bool)> {
+            let id: Uuid = row.try_get(0)?;
+            let mut reason: String = row.try_get(8)?;
+            let read = headers_from_text(row.try_get(5)?);
+            let is_whole = read.is_ok();
+            let headers = match read {
+                Ok(headers) => headers,
+                Err(error) => {
+                    reason = error.to_string();
+                    super::sql::place(id, row.try_get(11)?, row.try_get(12)?)
+                }
+            };
+            let waiting = Waiting {
+                id,
                 message: Delivery {
                     partition: Partition {
                         topic: row.try_get(1)?,
@@ -20,26 +38,23 @@ macro_rules! sql_ledger {
                     offset: row.try_get(3)?,
                     assignment: 0,
                     key: row.try_get(4)?,
-                    headers: headers_from_text(row.try_get(5)?)?,
+                    headers,
                     payload: row.try_get::<Vec<u8>, _>(6)?.into(),
                 },
                 state: State::of(row.try_get(7)?),
-                reason: row.try_get(8)?,
+                reason,
                 attempts: row.try_get(9)?,
-                wish: match row.try_get::<i32, _>(10)? {
-                    1 => Wish::Retry,
-                    2 => Wish::Skip,
-                    _ => Wish::None,
-                },
-            })
+                wish: Wish::of(i64::from(row.try_get::<i32, _>(10)?)),
+            };
+            Ok((waiting, is_whole))
         }
 
         impl Ledger for $ledger {
             type Connection = $connection;
             type Tx = $tx;
 
-            async fn begin(&self) -> Result<$tx> {
-                Ok($tx(self.pool.begin_with($begin).await?))
+            async fn begin(&self, patience: Duration) -> Result<$tx> {
+                Ok($tx(self.pool.begin_with($begin(patience)).await?))
             }
 
             async fn claim(&self, consumer: &str, partition: &Partition) -> Result<Position> {
@@ -82,7 +97,15 @@ macro_rules! sql_ledger {
                     .bind(limit as i64)
                     .fetch_all(&self.pool)
                     .await?;
-                rows.iter().map(waiting_of).collect()
+                let mut ready = Vec::with_capacity(rows.len());
+                for row in &rows {
+                    let (waiting, is_whole) = waiting_of(row)?;
+                    // Its handler can't be given what can't be read.
+                    if is_whole || matches!(waiting.wish, Wish::Skip | Wish::Drop) {
+                        ready.push(waiting);
+                    }
+                }
+                Ok(ready)
             }
 
             async fn waiting(&self, consumer: &str, limit: usize) -> Result<Vec<Waiting>> {
@@ -95,7 +118,7 @@ macro_rules! sql_ledger {
                     .bind(limit as i64)
                     .fetch_all(&self.pool)
                     .await?;
-                rows.iter().map(waiting_of).collect()
+                rows.iter().map(|row| Ok(waiting_of(row)?.0)).collect()
             }
 
             async fn count(&self, consumer: &str) -> Result<i64> {
@@ -108,11 +131,7 @@ macro_rules! sql_ledger {
             }
 
             async fn wish(&self, consumer: &str, which: &Which, wish: Wish) -> Result<u64> {
-                let number = match wish {
-                    Wish::None => 0i32,
-                    Wish::Retry => 1,
-                    Wish::Skip => 2,
-                };
+                let number = i32::from(wish.number());
                 let query = match which {
                     Which::Stream { topic, key } => sqlx::query(
                         "UPDATE quorate_inbox_parked SET wish = $1
@@ -284,6 +303,16 @@ macro_rules! sql_ledger {
             }
         }
     };
+}
+
+/// The headers that say where a message belongs, for one whose own can't be read.
+pub(super) fn place(id: Uuid, source: String, seq: Option<i64>) -> Vec<(String, String)> {
+    let mut headers = vec![(HEADER_ID.to_owned(), id.to_string())];
+    if let Some(seq) = seq {
+        headers.push((HEADER_SEQ.to_owned(), seq.to_string()));
+        headers.push((HEADER_SOURCE.to_owned(), source));
+    }
+    headers
 }
 
 /// What a failed commit says. When the database has refused it, it is known that nothing was written.

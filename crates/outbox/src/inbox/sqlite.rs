@@ -1,5 +1,7 @@
 //! The inbox in an SQLite database.
 
+use std::time::Duration;
+
 use sqlx::{Row, SqlitePool};
 use uuid::Uuid;
 
@@ -72,12 +74,16 @@ impl SqliteInbox {
     }
 }
 
+fn begin(_: Duration) -> &'static str {
+    "BEGIN IMMEDIATE"
+}
+
 sql_ledger!(
     SqliteInbox,
     SqliteInboxTx,
     sqlx::Sqlite,
     sqlx::SqliteConnection,
     sqlx::sqlite::SqliteRow,
-    "BEGIN IMMEDIATE",
+    begin,
     ""
 );

@@ -112,7 +112,7 @@ impl<L: Ledger> Worker<L> {
     async fn together(&mut self, chunk: &[Delivery]) -> Result<Vec<Done>, Trouble> {
         let options = &self.shared.options;
         let handler = self.shared.handler.as_ref();
-        let mut tx = self.shared.ledger.begin().await?;
+        let mut tx = self.shared.begin().await?;
         let mut done = Vec::with_capacity(chunk.len());
         if !apply::advance(&mut tx, options, &mut self.at, chunk).await? {
             return Ok(done);
@@ -148,7 +148,7 @@ impl<L: Ledger> Worker<L> {
             };
             // A failure counts only if the database answers: else it may be the cause.
             if let Some(failure) = failure {
-                let answers = self.shared.ledger.begin().await.map(drop);
+                let answers = self.shared.begin().await.map(drop);
                 if let Err(error) = answers {
                     self.shared.set_failure(Some(error.to_string()));
                 } else {
@@ -195,7 +195,7 @@ impl<L: Ledger> Worker<L> {
         let options = &self.shared.options;
         let handler = self.shared.handler.as_ref();
         let one = std::slice::from_ref(message);
-        let mut tx = self.shared.ledger.begin().await?;
+        let mut tx = self.shared.begin().await?;
         if !apply::advance(&mut tx, options, &mut self.at, one).await? {
             return Ok(Done::Duplicate);
         }
@@ -219,7 +219,7 @@ impl<L: Ledger> Worker<L> {
     async fn once(&self, message: &Delivery) -> Result<Done, Trouble> {
         let options = &self.shared.options;
         let handler = self.shared.handler.as_ref();
-        let mut tx = self.shared.ledger.begin().await?;
+        let mut tx = self.shared.begin().await?;
         let done = apply::apply(&mut tx, options, handler, message).await?;
         tx.commit().await?;
         Ok(done)
@@ -265,7 +265,7 @@ impl<L: Ledger> Worker<L> {
     ) -> Result<(), Trouble> {
         let options = &self.shared.options;
         let one = std::slice::from_ref(message);
-        let mut tx = self.shared.ledger.begin().await?;
+        let mut tx = self.shared.begin().await?;
         if !apply::advance(&mut tx, options, &mut self.at, one).await? {
             return Ok(());
         }

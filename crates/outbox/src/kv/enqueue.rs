@@ -55,6 +55,7 @@ pub(super) fn decode_row(bytes: &bytes::Bytes) -> Result<Row> {
         headers: head.headers,
         payload: bytes.slice(end + 1..),
         created_ms: head.created_ms,
+        damage: None,
     })
 }
 
@@ -105,6 +106,7 @@ impl KvOutbox {
                 headers: message.headers.clone(),
                 payload: message.payload.clone(),
                 created_ms: now_ms(),
+                damage: None,
             };
             let stored = Mutation::put(self.message_key(part, id), encode_row(&row)?);
             compare = compare.then(Op::Mutate(stored));

@@ -8,19 +8,18 @@ use quorate_kv::{Compare, Entry, Mutation, Op, Scan, ScanOrder};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::enqueue::{condition, decode_row, encode_row, number};
+use super::enqueue::{condition, number};
 use super::{KvOutbox, decode, encode, version};
 use crate::inbox::now_ms;
 use crate::store::{
-    BoxFuture, Change, Claim, Fence, Held, Lag, Most, Parked, Progress, Read, Row, Store, Unpark,
-    Which, Wish,
+    BoxFuture, Change, Claim, Fence, Held, Lag, Most, Parked, Progress, Read, Store, Which, Wish,
 };
 use crate::{Error, ErrorKind, Ranges, Result};
 
 /// So many entries a page.
 const PAGE: usize = 1000;
 /// At most so much is read at once: all of it may have to be parked by one batch of the store.
-const READ_BYTES: usize = 2 << 20;
+pub(super) const READ_BYTES: usize = 2 << 20;
 /// At most so many published messages are deleted at once.
 const TRIM: i64 = 500;
 
@@ -37,14 +36,6 @@ struct Holder {
     plan: Vec<i64>,
     /// Everything up to here is deleted.
     trimmed: i64,
-}
-
-/// What a parked message is stored as; the message follows, after a line feed.
-#[derive(Debug, Serialize, Deserialize)]
-struct Aside {
-    reason: String,
-    attempts: i64,
-    wish: u8,
 }
 
 impl Holder {
@@ -82,30 +73,19 @@ impl KvOutbox {
         Ok((entry, holder))
     }
 
-    /// Writes the relay entry, and more, if the entry is still as it was read. False when it is not.
-    async fn swap(
-        &self,
-        part: u16,
-        was: &Option<Entry>,
-        holder: &Holder,
-        more: Vec<Mutation>,
-    ) -> Result<bool> {
+    /// A compare that writes the relay entry if it is still as it was read.
+    fn swap(&self, part: u16, was: &Option<Entry>, holder: &Holder) -> Result<Compare> {
         let key = self.key(part, "relay");
-        let mut compare = Compare::new()
-            .when(key.clone(), condition(version(was)))
-            .then(Op::Mutate(Mutation::put(key, encode(holder)?)));
-        for mutation in more {
-            compare = compare.then(Op::Mutate(mutation));
-        }
-        Ok(self.kv.compare(compare).await?.succeeded)
+        let compare = Compare::new().when(key.clone(), condition(version(was)));
+        Ok(compare.then(Op::Mutate(Mutation::put(key, encode(holder)?))))
     }
 
-    /// Changes the relay entry under an epoch, again if somebody else's write came between.
-    async fn change(
+    /// Changes the relay entry under an epoch, and more, again if somebody else's write came between.
+    async fn alter(
         &self,
         fence: Fence,
         alter: impl Fn(&mut Holder),
-        more: &[Mutation],
+        change: &Change,
     ) -> Result<()> {
         loop {
             let (entry, mut holder) = self.holder(fence.part).await?;
@@ -113,10 +93,9 @@ impl KvOutbox {
                 return Err(fenced(fence));
             }
             alter(&mut holder);
-            if self
-                .swap(fence.part, &entry, &holder, more.to_vec())
-                .await?
-            {
+            let compare = self.swap(fence.part, &entry, &holder)?;
+            let compare = self.add_change(fence.part, change, compare).await?;
+            if self.kv.compare(compare).await?.succeeded {
                 return Ok(());
             }
         }
@@ -128,7 +107,8 @@ impl KvOutbox {
         let mut free = Vec::new();
         for part in 0..self.parts() {
             if let Some(fence) = held.iter().find(|fence| fence.part == part) {
-                match self.change(*fence, |holder| holder.beat += 1, &[]).await {
+                let beat = |holder: &mut Holder| holder.beat += 1;
+                match self.alter(*fence, beat, &Change::default()).await {
                     Ok(()) => answer.kept.push(part),
                     Err(error) if error.kind() == ErrorKind::Fenced => {}
                     Err(error) => return Err(error),
@@ -158,7 +138,8 @@ impl KvOutbox {
             holder.epoch += 1;
             holder.owner = owner.to_owned();
             holder.beat += 1;
-            if self.swap(part, &entry, &holder, Vec::new()).await? {
+            let compare = self.swap(part, &entry, &holder)?;
+            if self.kv.compare(compare).await?.succeeded {
                 answer.claimed.push(Claim {
                     fence: Fence {
                         part,
@@ -174,10 +155,8 @@ impl KvOutbox {
 
     async fn release_leases(&self, held: &[Fence]) -> Result<()> {
         for fence in held {
-            match self
-                .change(*fence, |holder| holder.owner.clear(), &[])
-                .await
-            {
+            let clear = |holder: &mut Holder| holder.owner.clear();
+            match self.alter(*fence, clear, &Change::default()).await {
                 Err(error) if error.kind() != ErrorKind::Fenced => return Err(error),
                 _ => {}
             }
@@ -186,7 +165,13 @@ impl KvOutbox {
     }
 
     /// Entries of a part in order, from a key on; all of one page, or page after page.
-    async fn scan(&self, part: u16, from: &str, to: &str, limit: usize) -> Result<Vec<Entry>> {
+    pub(super) async fn scan(
+        &self,
+        part: u16,
+        from: &str,
+        to: &str,
+        limit: usize,
+    ) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         let mut next = None;
         loop {
@@ -214,7 +199,7 @@ impl KvOutbox {
             let range = Scan::range(from, self.key(fence.part, "m0")).limit(page);
             let page = self.kv.scan(range.order(ScanOrder::Key).page(next)).await?;
             for entry in &page.entries {
-                let row = decode_row(&entry.value)?;
+                let row = self.read_row(fence.part, "m/", entry)?;
                 let id = row.id;
                 if !progress.done.contains(id) {
                     bytes += row.size();
@@ -240,114 +225,13 @@ impl KvOutbox {
         progress: &Progress,
         change: &Change,
     ) -> Result<()> {
-        let mut more = Vec::new();
-        for park in &change.parks {
-            let aside = Aside {
-                reason: park.reason.clone(),
-                attempts: 1,
-                wish: 0,
-            };
-            let key = self.parked_key(fence.part, park.row.id);
-            more.push(Mutation::put(key, encode_aside(&aside, &park.row)?));
-        }
-        for unpark in &change.unparks {
-            match unpark {
-                Unpark::Gone(id) => more.push(Mutation::delete(self.parked_key(fence.part, *id))),
-                Unpark::Back(id, reason) => {
-                    let key = self.parked_key(fence.part, *id);
-                    if let Some(entry) = self.get(key.clone()).await? {
-                        let (mut aside, row) = decode_aside(&entry)?;
-                        aside.attempts += 1;
-                        aside.wish = 0;
-                        aside.reason = reason.clone();
-                        more.push(Mutation::put(key, encode_aside(&aside, &row)?));
-                    }
-                }
-            }
-        }
         let alter = |holder: &mut Holder| {
             holder.floor = progress.floor;
             holder.done = progress.done.to_flat();
             holder.batch = progress.batch;
             holder.plan = progress.plan.to_flat();
         };
-        self.change(fence, alter, &more).await
-    }
-
-    async fn parked_of(&self, part: u16, limit: usize) -> Result<Vec<Parked>> {
-        let entries = self.scan(part, "p/", "p0", limit).await?;
-        let parked = |entry: &Entry| {
-            let (aside, row) = decode_aside(entry)?;
-            Ok(Parked {
-                part,
-                row,
-                reason: aside.reason,
-                attempts: aside.attempts,
-                wish: match aside.wish {
-                    1 => Wish::Retry,
-                    2 => Wish::Skip,
-                    _ => Wish::None,
-                },
-            })
-        };
-        entries.iter().map(parked).collect()
-    }
-
-    async fn streams(&self, part: u16) -> Result<HashSet<(String, String)>> {
-        let parked = self.parked_of(part, usize::MAX).await?;
-        Ok(parked.iter().filter_map(|p| p.row.stream()).collect())
-    }
-
-    /// Ids of a part grow with the sequences of its keys, so the order of ids is that of streams.
-    async fn wanted(&self, part: u16, most: Most) -> Result<Vec<Parked>> {
-        let mut closed = HashSet::new();
-        let (mut wanted, mut bytes) = (Vec::new(), 0);
-        for parked in self.parked_of(part, usize::MAX).await? {
-            let stream = parked.row.stream();
-            if parked.wish == Wish::None {
-                closed.extend(stream);
-            } else if stream.is_none_or(|s| !closed.contains(&s)) {
-                bytes += parked.row.size();
-                let is_full = bytes > most.bytes.min(READ_BYTES) && !wanted.is_empty();
-                if is_full || wanted.len() >= most.rows {
-                    break;
-                }
-                wanted.push(parked);
-            }
-        }
-        Ok(wanted)
-    }
-
-    async fn set_wish(&self, which: &Which, wish: Wish) -> Result<u64> {
-        let mut set = 0;
-        for part in 0..self.parts() {
-            for parked in self.parked_of(part, usize::MAX).await? {
-                let is_meant = match which {
-                    Which::Message(id) => parked.row.message_id == *id,
-                    Which::Stream { topic, key } => {
-                        parked.row.stream() == Some((topic.clone(), key.clone()))
-                    }
-                };
-                if !is_meant {
-                    continue;
-                }
-                let key = self.parked_key(part, parked.row.id);
-                let Some(entry) = self.get(key.clone()).await? else {
-                    continue;
-                };
-                let (mut aside, row) = decode_aside(&entry)?;
-                aside.wish = match wish {
-                    Wish::None => 0,
-                    Wish::Retry => 1,
-                    Wish::Skip => 2,
-                };
-                let compare = Compare::new()
-                    .when(key.clone(), condition(entry.version))
-                    .then(Op::Mutate(Mutation::put(key, encode_aside(&aside, &row)?)));
-                set += u64::from(self.kv.compare(compare).await?.succeeded);
-            }
-        }
-        Ok(set)
+        self.alter(fence, alter, change).await
     }
 
     /// Deletes what is below the floor; only as far as nobody else did.
@@ -357,15 +241,17 @@ impl KvOutbox {
             let (entry, mut holder) = self.holder(part).await?;
             let end = holder.floor.min(holder.trimmed + TRIM);
             let ids = holder.trimmed + 1..=end;
-            let more: Vec<Mutation> = ids
-                .map(|id| Mutation::delete(self.message_key(part, id)))
-                .collect();
-            if more.is_empty() {
+            let count = end - holder.trimmed;
+            if count <= 0 {
                 continue;
             }
-            let count = more.len() as i64;
             holder.trimmed = end;
-            if self.swap(part, &entry, &holder, more).await? {
+            let mut compare = self.swap(part, &entry, &holder)?;
+            for id in ids {
+                let delete = Mutation::delete(self.message_key(part, id));
+                compare = compare.then(Op::Mutate(delete));
+            }
+            if self.kv.compare(compare).await?.succeeded {
                 deleted += count;
             }
         }
@@ -387,27 +273,14 @@ impl KvOutbox {
                     ..Most::ALL
                 };
                 let read = self.read_rows(fence, &progress, most).await?;
-                let created = read.rows.first().map(|row| row.created_ms);
+                let first = read.rows.iter().find(|row| row.damage.is_none());
+                let created = first.map(|row| row.created_ms);
                 lag.oldest_ms = lag.oldest_ms.max(created.map_or(0, |ms| now_ms() - ms));
             }
-            lag.parked += self.parked_of(part, usize::MAX).await?.len() as i64;
+            lag.parked += self.asides(part, usize::MAX).await?.len() as i64;
         }
         Ok(lag)
     }
-}
-
-fn encode_aside(aside: &Aside, row: &Row) -> Result<bytes::Bytes> {
-    let mut bytes = encode(aside)?.to_vec();
-    bytes.push(b'\n');
-    bytes.extend_from_slice(&encode_row(row)?);
-    Ok(bytes.into())
-}
-
-fn decode_aside(entry: &Entry) -> Result<(Aside, Row)> {
-    let end = entry.value.iter().position(|byte| *byte == b'\n');
-    let end = end.unwrap_or(0);
-    let aside = decode(&entry.value[..end], "parked message")?;
-    Ok((aside, decode_row(&entry.value.slice(end + 1..))?))
 }
 
 impl Store for KvOutbox {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use sqlx::{PgConnection, Row};
 
 use super::parked;
-use super::{Barrier, PgOutbox};
+use super::{BEGIN, Barrier, PgOutbox};
 use crate::store::{Claim, Fence, Held, Progress};
 use crate::{Error, ErrorKind, Ranges, Result, points};
 
@@ -46,7 +46,7 @@ impl PgOutbox {
         ttl: Duration,
     ) -> Result<Held> {
         let secs = ttl.as_secs_f64();
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.pool.begin_with(BEGIN).await?;
         sqlx::query(ALIVE)
             .bind(owner)
             .bind(secs)

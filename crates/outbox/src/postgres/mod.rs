@@ -59,6 +59,10 @@ const RING: i64 = 4;
 /// So many ids, as a power of two, before the next table's turn.
 const RING_SHIFT: i64 = 17;
 
+/// How the transactions of a relay begin. One that is frozen in the middle must not keep its locks: others
+/// could not take its parts, or, where it frees space, not even enqueue. The server ends it.
+pub(crate) const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
 /// The outbox in a PostgreSQL database. Cheap to clone; may be used from many tasks.
 #[derive(Clone)]
 pub struct PgOutbox {

@@ -6,24 +6,42 @@ use futures_util::StreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, Row as _};
 
+use super::slots;
 use super::store::{COLUMNS, row};
+use crate::Result;
 use crate::message::headers_to_text;
 use crate::store::{Change, Most, Parked, Unpark, Which, Wish};
-use crate::{Error, ErrorKind, Result};
 
 const PARK: &str = "\
     INSERT INTO quorate_outbox_parked
         (part, id, message_id, topic, key, seq, headers, payload, created, reason, attempts, wish)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9 / 1000.0), $10, 1, 0)
     ON CONFLICT (part, id) DO NOTHING";
+/// What can't be read is set aside as it is stored.
+const PARK_DAMAGED: &str = "\
+    INSERT INTO quorate_outbox_parked
+        (part, id, message_id, topic, key, seq, headers, payload, created, reason, attempts, wish)
+    SELECT part, id, message_id, topic, key, seq, headers, payload, created, $2, 1, 0
+    FROM quorate_outbox WHERE slot IN ({slots}) AND id = $1
+    ON CONFLICT (part, id) DO NOTHING";
 const BACK: &str = "\
-    UPDATE quorate_outbox_parked SET reason = $3, attempts = attempts + 1, wish = 0
+    UPDATE quorate_outbox_parked SET reason = $3, attempts = attempts + 1,
+        wish = CASE WHEN wish = $4 THEN 0 ELSE wish END
     WHERE part = $1 AND id = $2";
 
 pub(super) async fn write(tx: &mut PgConnection, part: u16, change: &Change) -> Result<()> {
+    let damaged = PARK_DAMAGED.replace("{slots}", &slots(part));
     let part = i32::from(part);
     for park in &change.parks {
         let row = &park.row;
+        if row.damage.is_some() {
+            sqlx::query(AssertSqlSafe(damaged.as_str()))
+                .bind(row.id)
+                .bind(&park.reason)
+                .execute(&mut *tx)
+                .await?;
+            continue;
+        }
         sqlx::query(PARK)
             .bind(part)
             .bind(row.id)
@@ -44,7 +62,11 @@ pub(super) async fn write(tx: &mut PgConnection, part: u16, change: &Change) -> 
                 let text = "DELETE FROM quorate_outbox_parked WHERE part = $1 AND id = $2";
                 sqlx::query(text).bind(part).bind(id)
             }
-            Unpark::Back(id, reason) => sqlx::query(BACK).bind(part).bind(id).bind(reason),
+            Unpark::Back { id, wish, reason } => sqlx::query(BACK)
+                .bind(part)
+                .bind(id)
+                .bind(reason)
+                .bind(i32::from(wish.number())),
         };
         query.execute(&mut *tx).await?;
     }
@@ -96,11 +118,7 @@ pub(super) async fn list(pool: &PgPool, limit: usize) -> Result<Vec<Parked>> {
 }
 
 pub(super) async fn wish(pool: &PgPool, which: &Which, wish: Wish) -> Result<u64> {
-    let number = match wish {
-        Wish::None => 0i32,
-        Wish::Retry => 1,
-        Wish::Skip => 2,
-    };
+    let number = i32::from(wish.number());
     let query = match which {
         Which::Stream { topic, key } => sqlx::query(
             "UPDATE quorate_outbox_parked SET wish = $1
@@ -124,14 +142,6 @@ fn parked(from: &PgRow) -> Result<Parked> {
         part: from.try_get::<i16, _>(8)? as u16,
         reason: from.try_get(9)?,
         attempts: from.try_get(10)?,
-        wish: match from.try_get::<i16, _>(11)? {
-            0 => Wish::None,
-            1 => Wish::Retry,
-            2 => Wish::Skip,
-            other => {
-                let text = format!("quorate_outbox_parked: {other} is no wish");
-                return Err(Error::new(ErrorKind::Corrupt, text));
-            }
-        },
+        wish: Wish::of(i64::from(from.try_get::<i16, _>(11)?)),
     })
 }

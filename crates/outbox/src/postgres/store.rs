@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 use tokio::sync::Notify;
 
-use super::{Barrier, PgOutbox, parked, slots, trim};
+use super::{BEGIN, Barrier, PgOutbox, parked, slots, trim};
 use crate::message::headers_from_text;
 use crate::points;
 use crate::store::{
@@ -110,7 +110,7 @@ impl PgOutbox {
             )
             .await?
         } else {
-            let mut tx = self.pool.begin().await?;
+            let mut tx = self.pool.begin_with(BEGIN).await?;
             let seen = save_row(&mut tx, fence, progress, expected.saves, change.sync).await?;
             points::pass("store.saved-row");
             parked::write(&mut tx, fence.part, change).await?;
@@ -185,17 +185,22 @@ impl Barrier {
     }
 }
 
-/// Reads a row of [`COLUMNS`].
+/// Reads a row of [`COLUMNS`]. Headers that can't be read are damage, not an error: other rows go on.
 pub(super) fn row(row: &PgRow) -> Result<Row> {
+    let (headers, damage) = match headers_from_text(row.try_get(5)?) {
+        Ok(headers) => (headers, None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
     Ok(Row {
         id: row.try_get(0)?,
         message_id: row.try_get(1)?,
         topic: row.try_get(2)?,
         key: row.try_get(3)?,
         seq: row.try_get(4)?,
-        headers: headers_from_text(row.try_get(5)?)?,
+        headers,
         payload: row.try_get::<Vec<u8>, _>(6)?.into(),
         created_ms: row.try_get(7)?,
+        damage,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::{PgOutbox, RING, slots};
+use super::{BEGIN, PgOutbox, RING, slots};
 use crate::store::Lag;
 use crate::{Ranges, Result, points};
 
@@ -48,7 +48,7 @@ fn table(part: u16, ring: i64) -> String {
 
 /// False when somebody is at the table, or a row above the floor is in it by now.
 async fn truncate(outbox: &PgOutbox, table: &str, floor: i64) -> Result<bool> {
-    let mut tx = outbox.pool.begin().await?;
+    let mut tx = outbox.pool.begin_with(BEGIN).await?;
     sqlx::query("SET LOCAL lock_timeout = '20ms'")
         .execute(&mut *tx)
         .await?;

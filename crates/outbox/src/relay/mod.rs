@@ -11,6 +11,7 @@
 //! delivery is at least once, and consumers drop the repetition by id and sequence.
 
 mod holder;
+mod rows;
 mod worker;
 
 use std::sync::Arc;

@@ -5,19 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::Shared;
+use super::rows::{Sorted, Stream, Wanted, hold_back, outgoing, sort_out};
 use crate::backoff::Backoff;
-use crate::broker::{Outbatch, Outcomes, Outgoing, Refusal};
-use crate::message::{HEADER_CREATED, HEADER_ID, HEADER_SEQ, HEADER_SKIP, HEADER_SOURCE};
+use crate::broker::{Outbatch, Outcomes, Outgoing};
 use crate::points;
-use crate::store::{Change, Claim, Fence, Most, Park, Parked, Progress, Read, Row, Unpark, Wish};
-use crate::{Error, ErrorKind, Level, Result};
-
-type Stream = (String, String);
+use crate::store::{Change, Claim, Fence, Most, Progress, Read, Row, Unpark, Wish};
+use crate::{ErrorKind, Level, Result};
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
@@ -40,7 +37,7 @@ pub(super) struct Worker {
 }
 
 /// What a round came to.
-enum Round {
+pub(super) enum Round {
     /// Something was published: look again at once.
     Busy,
     /// There was nothing.
@@ -202,15 +199,21 @@ impl Worker {
             Some(last) if read.cut => read.settled.min(last.id),
             _ => read.settled,
         };
-        let (rows, mut change) = self.hold_back(read.rows);
-        let mut done: Vec<i64> = change.parks.iter().map(|park| park.row.id).collect();
+        let (rows, parks) = hold_back(read.rows, &self.parked);
+        let mut change = Change {
+            parks,
+            ..Change::default()
+        };
+        let mut done: Vec<i64> = Vec::new();
         let at_most_once = self.shared.options.level == Level::AtMostOnce;
         if at_most_once {
+            done.extend(change.parks.iter().map(|park| park.row.id));
             done.extend(rows.iter().map(|row| row.id));
             self.finish(&done, i64::MAX, settled);
             change.sync = true;
             self.save(&change).await?;
             points::pass("relay.saved-first");
+            self.note_parks(&change);
             done.clear();
             change = Change::default();
         }
@@ -221,16 +224,13 @@ impl Worker {
         if self.is_in_doubt(&sorted) {
             return Ok(sorted.round());
         }
+        // What stands behind a message that is sent again is met again.
+        let is_open = |s: &Stream| sorted.put_off.contains(s);
+        let parks = &mut change.parks;
+        parks.retain(|park| !park.row.stream().as_ref().is_some_and(is_open));
+        parks.append(&mut sorted.poison);
         done.append(&mut sorted.published);
-        for park in std::mem::take(&mut sorted.poison) {
-            tracing::warn!(
-                part = self.fence.part,
-                reason = park.reason,
-                "parks a message"
-            );
-            done.push(park.row.id);
-            change.parks.push(park);
-        }
+        done.extend(change.parks.iter().map(|park| park.row.id));
         if !(at_most_once && change.parks.is_empty()) {
             let first_open = sorted.open.unwrap_or(i64::MAX);
             self.finish(&done, first_open, settled);
@@ -239,11 +239,21 @@ impl Worker {
         points::pass("relay.saved");
         let counts = &self.shared.counts;
         counts.published.fetch_add(published, Ordering::Relaxed);
+        self.note_parks(&change);
+        Ok(sorted.round())
+    }
+
+    /// What is parked by now.
+    fn note_parks(&mut self, change: &Change) {
+        for park in &change.parks {
+            let (part, reason) = (self.fence.part, park.reason.as_str());
+            tracing::warn!(part, reason, "parked a message");
+        }
         let parks = change.parks.len() as u64;
-        counts.parked.fetch_add(parks, Ordering::Relaxed);
+        let counter = &self.shared.counts.parked;
+        counter.fetch_add(parks, Ordering::Relaxed);
         let streams = change.parks.iter().filter_map(|park| park.row.stream());
         self.parked.extend(streams);
-        Ok(sorted.round())
     }
 
     /// Sorts outcomes, and sends fewer or more at once from now on.
@@ -269,24 +279,6 @@ impl Worker {
             self.recovered = false;
         }
         is_in_doubt
-    }
-
-    /// Rows behind a parked message of their stream are parked too: their order is kept.
-    fn hold_back(&self, rows: Vec<Row>) -> (Vec<Row>, Change) {
-        let mut change = Change::default();
-        if self.parked.is_empty() {
-            return (rows, change);
-        }
-        let is_behind = |row: &Row| row.stream().is_some_and(|s| self.parked.contains(&s));
-        let (behind, free): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(is_behind);
-        change.parks = behind
-            .into_iter()
-            .map(|row| Park {
-                row,
-                reason: "behind a parked message of its key".into(),
-            })
-            .collect();
-        (free, change)
     }
 
     /// Publishes rows; with a transactional broker their ids are planned first.
@@ -356,31 +348,45 @@ impl Worker {
     async fn replay(&mut self) -> Result<Option<Round>> {
         let store = Arc::clone(&self.shared.store);
         let wanted = store.wishes(self.fence.part, self.most());
-        let wanted: Vec<Parked> = wanted.await?;
-        if wanted.is_empty() {
+        let wanted = Wanted::of(wanted.await?);
+        if wanted.send.is_empty() && wanted.unparks.is_empty() {
             return Ok(None);
         }
+        let skips: HashSet<i64> = {
+            let skips = wanted.send.iter().filter(|p| p.wish == Wish::Skip);
+            skips.map(|parked| parked.row.id).collect()
+        };
         let source = store.sequences(self.fence.part);
-        let messages: Vec<Outgoing> = wanted
+        let rows: Vec<Row> = wanted.send.into_iter().map(|parked| parked.row).collect();
+        let messages: Vec<Outgoing> = rows
             .iter()
-            .map(|parked| outgoing(&parked.row, &source, parked.wish == Wish::Skip))
+            .map(|row| outgoing(row, &source, skips.contains(&row.id)))
             .collect();
-        if self.shared.broker.is_transactional() {
-            self.plan(wanted.iter().map(|parked| parked.row.id)).await?;
-        }
-        let outcomes = self.send_messages(&messages).await;
+        let outcomes = if messages.is_empty() {
+            Vec::new()
+        } else {
+            if self.shared.broker.is_transactional() {
+                self.plan(rows.iter().map(|row| row.id)).await?;
+            }
+            self.send_messages(&messages).await
+        };
         points::pass("relay.replayed");
-        let rows = wanted.into_iter().map(|parked| parked.row).collect();
         let mut sorted = self.sort_out(rows, outcomes)?;
         if self.is_in_doubt(&sorted) {
             return Ok(Some(sorted.round()));
         }
         self.progress.plan = crate::Ranges::default();
         let gone = sorted.published.iter().map(|id| Unpark::Gone(*id));
-        let back = std::mem::take(&mut sorted.poison).into_iter();
-        let back = back.map(|park| Unpark::Back(park.row.id, park.reason));
+        let back = std::mem::take(&mut sorted.poison).into_iter().map(|park| {
+            let id = park.row.id;
+            let (wish, reason) = match skips.contains(&id) {
+                true => (Wish::Skip, format!("its skip record: {}", park.reason)),
+                false => (Wish::Retry, park.reason),
+            };
+            Unpark::Back { id, wish, reason }
+        });
         let change = Change {
-            unparks: gone.chain(back).collect(),
+            unparks: wanted.unparks.into_iter().chain(gone).chain(back).collect(),
             ..Change::default()
         };
         self.save(&change).await?;
@@ -391,94 +397,5 @@ impl Worker {
         self.parked = store.parked_streams(self.fence.part).await?;
         self.upkeep = Instant::now();
         Ok(Some(sorted.round()))
-    }
-}
-
-/// What became of the rows of a batch.
-#[derive(Default)]
-struct Sorted {
-    published: Vec<i64>,
-    poison: Vec<Park>,
-    /// The lowest id that has to be sent again.
-    open: Option<i64>,
-    why: Option<String>,
-    /// Some were refused since they were together.
-    together: bool,
-}
-
-impl Sorted {
-    /// What it comes to. What was refused together is sent again at once, in smaller batches.
-    fn round(self) -> Round {
-        match self.why {
-            Some(why) if !self.together => Round::Refused(why),
-            _ => Round::Busy,
-        }
-    }
-}
-
-/// A row whose stream had a refusal earlier in the batch counts as refused too: it is sent again, or
-/// parked behind it, so that order is kept. What is refused although it was `alone` is poison.
-fn sort_out(rows: Vec<Row>, outcomes: Outcomes, alone: bool) -> Result<Sorted> {
-    let mut sorted = Sorted::default();
-    let mut put_off: HashSet<Stream> = HashSet::new();
-    let mut poisoned: HashSet<Stream> = HashSet::new();
-    if rows.len() != outcomes.len() {
-        let text = format!("{} outcomes for {} messages", outcomes.len(), rows.len());
-        return Err(Error::new(ErrorKind::Unavailable, text));
-    }
-    for (row, outcome) in rows.into_iter().zip(outcomes) {
-        let stream = row.stream();
-        let is_in = |set: &HashSet<Stream>| stream.as_ref().is_some_and(|s| set.contains(s));
-        let refusal = match outcome {
-            _ if is_in(&put_off) => Refusal::Retry(sorted.why.clone().unwrap_or_default()),
-            _ if is_in(&poisoned) => Refusal::Poison("behind a parked message of its key".into()),
-            Ok(()) => {
-                sorted.published.push(row.id);
-                continue;
-            }
-            Err(refusal) => refusal,
-        };
-        let refusal = match refusal {
-            Refusal::Together(why) if alone => Refusal::Poison(why),
-            other => other,
-        };
-        sorted.together |= matches!(refusal, Refusal::Together(_));
-        match refusal {
-            Refusal::Fenced(why) => return Err(Error::new(ErrorKind::Fenced, why)),
-            Refusal::Retry(why) | Refusal::Together(why) => {
-                sorted.open = Some(sorted.open.map_or(row.id, |open| open.min(row.id)));
-                sorted.why = Some(why);
-                put_off.extend(stream);
-            }
-            Refusal::Poison(reason) => {
-                poisoned.extend(stream);
-                sorted.poison.push(Park { row, reason });
-            }
-        }
-    }
-    Ok(sorted)
-}
-
-/// A row as the broker gets it. A skip record has the place of the message and nothing of its content.
-fn outgoing(row: &Row, source: &str, skip: bool) -> Outgoing {
-    let mut headers = Vec::with_capacity(row.headers.len() + 4);
-    headers.push((HEADER_ID.to_owned(), row.message_id.to_string()));
-    headers.push((HEADER_CREATED.to_owned(), row.created_ms.to_string()));
-    if let Some(seq) = row.seq {
-        headers.push((HEADER_SEQ.to_owned(), seq.to_string()));
-        headers.push((HEADER_SOURCE.to_owned(), source.to_owned()));
-    }
-    let payload = if skip {
-        headers.push((HEADER_SKIP.to_owned(), "1".to_owned()));
-        Bytes::new()
-    } else {
-        headers.extend(row.headers.iter().cloned());
-        row.payload.clone()
-    };
-    Outgoing {
-        topic: row.topic.clone(),
-        key: row.key.clone(),
-        headers,
-        payload,
     }
 }

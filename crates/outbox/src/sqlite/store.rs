@@ -1,5 +1,6 @@
 //! The store: leases, reading, saving, what is parked.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,12 @@ use crate::store::{
 use crate::{Error, ErrorKind, Ranges, Result};
 
 const COLUMNS: &str = "id, message_id, topic, key, seq, headers, payload, created_ms";
+/// What can't be read is set aside as it is stored.
+const PARK_DAMAGED: &str = "\
+    INSERT OR IGNORE INTO quorate_outbox_parked
+        (part, id, message_id, topic, key, seq, headers, payload, created_ms, reason, attempts, wish)
+    SELECT part, id, $2, topic, key, seq, headers, payload, created_ms, $3, 1, 0
+    FROM quorate_outbox WHERE id = $1";
 /// At most so many published rows are deleted at once, so that no writer waits for long.
 const TRIM_ROWS: i64 = 5_000;
 
@@ -116,7 +123,7 @@ impl SqliteOutbox {
         while let Some(one) = found.next().await.transpose()? {
             let id = one.try_get(0)?;
             if !progress.done.contains(id) {
-                let row = row(&one)?;
+                let row = row(&one, fence.part)?;
                 bytes += row.size();
                 let is_full = bytes > most.bytes && !read.rows.is_empty();
                 if is_full || read.rows.len() >= most.rows {
@@ -217,11 +224,7 @@ impl SqliteOutbox {
     }
 
     async fn set_wish(&self, which: &Which, wish: Wish) -> Result<u64> {
-        let number = match wish {
-            Wish::None => 0i64,
-            Wish::Retry => 1,
-            Wish::Skip => 2,
-        };
+        let number = i64::from(wish.number());
         let query = match which {
             Which::Stream { topic, key } => sqlx::query(
                 "UPDATE quorate_outbox_parked SET wish = $1
@@ -286,15 +289,24 @@ async fn streams(tx: &mut SqliteConnection, part: u16) -> Result<HashSet<(String
     .bind(i64::from(part))
     .fetch_all(tx)
     .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-        .collect()
+    // Of which stream a damaged one is may not be known.
+    let readable = |row: &SqliteRow| Some((row.try_get(0).ok()?, row.try_get(1).ok()?));
+    Ok(rows.iter().filter_map(readable).collect())
 }
 
 async fn write_change(tx: &mut SqliteConnection, part: u16, change: &Change) -> Result<()> {
     let part = i64::from(part);
     for park in &change.parks {
         let row = &park.row;
+        if row.damage.is_some() {
+            sqlx::query(PARK_DAMAGED)
+                .bind(row.id)
+                .bind(row.message_id)
+                .bind(&park.reason)
+                .execute(&mut *tx)
+                .await?;
+            continue;
+        }
         sqlx::query(
             "INSERT OR IGNORE INTO quorate_outbox_parked
                 (part, id, message_id, topic, key, seq, headers, payload, created_ms, reason,
@@ -320,47 +332,66 @@ async fn write_change(tx: &mut SqliteConnection, part: u16, change: &Change) -> 
                 let text = "DELETE FROM quorate_outbox_parked WHERE part = $1 AND id = $2";
                 sqlx::query(text).bind(part).bind(id)
             }
-            Unpark::Back(id, reason) => sqlx::query(
-                "UPDATE quorate_outbox_parked SET reason = $3, attempts = attempts + 1, wish = 0
+            Unpark::Back { id, wish, reason } => sqlx::query(
+                "UPDATE quorate_outbox_parked SET reason = $3, attempts = attempts + 1,
+                    wish = CASE WHEN wish = $4 THEN 0 ELSE wish END
                  WHERE part = $1 AND id = $2",
             )
             .bind(part)
             .bind(id)
-            .bind(reason),
+            .bind(reason)
+            .bind(i64::from(wish.number())),
         };
         query.execute(&mut *tx).await?;
     }
     Ok(())
 }
 
-fn row(row: &SqliteRow) -> Result<Row> {
+/// Reads a row of [`COLUMNS`]. What can't be read is damage, not an error: other rows go on.
+fn row(row: &SqliteRow, part: u16) -> Result<Row> {
+    let id = row.try_get(0)?;
+    let damage = RefCell::new(None);
+    let note = |error: Error| {
+        damage.borrow_mut().get_or_insert(error.to_string());
+    };
+    let text = |column: usize| {
+        let got = row.try_get::<Option<String>, _>(column);
+        got.map_err(|error| note(error.into())).ok().flatten()
+    };
+    let number = |column: usize| {
+        let got = row.try_get::<Option<i64>, _>(column);
+        got.map_err(|error| note(error.into())).ok().flatten()
+    };
+    let message_id = row.try_get(1).map_err(|error| note(error.into()));
+    let (topic, mut key, mut seq) = (text(2), text(3), number(4));
+    let headers = headers_from_text(&text(5).unwrap_or_default()).map_err(note);
+    let payload = row.try_get::<Vec<u8>, _>(6).map_err(|e| note(e.into()));
+    let created_ms = number(7).unwrap_or(0);
+    if topic.is_none() || (seq.is_some() && key.is_none()) {
+        // Of which stream it is is not known.
+        (key, seq) = (None, None);
+    }
     Ok(Row {
-        id: row.try_get(0)?,
-        message_id: row.try_get(1)?,
-        topic: row.try_get(2)?,
-        key: row.try_get(3)?,
-        seq: row.try_get(4)?,
-        headers: headers_from_text(row.try_get(5)?)?,
-        payload: row.try_get::<Vec<u8>, _>(6)?.into(),
-        created_ms: row.try_get(7)?,
+        id,
+        message_id: message_id.unwrap_or_else(|()| Row::made_id(part, id)),
+        topic: topic.unwrap_or_default(),
+        key,
+        seq,
+        headers: headers.unwrap_or_default(),
+        payload: payload.unwrap_or_default().into(),
+        created_ms,
+        damage: damage.into_inner(),
     })
 }
 
 fn parked(from: &SqliteRow) -> Result<Parked> {
+    let part = from.try_get::<i64, _>(8)? as u16;
     Ok(Parked {
-        row: row(from)?,
-        part: from.try_get::<i64, _>(8)? as u16,
+        row: row(from, part)?,
+        part,
         reason: from.try_get(9)?,
         attempts: from.try_get(10)?,
-        wish: match from.try_get::<i64, _>(11)? {
-            0 => Wish::None,
-            1 => Wish::Retry,
-            2 => Wish::Skip,
-            other => {
-                let text = format!("quorate_outbox_parked: {other} is no wish");
-                return Err(Error::new(ErrorKind::Corrupt, text));
-            }
-        },
+        wish: Wish::of(from.try_get(11)?),
     })
 }
 

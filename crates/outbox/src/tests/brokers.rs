@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use super::consumers::{self, Base, Effects};
 use super::support;
 use crate::broker::conformance::{self, Suite};
 use crate::broker::kafka::{KafkaBroker, KafkaMode, KafkaOptions};
 use crate::broker::local::{LocalBroker, LocalOptions};
 use crate::broker::{Broker, Outbatch, Outgoing, Refusal};
 use crate::store::Fence;
+use crate::{Consumer, ConsumerOptions};
 
 fn local_suite() -> Suite {
     Suite {
@@ -71,6 +73,97 @@ async fn broker_kafka_with_groups_passes_the_suite() {
         ..kafka_suite()
     };
     conformance::run(&broker, &suite).await;
+}
+
+/// A consumer that subscribes before its topic is there finds it once it is.
+async fn topic_made_later_is_found(servers: String) {
+    let broker = KafkaBroker::new(KafkaOptions::new(servers)).expect("a broker");
+    let topic = format!("late-{}", uuid::Uuid::now_v7().simple());
+    let topics = [topic.clone()];
+    let positions = std::sync::Arc::new(support::FromStart);
+    let reader = broker.subscribe(&topic, &topics, positions).await;
+    let mut reader = reader.expect("subscribes");
+    let end = std::time::Instant::now() + Duration::from_secs(60);
+    let wait = Duration::from_millis(200);
+    while reader.next(1, wait).await.is_ok() {
+        assert!(std::time::Instant::now() < end, "no word of the topic");
+    }
+    let message = Outgoing {
+        topic,
+        ..message("k", "late")
+    };
+    let fence = Fence { part: 0, epoch: 1 };
+    let batch = Outbatch {
+        source: "s",
+        fence,
+        number: 1,
+        messages: std::slice::from_ref(&message),
+        alone: false,
+    };
+    assert_eq!(broker.publish(batch).await, [Ok(())]);
+    let found = loop {
+        let found = reader.next(1, wait).await.unwrap_or_default();
+        if let Some(found) = found.into_iter().next() {
+            break found;
+        }
+        assert!(std::time::Instant::now() < end, "it is never found");
+    };
+    assert_eq!(found.payload, "late");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topic_made_later_is_found() {
+    topic_made_later_is_found(support::kafka()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topic_made_later_is_found_by_a_group() {
+    topic_made_later_is_found(support::kafka_groups()).await;
+}
+
+/// The same with all that a service has: its consumer, and a relay's broker that is not the consumer's.
+async fn topic_made_later_reaches_a_consumer(servers: String) {
+    let base = consumers::on_lite().await;
+    let topic = format!("later-{}", uuid::Uuid::now_v7().simple());
+    let broker = || KafkaBroker::new(KafkaOptions::new(servers.clone())).expect("a broker");
+    let options = ConsumerOptions::new("test", &[&topic]);
+    let effects = std::sync::Arc::new(Effects::default());
+    let consumer = Consumer::start(
+        base.inbox(),
+        std::sync::Arc::new(broker()),
+        effects,
+        options,
+    );
+    let consumer = consumer.await.expect("starts");
+    support::eventually("the consumer has missed it", || async {
+        let status = consumer.status();
+        status.failure.map(drop).ok_or("no word of it".to_owned())
+    })
+    .await;
+    let message = Outgoing {
+        topic,
+        ..message("k", "late")
+    };
+    let batch = Outbatch {
+        source: "s",
+        fence: Fence { part: 0, epoch: 1 },
+        number: 1,
+        messages: std::slice::from_ref(&message),
+        alone: false,
+    };
+    assert_eq!(broker().publish(batch).await, [Ok(())]);
+    consumers::until_texts(&base, "k", &["late"]).await;
+    consumer.drain().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topic_made_later_reaches_a_consumer() {
+    topic_made_later_reaches_a_consumer(support::kafka()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topic_made_later_reaches_a_consumer_of_a_group() {
+    topic_made_later_reaches_a_consumer(support::kafka_groups()).await;
 }
 
 fn message(key: &str, text: &str) -> Outgoing {

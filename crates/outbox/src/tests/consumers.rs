@@ -586,11 +586,11 @@ where
     let old = inbox.claim("c", &partition).await.expect("claims");
     let new = inbox.claim("c", &partition).await.expect("claims");
     assert_eq!((old.next, new.generation), (None, old.generation + 1));
-    let mut tx = inbox.begin().await.expect("begins");
+    let mut tx = inbox.begin(Duration::from_secs(60)).await.expect("begins");
     let refused = tx.advance("c", &partition, old.generation, 5).await;
     assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Fenced);
     drop(tx);
-    let mut tx = inbox.begin().await.expect("begins");
+    let mut tx = inbox.begin(Duration::from_secs(60)).await.expect("begins");
     tx.advance("c", &partition, new.generation, 5)
         .await
         .expect("moves");

@@ -2,6 +2,7 @@
 
 mod brokers;
 mod consumers;
+mod damage;
 mod enqueuing;
 mod faults;
 mod handlers;

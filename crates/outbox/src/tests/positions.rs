@@ -204,8 +204,11 @@ impl<L: Ledger> Ledger for Unheard<L> {
     type Connection = L::Connection;
     type Tx = UnheardTx<L::Tx>;
 
-    async fn begin(&self) -> crate::Result<Self::Tx> {
-        Ok(UnheardTx(self.0.begin().await?, Arc::clone(&self.1)))
+    async fn begin(&self, patience: Duration) -> crate::Result<Self::Tx> {
+        Ok(UnheardTx(
+            self.0.begin(patience).await?,
+            Arc::clone(&self.1),
+        ))
     }
     async fn claim(&self, c: &str, p: &Partition) -> crate::Result<crate::inbox::Position> {
         self.0.claim(c, p).await
@@ -313,5 +316,69 @@ async fn consumer_commit_whose_answer_is_lost_counts_once() {
         .await;
         consumer.drain().await;
     }
+    base.end().await;
+}
+
+/// A message that waits in the database and can't be read any more: its key waits, others go on, and it can be
+/// skipped.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_waiting_message_that_is_damaged_holds_its_key_only() {
+    let base = on_pg().await;
+    let (broker, effects) = (memory(), Arc::new(Effects::default()));
+    let consumer = start(&base, &broker, &effects, options()).await;
+    publish(&broker, &[sent("a", 2, "2"), sent("a", 3, "3")]).await;
+    let inbox = base.inbox();
+    let both = |waiting: &[crate::inbox::Waiting]| waiting.len() == 2;
+    until_waiting(&inbox, both).await;
+    let spoil = "UPDATE quorate_inbox_parked SET headers = 'oops' WHERE seq = 2";
+    sqlx::query(spoil)
+        .execute(&base.0.pool)
+        .await
+        .expect("spoils");
+    publish(&broker, &[sent("a", 1, "1"), sent("b", 2, "b2")]).await;
+    until_texts(&base, "a", &["1"]).await;
+    publish(&broker, &[sent("b", 1, "b1")]).await;
+    until_texts(&base, "b", &["b1", "b2"]).await;
+    let waiting = until_waiting(&inbox, both).await;
+    assert!(waiting[0].reason.contains("headers"), "{waiting:?}");
+    let one = Which::Message(waiting[0].id);
+    let wished = inbox.wish("test", &one, Wish::Skip).await;
+    assert_eq!(wished.expect("wishes"), 1);
+    until_texts(&base, "a", &["1", "3"]).await;
+    consumer.drain().await;
+    base.end().await;
+}
+
+async fn until_waiting(
+    inbox: &impl Ledger,
+    holds: impl Fn(&[crate::inbox::Waiting]) -> bool,
+) -> Vec<crate::inbox::Waiting> {
+    eventually("what waits", || async {
+        let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
+        if holds(&waiting) {
+            Ok(waiting)
+        } else {
+            Err(format!("{waiting:?}"))
+        }
+    })
+    .await
+}
+
+/// A consumer that is frozen in the middle of a transaction keeps no locks: another claims its partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_postgres_lock_of_a_frozen_consumer_is_ended() {
+    let base = on_pg().await;
+    let inbox = base.inbox();
+    let topic = "t".to_owned();
+    let partition = Partition { topic, number: 0 };
+    let old = inbox.claim("test", &partition).await.expect("claims");
+    let mut frozen = inbox.begin(Duration::ZERO).await.expect("begins");
+    let moved = frozen.advance("test", &partition, old.generation, 1).await;
+    assert_eq!(moved.expect("moves"), -1);
+    let new = inbox.claim("test", &partition).await.expect("claims");
+    assert_eq!(new.generation, old.generation + 1);
+    assert_eq!(new.next, None, "nothing of the frozen one is left");
+    let late = frozen.commit().await;
+    late.expect_err("it is over");
     base.end().await;
 }

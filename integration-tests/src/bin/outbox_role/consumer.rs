@@ -62,6 +62,8 @@ pub fn options(topic: &str, batch: usize) -> ConsumerOptions {
         batch,
         upkeep: Duration::from_millis(50),
         retry_min: Duration::from_millis(10),
+        // So long a consumer that is frozen keeps its locks.
+        patience: Duration::from_secs(3),
         ..ConsumerOptions::new("effects", &[topic])
     }
 }
