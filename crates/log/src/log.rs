@@ -40,7 +40,7 @@ pub struct Position {
 }
 
 /// What becomes of records for which the disk has no room. It has none only where a segment begins:
-/// a segment's blocks are there from its first byte.
+/// a segment's blocks are there from its first byte, and those of a record that is larger from its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
     /// They fail with `DiskFull` and are nothing; the log goes on with those that come later. For
@@ -61,7 +61,8 @@ pub(crate) fn start_of(segment: u64) -> Position {
 /// Settings of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogOptions {
-    /// The size of a segment's file, in bytes; a record takes at most one. From 4 KiB to 2 GiB.
+    /// The size of a segment's file, in bytes; a record that is larger gets one of its own size. From 4 KiB
+    /// to 2 GiB.
     pub segment_bytes: u64,
     /// Whether a job makes the next segment's file while this one fills, so that no record waits for it;
     /// where records are synced its blocks are written too: a sync into those is faster.
@@ -191,7 +192,10 @@ impl Chunk {
 const CHUNK_BYTES: usize = 4 << 20;
 
 /// What a seal takes at the end of a segment.
-const SEAL_LEN: u64 = RECORD_HEADER_LEN as u64;
+pub(crate) const SEAL_LEN: u64 = RECORD_HEADER_LEN as u64;
+
+/// The largest record, with its header: positions of syncs in a segment have 32 bits.
+const RECORD_MAX: usize = 1 << 30;
 
 impl Log {
     /// Opens the log in `dir`, making it if there is none, and gives every record in order to
@@ -361,7 +365,7 @@ impl Log {
         let header: &[u8; RECORD_HEADER_LEN] =
             bytes.first_chunk().ok_or_else(|| self.no_record(at))?;
         let length = format::claimed_len(header);
-        if length as u64 > self.inner.options.segment_bytes {
+        if length as u64 > file.size().map_err(failed)? {
             return Err(Error::corruption(
                 &path,
                 at.offset,
@@ -410,7 +414,9 @@ impl Log {
 
     /// The bytes of all segments' files.
     pub fn size_bytes(&self) -> u64 {
-        self.inner.state.lock().files.len() as u64 * self.inner.options.segment_bytes
+        let files: Vec<_> = self.inner.state.lock().files.values().cloned().collect();
+        let usual = self.inner.options.segment_bytes;
+        files.iter().map(|file| file.size().unwrap_or(usual)).sum()
     }
 
     /// Whether records wait because the disk is full.
@@ -418,11 +424,23 @@ impl Log {
         self.inner.full.load(Ordering::Acquire)
     }
 
-    /// Gives back the space that was prepared for records to come, and prepares no more: for an owner that
-    /// ends, while nobody else may open the log.
-    pub fn close(&self) {
+    /// Makes all durable and gives back the space that was prepared for records to come: for an owner that
+    /// ends, while nobody else may open the log. Records that are submitted nevertheless are kept.
+    pub fn close(&self) -> Result<()> {
         self.inner.folder.close();
         self.inner.folder.give_up_next();
+        self.sync()?;
+        let state = self.inner.state.lock();
+        let idle = !state.writing && state.queue.is_empty() && state.written == state.tail;
+        match state.files.get(&state.tail.segment) {
+            // Nobody writes while the lock is held.
+            Some(file) if idle => {
+                let path = self.inner.folder.path(state.tail.segment);
+                let cut = file.set_size(state.tail.offset);
+                cut.map_err(|e| Error::io("can't cut", &path, &e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// From now on a full disk fails records instead of making them wait, those that wait already
@@ -465,13 +483,13 @@ impl Inner {
             return Err(error.clone());
         }
         let length = format::record_len(parts.iter().map(|part| part.len()).sum());
-        let room = self.options.segment_bytes - SEAL_LEN;
-        if (HEADER_LEN + length) as u64 > room {
-            let message =
-                format!("a record of {length} bytes does not fit a log segment of {room}");
+        if length > RECORD_MAX {
+            let message = format!("a record has at most {RECORD_MAX} bytes, not {length}");
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
-        if state.tail.offset + length as u64 > room {
+        let room = self.options.segment_bytes - SEAL_LEN;
+        let is_new = state.tail.offset == HEADER_LEN as u64;
+        if state.tail.offset + length as u64 > room && !is_new {
             state.tail = start_of(state.tail.segment + 1);
         }
         let at = state.tail;

@@ -87,7 +87,7 @@ impl Folder {
             }
             let file = self.disk.create(&beside)?;
             file.allocate(self.segment_bytes)?;
-            self.write_zeros(&*file, 0)?;
+            self.write_zeros(&*file, 0, self.segment_bytes)?;
             file.sync()?;
             let names = self.names.lock();
             // Somebody may have needed one sooner, or given one back.
@@ -162,6 +162,7 @@ impl Folder {
                 }
             }
             let file = self.disk.open(&spare)?;
+            self.take_usual_size(&*file)?;
             let header = Header {
                 id,
                 follows_durable: false,
@@ -199,16 +200,26 @@ impl Folder {
         removed.map_err(|e| Error::io("can't remove", &path, &e))
     }
 
-    /// Zeros a segment from `offset` to its end. Writing them, and not cutting the file, keeps its
-    /// blocks in place: later syncs need not write where they are.
+    /// A released segment may have another size, if the settings were others or a record was large.
+    fn take_usual_size(&self, file: &dyn File) -> std::io::Result<()> {
+        match file.size()? {
+            size if size < self.segment_bytes => file.allocate(self.segment_bytes),
+            size if size > self.segment_bytes => file.set_size(self.segment_bytes),
+            _ => Ok(()),
+        }
+    }
+
+    /// Zeros a segment from `offset` to its end, and gives it the usual size if it was cut. Writing them, and
+    /// not cutting the file, keeps its blocks in place: later syncs need not write where they are.
     pub(crate) fn clear_from(&self, segment: u64, offset: u64) -> Result<()> {
         let path = self.path(segment);
         let run = || {
             let file = self.disk.open(&path)?;
-            if file.size()? < self.segment_bytes {
+            let size = file.size()?;
+            if size < self.segment_bytes {
                 file.allocate(self.segment_bytes)?;
             }
-            self.write_zeros(&*file, offset.max(HEADER_LEN as u64))?;
+            self.write_zeros(&*file, offset.max(HEADER_LEN as u64), size)?;
             file.sync()
         };
         run().map_err(|e| Error::io("can't clear the end of", &path, &e))
@@ -222,11 +233,11 @@ impl Folder {
         run().map_err(|e| Error::io("can't write again", &path, &e))
     }
 
-    fn write_zeros(&self, file: &dyn File, from: u64) -> std::io::Result<()> {
+    fn write_zeros(&self, file: &dyn File, from: u64, to: u64) -> std::io::Result<()> {
         let zeros = vec![0; ZEROS.min(self.segment_bytes as usize)];
         let mut at = from;
-        while at < self.segment_bytes {
-            let part = zeros.len().min((self.segment_bytes - at) as usize);
+        while at < to {
+            let part = zeros.len().min((to - at) as usize);
             file.write_all_at(&zeros[..part], at)?;
             at += part as u64;
         }

@@ -8,7 +8,7 @@ use quorate_env::{File, JobClass};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Header, SEAL, SegmentId, encode_header, encode_record};
-use crate::log::{Chunk, Durability, Inner, Position, State, start_of};
+use crate::log::{Chunk, Durability, Inner, Position, SEAL_LEN, State, start_of};
 use crate::waits::Called;
 
 /// How often a disk that was full is asked for room again.
@@ -84,9 +84,15 @@ impl Inner {
                 self.file(chunk.segment).map_err(|e| (e, before))?
             } else {
                 // The sync of the old segment serves what was written to it so far.
-                self.rotate_when_there_is_room(chunk.segment, before)
+                self.when_there_is_room(|| self.rotate(chunk.segment, before))
                     .map_err(|e| (e, before))?
             };
+            let needs = chunk.end().offset + SEAL_LEN;
+            if needs > self.options.segment_bytes {
+                let before = self.state.lock().written;
+                self.when_there_is_room(|| self.enlarge(chunk.segment, &*file, needs))
+                    .map_err(|e| (e, before))?;
+            }
             let path = || self.folder.path(chunk.segment);
             let wrote = file.write_all_at(&chunk.bytes, chunk.offset);
             wrote.map_err(|e| (Error::io("can't write", &path(), &e).not_full(), before))?;
@@ -226,19 +232,15 @@ impl Inner {
         file.ok_or_else(|| Error::new(ErrorKind::NotFound, "the log's open segment is gone"))
     }
 
-    /// [`Inner::rotate`]; while the disk is full, again and again where records are to wait.
-    fn rotate_when_there_is_room(
-        self: &Arc<Self>,
-        segment: u64,
-        end: Position,
-    ) -> Result<Arc<dyn File>> {
+    /// What `make` gives; while the disk is full, again and again where records are to wait.
+    fn when_there_is_room<T>(&self, make: impl Fn() -> Result<T>) -> Result<T> {
         loop {
-            let rotated = self.rotate(segment, end);
-            let full = matches!(&rotated, Err(error) if error.kind() == ErrorKind::DiskFull);
+            let made = make();
+            let full = matches!(&made, Err(error) if error.kind() == ErrorKind::DiskFull);
             let wait = full && self.waits.load(Ordering::Acquire);
             self.full.store(wait, Ordering::Release);
             if !wait {
-                return rotated;
+                return made;
             }
             let mut given_up = || !self.waits.load(Ordering::Acquire);
             let again = Some(FULL_RETRY);
@@ -246,9 +248,16 @@ impl Inner {
         }
     }
 
+    /// Gives a segment the blocks for a record that is larger than segments are.
+    fn enlarge(&self, segment: u64, file: &dyn File, bytes: u64) -> Result<()> {
+        let path = self.folder.path(segment);
+        let allocated = file.allocate(bytes);
+        allocated.map_err(|e| Error::io("can't enlarge", &path, &e))
+    }
+
     /// Seals the segment that ends at `end`, and begins the next. What is not yet durable becomes so by a
     /// job; but of two segments at most.
-    fn rotate(self: &Arc<Self>, segment: u64, end: Position) -> Result<Arc<dyn File>> {
+    fn rotate(&self, segment: u64, end: Position) -> Result<Arc<dyn File>> {
         let seal = || {
             let file = self.file(end.segment)?;
             let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! The cache of blocks.
+//! The cache of blocks, and of values that lie apart from their keys.
 //!
 //! The only file that knows which cache it is.
 
@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 
@@ -14,19 +15,26 @@ use crate::options::Options;
 use crate::planted::{self, Bug};
 use crate::table::Block;
 
-/// A block: the number of its table, and where it lies in it.
-type BlockId = (u64, u64);
+/// The number of a file, and where in it a block or a value lies. Tables and value files are numbered
+/// together.
+type PlaceId = (u64, u64);
 
-fn block_id(table: u64, offset: u64) -> BlockId {
+fn place_id(file: u64, offset: u64) -> PlaceId {
     match planted::is_on(Bug::CacheWithoutTable) {
         true => (0, offset),
-        false => (table, offset),
+        false => (file, offset),
     }
 }
 
-/// Blocks in memory, up to a sum of bytes.
+#[derive(Clone)]
+enum Cached {
+    Block(Block),
+    Value(Bytes),
+}
+
+/// Blocks and values in memory, up to a sum of bytes.
 pub(crate) struct BlockCache {
-    blocks: Cache<BlockId, Block, ByBytes, Mix>,
+    entries: Cache<PlaceId, Cached, ByBytes, Mix>,
     hits: AtomicU64,
     misses: AtomicU64,
     /// What it shares a budget with.
@@ -38,12 +46,19 @@ pub(crate) struct BlockCache {
 #[derive(Clone)]
 struct ByBytes;
 
-impl Weighter<BlockId, Block> for ByBytes {
-    fn weight(&self, _: &BlockId, block: &Block) -> u64 {
+impl Weighter<PlaceId, Cached> for ByBytes {
+    fn weight(&self, _: &PlaceId, cached: &Cached) -> u64 {
+        let bytes = match cached {
+            Cached::Block(block) => block.size_bytes(),
+            Cached::Value(value) => value.len(),
+        };
         // The cache's own part is about this.
-        block.size_bytes() as u64 + BLOCK_OVERHEAD
+        bytes as u64 + BLOCK_OVERHEAD
     }
 }
+
+/// A value that would take more than such a part of the cache stays out.
+const VALUE_SHARE: u64 = 64;
 
 /// The budget is looked at again when such a part of it came in.
 const LOOK_AFTER: u64 = 64;
@@ -104,13 +119,13 @@ impl BlockCache {
             .weight_capacity(bytes)
             .shards(8)
             .build();
-        let blocks = match options {
+        let entries = match options {
             Ok(options) => Cache::with_options(options, ByBytes, Mix, DefaultLifecycle::default()),
             // Not reached: all that must be given is given.
             Err(_) => Cache::with(1024, bytes, ByBytes, Mix, DefaultLifecycle::default()),
         };
         BlockCache {
-            blocks,
+            entries,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             memory: Arc::new(memory),
@@ -118,8 +133,24 @@ impl BlockCache {
         }
     }
 
+    /// A block of a table.
     pub(crate) fn get(&self, table: u64, offset: u64) -> Option<Block> {
-        let found = self.blocks.get(&block_id(table, offset));
+        match self.look(table, offset) {
+            Some(Cached::Block(block)) => Some(block),
+            _ => None,
+        }
+    }
+
+    /// A value of a value file.
+    pub(crate) fn get_value(&self, file: u64, offset: u64) -> Option<Bytes> {
+        match self.look(file, offset) {
+            Some(Cached::Value(value)) => Some(value),
+            _ => None,
+        }
+    }
+
+    fn look(&self, file: u64, offset: u64) -> Option<Cached> {
+        let found = self.entries.get(&place_id(file, offset));
         let counter = if found.is_some() {
             &self.hits
         } else {
@@ -130,17 +161,30 @@ impl BlockCache {
     }
 
     pub(crate) fn insert(&self, table: u64, offset: u64, block: Block) {
+        self.take_in(table, offset, Cached::Block(block));
+    }
+
+    /// Whether a value of this size may be put in.
+    pub(crate) fn takes_value(&self, bytes: usize) -> bool {
+        bytes as u64 <= self.capacity() / VALUE_SHARE
+    }
+
+    /// Puts a value in. REQUIRES: it is no part of something larger, which it would keep in memory.
+    pub(crate) fn insert_value(&self, file: u64, offset: u64, value: Bytes) {
+        self.take_in(file, offset, Cached::Value(value));
+    }
+
+    fn take_in(&self, file: u64, offset: u64, cached: Cached) {
         let limit = self.memory.limit();
         if limit > 0 {
-            let came = self
-                .came
-                .fetch_add(ByBytes.weight(&(0, 0), &block), Ordering::Relaxed);
+            let weight = ByBytes.weight(&(0, 0), &cached);
+            let came = self.came.fetch_add(weight, Ordering::Relaxed);
             if came > limit / LOOK_AFTER {
                 self.came.store(0, Ordering::Relaxed);
                 self.rebalance();
             }
         }
-        self.blocks.insert(block_id(table, offset), block);
+        self.entries.insert(place_id(file, offset), cached);
     }
 
     /// What it shares a budget with.
@@ -148,11 +192,11 @@ impl BlockCache {
         &self.memory
     }
 
-    /// What is held of blocks that are no longer in the cache.
+    /// What is held of blocks and values that are no longer in the cache.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         self.memory
             .block_bytes()
-            .saturating_sub(self.blocks.weight())
+            .saturating_sub(self.entries.weight())
     }
 
     /// Takes what the others leave of the budget.
@@ -165,19 +209,19 @@ impl BlockCache {
         // Some of it is for what comes in before the next look.
         let room = (limit - limit / LOOK_AFTER * 2).saturating_sub(others);
         let room = room.max(limit / LOOK_AFTER);
-        let now = self.blocks.capacity();
+        let now = self.entries.capacity();
         if room < now || room - now > limit / LOOK_AFTER {
-            self.blocks.set_capacity(room);
+            self.entries.set_capacity(room);
         }
     }
 
     /// The most that it may hold now.
     pub(crate) fn capacity(&self) -> u64 {
-        self.blocks.capacity()
+        self.entries.capacity()
     }
 
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.blocks.weight()
+        self.entries.weight()
     }
 
     pub(crate) fn hits(&self) -> u64 {

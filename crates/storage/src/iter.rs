@@ -76,7 +76,7 @@ impl UserIter {
     /// `passage` knows nothing, or what reads of the newest versions know.
     pub(crate) fn new(sources: Sources, options: &IterOptions, passage: Passage) -> Self {
         let (keyspace, sequence) = (sources.keyspace, sources.sequence);
-        let values = ValueReader::new(Arc::clone(&sources.values));
+        let values = ValueReader::new(Arc::clone(&sources.values), true);
         let expiry = sources.expiry;
         let (lower, upper) = bounds(keyspace, &options.lower, options.upper.as_deref());
         UserIter {

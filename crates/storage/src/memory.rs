@@ -3,7 +3,8 @@
 //! ```text
 //! memory_bytes ──┬── memtables       a quarter at most, since they are made that small
 //!                ├── open tables     indexes and filters: a quarter, then the coldest are closed
-//!                ├── pinned blocks   what iterators and values hold that the cache has let go of
+//!                ├── pinned blocks   what iterators and values hold that the cache has let go of, and
+//!                │                   what iterators read ahead of value files
 //!                └── block cache     what is left: it grows and shrinks with the others
 //! ```
 //!
@@ -17,6 +18,9 @@ use bytes::Bytes;
 /// What a block or an entry of the cache costs beside its bytes, about.
 pub(crate) const BLOCK_OVERHEAD: u64 = 96;
 
+/// Such a part of the budget is the most that one reader reads ahead.
+const AHEAD_SHARE: u64 = 256;
+
 /// The counts of an engine.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
@@ -27,7 +31,7 @@ pub(crate) struct Memory {
     memtable_bytes: AtomicU64,
     table_bytes: AtomicU64,
     tables: AtomicU64,
-    /// Of all blocks that anybody holds, the cache too.
+    /// Of all blocks and values that anybody holds, the cache too.
     block_bytes: AtomicU64,
 }
 
@@ -77,16 +81,32 @@ impl Memory {
 
     /// The same bytes, counted for as long as anybody holds a part of them; if there is a limit.
     pub(crate) fn hold_block(self: &Arc<Self>, bytes: Bytes) -> Bytes {
-        if self.limit == 0 {
-            // Nobody asks, and every miss of the cache would pay.
-            return bytes;
+        match self.hold_bytes(bytes.len()) {
+            Some(held) => Bytes::from_owner(HeldBlock { _held: held, bytes }),
+            None => bytes,
         }
-        let size = bytes.len() as u64 + BLOCK_OVERHEAD;
-        self.block_bytes.fetch_add(size, Ordering::Relaxed);
-        Bytes::from_owner(HeldBlock {
+    }
+
+    /// Counts bytes for as long as what is returned lives; if there is a limit: else nobody asks, and
+    /// every miss of the cache would pay.
+    pub(crate) fn hold_bytes(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        if self.limit == 0 {
+            return None;
+        }
+        let bytes = bytes as u64 + BLOCK_OVERHEAD;
+        self.block_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Some(Held {
             memory: Arc::clone(self),
             bytes,
         })
+    }
+
+    /// The most that one reader may read ahead, of this.
+    pub(crate) fn ahead(&self, bytes: usize) -> usize {
+        match self.limit {
+            0 => bytes,
+            limit => bytes.min((limit / AHEAD_SHARE) as usize),
+        }
     }
 
     /// How many tables are open too many, and how many bytes they take too much: below a little less
@@ -119,20 +139,27 @@ impl Drop for HeldTable {
     }
 }
 
-struct HeldBlock {
+/// Bytes that are counted.
+#[derive(Debug)]
+pub(crate) struct Held {
     memory: Arc<Memory>,
+    bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = &self.memory.block_bytes;
+        bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+struct HeldBlock {
+    _held: Held,
     bytes: Bytes,
 }
 
 impl AsRef<[u8]> for HeldBlock {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
-    }
-}
-
-impl Drop for HeldBlock {
-    fn drop(&mut self) {
-        let size = self.bytes.len() as u64 + BLOCK_OVERHEAD;
-        self.memory.block_bytes.fetch_sub(size, Ordering::Relaxed);
     }
 }

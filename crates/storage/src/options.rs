@@ -254,7 +254,7 @@ impl Default for Options {
         Options {
             keyspaces: Vec::new(),
             wal: true,
-            wal_segment_bytes: 32 * MIB,
+            wal_segment_bytes: 8 * MIB,
             memtable_bytes: 64 << 20,
             memtables_waiting: 3,
             cache_bytes: 256 * MIB,

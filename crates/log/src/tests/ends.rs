@@ -172,7 +172,7 @@ fn log_closed_gives_back_the_file_of_the_next_segment() {
         count += 1;
     }
     assert_eq!(log.end().segment, 1);
-    log.close();
+    log.close().unwrap();
     assert!(!sim.disk.exists(&next).unwrap());
     // It still writes, over the end too.
     while log.end().segment < 2 {

@@ -388,10 +388,7 @@ impl Inner {
 
     fn close(self: &Arc<Self>) -> Result<()> {
         let flushed = match self.wal.get() {
-            Some(log) => {
-                log.close();
-                log.sync().map_err(|e| write::log_error(&e))
-            }
+            Some(log) => log.close().map_err(|e| write::log_error(&e)),
             None => match self.flush_and_wait() {
                 Err(e) if e.kind() == ErrorKind::Closed => Ok(()),
                 other => other.map(|_| ()),

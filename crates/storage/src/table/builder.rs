@@ -1,14 +1,15 @@
 //! Writes tables.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use quorate_env::{Disk, File};
+use quorate_env::Disk;
 
+use super::append::Appender;
 use super::block::BlockBuilder;
 use super::filter::FilterBuilder;
 use super::format::{Footer, Handle, MAGIC, Properties, TRAILER_BYTES, seal_block};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::header;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId, Options};
@@ -18,8 +19,6 @@ use crate::tombstones::Tombstones;
 
 /// How many entries lie between restart points.
 const RESTART_INTERVAL: usize = 16;
-/// Bytes gathered before they are handed to the file.
-const WRITE_BYTES: usize = 1 << 20;
 
 /// How tables are written.
 #[derive(Debug, Clone)]
@@ -58,15 +57,10 @@ impl TableOptions {
     }
 }
 
-/// A table that is being written. Dropped before [`TableBuilder::finish`] it leaves an orphan file,
-/// which nothing refers to and the next opening removes.
+/// A table that is being written.
 pub(crate) struct TableBuilder {
-    path: PathBuf,
-    file: Arc<dyn File>,
+    file: Appender,
     options: TableOptions,
-    /// Not yet handed to the file.
-    pending: Vec<u8>,
-    written: u64,
     block: BlockBuilder,
     index: BlockBuilder,
     filter: FilterBuilder,
@@ -81,15 +75,9 @@ pub(crate) struct TableBuilder {
 
 impl TableBuilder {
     pub(crate) fn create(disk: &dyn Disk, path: &Path, options: TableOptions) -> Result<Self> {
-        let file = disk
-            .create(path)
-            .map_err(|e| Error::disk(path, "can't create", &e))?;
         Ok(TableBuilder {
-            path: path.to_owned(),
-            file,
+            file: Appender::create(disk, path, &header::encode(&MAGIC))?,
             filter: FilterBuilder::new(options.filter_bits_per_key),
-            pending: header::encode(&MAGIC).to_vec(),
-            written: 0,
             block: BlockBuilder::new(RESTART_INTERVAL),
             index: BlockBuilder::new(1),
             tombstones: Tombstones::default(),
@@ -110,11 +98,7 @@ impl TableBuilder {
 
     /// The size so far, about.
     pub(crate) fn size_bytes(&self) -> u64 {
-        self.offset() + self.block.size_bytes() as u64
-    }
-
-    fn offset(&self) -> u64 {
-        self.written + self.pending.len() as u64
+        self.file.offset() + self.block.size_bytes() as u64
     }
 
     /// The place that was added last.
@@ -180,17 +164,10 @@ impl TableBuilder {
     }
 
     fn end_block(&mut self) -> Result<()> {
-        let offset = self.written + self.pending.len() as u64;
+        let compression = self.options.compression;
         let bytes = self.block.finish();
-        let size = seal_block(&mut self.pending, offset, bytes, self.options.compression);
+        self.ended = Some(seal_into(&mut self.file, bytes, compression)?);
         self.block.reset();
-        self.ended = Some(Handle {
-            offset,
-            size: size as u32,
-        });
-        if self.pending.len() >= WRITE_BYTES {
-            self.write_pending()?;
-        }
         Ok(())
     }
 
@@ -212,20 +189,6 @@ impl TableBuilder {
         self.index.add(&key, &handle.encode());
     }
 
-    fn write_pending(&mut self) -> Result<()> {
-        let wrote = self.file.write_all_at(&self.pending, self.written);
-        wrote.map_err(|e| Error::disk(&self.path, "can't write", &e))?;
-        self.written += self.pending.len() as u64;
-        self.pending.clear();
-        Ok(())
-    }
-
-    fn add_part(&mut self, bytes: &[u8], compression: Compression) -> Handle {
-        let offset = self.offset();
-        let size = seal_block(&mut self.pending, offset, bytes, compression) as u32;
-        Handle { offset, size }
-    }
-
     /// Writes the rest and syncs the file; its name is durable only after a sync of its directory.
     /// Returns its size and what it holds.
     pub(crate) fn finish(mut self) -> Result<(u64, Properties)> {
@@ -243,31 +206,35 @@ impl TableBuilder {
         for of in &mut self.properties.keyspaces {
             of.prefix = self.options.prefix(of.id);
         }
-        let index = self.index.finish().to_vec();
-        let index = self.add_part(&index, self.options.compression);
-        let filter = self.filter.finish();
-        let filter = self.add_part(&filter, Compression::None);
+        let compression = self.options.compression;
+        let file = &mut self.file;
+        let index = seal_into(file, self.index.finish(), compression)?;
+        let filter = seal_into(file, &self.filter.finish(), Compression::None)?;
         let tombstones = match self.tombstones.is_empty() {
             true => Handle::default(),
-            false => self.add_part(&self.tombstones.encode(), self.options.compression),
+            false => seal_into(file, &self.tombstones.encode(), compression)?,
         };
         let mut properties = Vec::new();
         self.properties.encode(&mut properties);
-        let properties = self.add_part(&properties, Compression::None);
+        let properties = seal_into(file, &properties, Compression::None)?;
         let footer = Footer {
             index,
             filter,
             properties,
             tombstones,
         };
-        self.pending.extend_from_slice(&footer.encode());
-        self.write_pending()?;
-        if !planted::is_on(Bug::TablesUnsynced) {
-            let synced = self.file.sync();
-            synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
-        }
-        Ok((self.written, self.properties))
+        file.append(|out, _| out.extend_from_slice(&footer.encode()))?;
+        let size = self.file.finish(!planted::is_on(Bug::TablesUnsynced))?;
+        Ok((size, self.properties))
     }
+}
+
+/// Adds a block to a file.
+fn seal_into(file: &mut Appender, bytes: &[u8], compression: Compression) -> Result<Handle> {
+    let (offset, size) = file.append(|out, offset| {
+        seal_block(out, offset, bytes, compression);
+    })?;
+    Ok(Handle { offset, size })
 }
 
 /// The shortest place at or after `last` and before `next`, or `last` if there is no shorter one.

@@ -16,9 +16,15 @@ pub(crate) fn hash_place(place: &[u8]) -> u64 {
     xxh3_64(place)
 }
 
+/// How many hashes are gathered in one piece: a single vector would be copied each time it grows, and
+/// leave its old sizes to the allocator.
+const PIECE: usize = 8192;
+
 /// Gathers hashes and makes a filter of them.
 pub(crate) struct FilterBuilder {
-    hashes: Vec<u64>,
+    /// All but the last are full.
+    pieces: Vec<Vec<u64>>,
+    last_place: Option<u64>,
     last_prefix: Option<u64>,
     bits_per_key: u32,
 }
@@ -26,7 +32,8 @@ pub(crate) struct FilterBuilder {
 impl FilterBuilder {
     pub(crate) fn new(bits_per_key: u32) -> Self {
         FilterBuilder {
-            hashes: Vec::new(),
+            pieces: Vec::new(),
+            last_place: None,
             last_prefix: None,
             bits_per_key,
         }
@@ -35,8 +42,9 @@ impl FilterBuilder {
     /// Adds a place; adding one twice in a row costs nothing.
     pub(crate) fn add(&mut self, place: &[u8]) {
         let hash = hash_place(place);
-        if self.bits_per_key > 0 && self.hashes.last() != Some(&hash) {
-            self.hashes.push(hash);
+        if self.bits_per_key > 0 && self.last_place != Some(hash) {
+            self.last_place = Some(hash);
+            self.push(hash);
         }
     }
 
@@ -45,21 +53,33 @@ impl FilterBuilder {
         let hash = hash_prefix(prefix);
         if self.bits_per_key > 0 && self.last_prefix != Some(hash) {
             self.last_prefix = Some(hash);
-            self.hashes.push(hash);
+            self.push(hash);
+        }
+    }
+
+    fn push(&mut self, hash: u64) {
+        match self.pieces.last_mut() {
+            Some(piece) if piece.len() < PIECE => piece.push(hash),
+            _ => {
+                let mut piece = Vec::with_capacity(PIECE);
+                piece.push(hash);
+                self.pieces.push(piece);
+            }
         }
     }
 
     /// The filter: lines of bits, then the number of probes. Empty when there is to be none.
     pub(crate) fn finish(&self) -> Vec<u8> {
-        if self.hashes.is_empty() {
+        let count: usize = self.pieces.iter().map(Vec::len).sum();
+        if count == 0 {
             return Vec::new();
         }
-        let bits = self.hashes.len() as u64 * u64::from(self.bits_per_key);
+        let bits = count as u64 * u64::from(self.bits_per_key);
         let lines = bits.div_ceil(8 * LINE_BYTES as u64).max(1);
         // 0.69 probes for each bit is best, a little less in short lines.
         let probes = (u64::from(self.bits_per_key) * 6 / 10).clamp(1, 12) as u8;
         let mut out = vec![0; lines as usize * LINE_BYTES + 1];
-        for hash in &self.hashes {
+        for hash in self.pieces.iter().flatten() {
             let line = line_of(*hash, lines) * LINE_BYTES;
             for bit in bits_of(*hash, probes) {
                 out[line + bit / 8] |= 1 << (bit % 8);

@@ -7,6 +7,7 @@
 //! A table is written once, front to back, synced, and never changed. Its index has for each data
 //! block a key at or after the block's last entry and before the next block's first.
 
+mod append;
 pub(crate) mod block;
 mod builder;
 mod check;
@@ -15,6 +16,7 @@ pub(crate) mod format;
 pub(crate) mod index;
 mod reader;
 
+pub(crate) use append::Appender;
 pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
 pub(crate) use check::{PointerCheck, Problem, check_blocks, describe};

@@ -1,40 +1,23 @@
 //! Writes value files.
 
-use std::path::PathBuf;
-use std::sync::Arc;
-
-use quorate_env::File;
-
 use super::format::{LENGTH_BYTES, MAGIC, Pointer, Share, ValueMeta, seal_of, value_path};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::header;
 use crate::levels::Shelf;
 use crate::options::Compression;
-use crate::table::{reseal_block, seal_block};
+use crate::table::{Appender, reseal_block, seal_block};
 
-/// Bytes gathered before they are handed to the file.
-const WRITE_BYTES: usize = 1 << 20;
-
-/// A value file that is being written. Dropped before [`ValueBuilder::finish`] it leaves an orphan, which
-/// nothing refers to and the next opening removes.
+/// A value file that is being written.
 pub(super) struct ValueBuilder {
-    path: PathBuf,
-    file: Arc<dyn File>,
-    /// Not yet handed to the file.
-    pending: Vec<u8>,
-    written: u64,
+    file: Appender,
     meta: ValueMeta,
 }
 
 impl ValueBuilder {
     pub(super) fn create(shelf: &Shelf, number: u64, compression: Compression) -> Result<Self> {
         let path = value_path(&shelf.dir, number);
-        let file = shelf.disk.create(&path);
         Ok(ValueBuilder {
-            file: file.map_err(|e| Error::disk(&path, "can't create", &e))?,
-            path,
-            pending: header::encode(&MAGIC).to_vec(),
-            written: 0,
+            file: Appender::create(shelf.disk.as_ref(), &path, &header::encode(&MAGIC))?,
             meta: ValueMeta {
                 number,
                 all: Share::default(),
@@ -63,40 +46,29 @@ impl ValueBuilder {
     }
 
     fn record(&mut self, length: usize, seal: impl FnOnce(&mut Vec<u8>, u64)) -> Result<Pointer> {
-        let start = self.pending.len();
-        let offset = self.written + start as u64;
-        self.pending.extend_from_slice(&[0; LENGTH_BYTES]);
-        seal(&mut self.pending, seal_of(self.meta.number, offset));
-        let size = (self.pending.len() - start) as u32;
-        let block = (size - LENGTH_BYTES as u32).to_le_bytes();
-        self.pending[start..start + LENGTH_BYTES].copy_from_slice(&block);
+        let number = self.meta.number;
+        let (offset, size) = self.file.append(|out, offset| {
+            let start = out.len();
+            out.extend_from_slice(&[0; LENGTH_BYTES]);
+            seal(out, seal_of(number, offset));
+            let block = (out.len() - start - LENGTH_BYTES) as u32;
+            out[start..start + LENGTH_BYTES].copy_from_slice(&block.to_le_bytes());
+        })?;
         let pointer = Pointer {
-            file: self.meta.number,
+            file: number,
             offset,
             size,
         };
         self.meta.all.add(&pointer);
         self.meta.value_bytes += length as u64;
-        if self.pending.len() >= WRITE_BYTES {
-            self.write_pending()?;
-        }
         Ok(pointer)
-    }
-
-    fn write_pending(&mut self) -> Result<()> {
-        let wrote = self.file.write_all_at(&self.pending, self.written);
-        wrote.map_err(|e| Error::disk(&self.path, "can't write", &e))?;
-        self.written += self.pending.len() as u64;
-        self.pending.clear();
-        Ok(())
     }
 
     /// Writes the rest and syncs the file; its name is durable only after a sync of its directory.
     pub(super) fn finish(mut self) -> Result<ValueMeta> {
-        self.pending.extend_from_slice(&self.meta.encode_footer());
-        self.write_pending()?;
-        let synced = self.file.sync();
-        synced.map_err(|e| Error::disk(&self.path, "can't sync", &e))?;
+        let footer = self.meta.encode_footer();
+        self.file.append(|out, _| out.extend_from_slice(&footer))?;
+        self.file.finish(true)?;
         Ok(self.meta)
     }
 }

@@ -5,10 +5,10 @@ use std::path::Path;
 use bytes::Bytes;
 use quorate_env::Disk;
 
-use super::file::ValueFile;
-use super::format::{FOOTER_BYTES, LENGTH_BYTES, MAGIC, Pointer, Share, ValueMeta};
+use super::file::{ValueFile, read_meta};
+use super::format::{LENGTH_BYTES, Pointer, Share, ValueMeta};
 use crate::error::{Error, Result};
-use crate::header::{self, HEADER_BYTES};
+use crate::header::HEADER_BYTES;
 
 /// Where sound records of a value file lie: their offsets, ascending, and sizes.
 #[derive(Debug, Default)]
@@ -30,19 +30,7 @@ pub(crate) fn describe_values(disk: &dyn Disk, path: &Path) -> Result<ValueMeta>
     let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
     let file = disk.open_read(path).map_err(failed)?;
     let size = file.size().map_err(failed)?;
-    if size < (HEADER_BYTES + FOOTER_BYTES) as u64 {
-        return Err(Error::corrupt(
-            path,
-            "it is shorter than an empty value file",
-        ));
-    }
-    let mut head = [0; HEADER_BYTES];
-    file.read_exact_at(&mut head, 0).map_err(failed)?;
-    header::check(path, &MAGIC, &head)?;
-    let mut footer = [0; FOOTER_BYTES];
-    let footer_at = size - FOOTER_BYTES as u64;
-    file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
-    let meta = ValueMeta::decode_footer(path, &footer)?;
+    let meta = read_meta(file.as_ref(), path, size)?;
     match meta.size_bytes() == size {
         true => Ok(meta),
         false => Err(Error::corrupt(path, "its footer speaks of another size")),
@@ -72,7 +60,7 @@ pub(crate) fn check_values(
             }
             break;
         };
-        match file.get(&pointer) {
+        match file.read_anew(&pointer) {
             Ok(_) => {
                 records.at.push((pointer.offset, pointer.size));
                 sound = true;

@@ -1,6 +1,6 @@
 //! A value file that levels refer to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -11,9 +11,26 @@ use crate::compress::decompress;
 use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
 use crate::levels::Shelf;
+use crate::memory::Memory;
 use crate::options::Compression;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{checked_block, payload_of};
+
+/// What a value file of this size says of itself.
+pub(super) fn read_meta(file: &dyn File, path: &Path, size: u64) -> Result<ValueMeta> {
+    let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
+    let footer_at = size.checked_sub(FOOTER_BYTES as u64);
+    let Some(footer_at) = footer_at.filter(|at| *at >= HEADER_BYTES as u64) else {
+        let what = "it is shorter than an empty value file";
+        return Err(Error::corrupt(path, what));
+    };
+    let mut head = [0; HEADER_BYTES];
+    file.read_exact_at(&mut head, 0).map_err(failed)?;
+    header::check(path, &MAGIC, &head)?;
+    let mut footer = [0; FOOTER_BYTES];
+    file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
+    ValueMeta::decode_footer(path, &footer)
+}
 
 /// A value file; opened when it is first read.
 pub(crate) struct ValueFile {
@@ -48,6 +65,11 @@ impl ValueFile {
         self.shelf.disk.as_ref()
     }
 
+    /// What readers of it count in.
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        self.shelf.cache.memory()
+    }
+
     /// Takes the open file of another handle of the same value file.
     pub(crate) fn share(&self, other: &ValueFile) {
         if let Some(file) = other.open.get() {
@@ -71,13 +93,7 @@ impl ValueFile {
             let what = format!("it has {size} bytes instead of {wanted}");
             return Err(Error::corrupt(&path, what));
         }
-        let mut head = [0; HEADER_BYTES];
-        file.read_exact_at(&mut head, 0).map_err(failed)?;
-        header::check(&path, &MAGIC, &head)?;
-        let mut footer = [0; FOOTER_BYTES];
-        let footer_at = size - FOOTER_BYTES as u64;
-        file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
-        if ValueMeta::decode_footer(&path, &footer)? != self.meta {
+        if read_meta(file.as_ref(), &path, size)? != self.meta {
             let what = "it is not the value file that the manifest knows";
             return Err(Error::corrupt(&path, what));
         }
@@ -135,11 +151,45 @@ impl ValueFile {
         opened.map_err(|what| self.damaged(pointer.offset, what))
     }
 
-    /// The value that a pointer points to.
+    /// The value that a pointer points to, by way of the cache.
     pub(crate) fn get(&self, pointer: &Pointer) -> Result<Bytes> {
         self.check_pointer(pointer)?;
-        let record = self.read(pointer.offset, pointer.size as usize, Bytes::new())?;
-        self.value(pointer, &record, Bytes::new())
+        if let Some(value) = self.cached(pointer) {
+            return Ok(value);
+        }
+        self.value_to_keep(pointer, &self.record(pointer)?)
+    }
+
+    /// The value that a pointer points to, from the disk and not from the cache.
+    pub(super) fn read_anew(&self, pointer: &Pointer) -> Result<Bytes> {
+        self.check_pointer(pointer)?;
+        self.value(pointer, &self.record(pointer)?, Bytes::new())
+    }
+
+    fn record(&self, pointer: &Pointer) -> Result<Bytes> {
+        self.read(pointer.offset, pointer.size as usize, Bytes::new())
+    }
+
+    /// The value that a pointer points to, if it is in the cache.
+    pub(super) fn cached(&self, pointer: &Pointer) -> Option<Bytes> {
+        self.shelf.cache.get_value(self.meta.number, pointer.offset)
+    }
+
+    /// The value in a record, which goes to the cache as well if that takes it.
+    pub(super) fn value_to_keep(&self, pointer: &Pointer, record: &Bytes) -> Result<Bytes> {
+        let value = self.value(pointer, record, Bytes::new())?;
+        let cache = &self.shelf.cache;
+        if !cache.takes_value(value.len()) {
+            return Ok(value);
+        }
+        let of_record = record.as_ptr_range().contains(&value.as_ptr());
+        let value = match of_record {
+            true => Bytes::copy_from_slice(&value),
+            false => value,
+        };
+        let value = cache.memory().hold_block(value);
+        cache.insert_value(self.meta.number, pointer.offset, value.clone());
+        Ok(value)
     }
 }
 

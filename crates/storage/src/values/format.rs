@@ -100,40 +100,41 @@ impl ValueMeta {
         self.all.bytes.saturating_add(HEADER_BYTES as u64)
     }
 
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        for number in [
+    /// What stands in the manifest and in the footer, in this order.
+    fn numbers(&self) -> [u64; 5] {
+        [
             self.number,
             self.all.records,
             self.all.bytes,
             self.value_bytes,
             u64::from(self.compression.code()),
-        ] {
-            put_varint(out, number);
-        }
+        ]
+    }
+
+    /// Reads its numbers by `next`.
+    fn from_numbers(mut next: impl FnMut() -> Option<u64>) -> Option<ValueMeta> {
+        Some(ValueMeta {
+            number: next()?,
+            all: Share {
+                records: next()?,
+                bytes: next()?,
+            },
+            value_bytes: next()?,
+            compression: Compression::from_code(next()?)?,
+        })
+    }
+
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        self.numbers().iter().for_each(|n| put_varint(out, *n));
     }
 
     pub(crate) fn decode(reader: &mut Reader<'_>) -> Option<ValueMeta> {
-        Some(ValueMeta {
-            number: reader.varint()?,
-            all: Share {
-                records: reader.varint()?,
-                bytes: reader.varint()?,
-            },
-            value_bytes: reader.varint()?,
-            compression: Compression::from_code(reader.varint()?)?,
-        })
+        ValueMeta::from_numbers(|| reader.varint())
     }
 
     pub(super) fn encode_footer(&self) -> [u8; FOOTER_BYTES] {
         let mut out = [0; FOOTER_BYTES];
-        let numbers = [
-            self.number,
-            self.all.records,
-            self.all.bytes,
-            self.value_bytes,
-            u64::from(self.compression.code()),
-        ];
-        for (place, number) in out.chunks_exact_mut(8).zip(numbers) {
+        for (place, number) in out.chunks_exact_mut(8).zip(self.numbers()) {
             place.copy_from_slice(&number.to_le_bytes());
         }
         let crc = crc32c::crc32c(&out[..52]);
@@ -149,15 +150,6 @@ impl ValueMeta {
             return Err(wrong());
         }
         let mut reader = Reader::new(bytes);
-        let mut number = || reader.u64().ok_or_else(wrong);
-        Ok(ValueMeta {
-            number: number()?,
-            all: Share {
-                records: number()?,
-                bytes: number()?,
-            },
-            value_bytes: number()?,
-            compression: Compression::from_code(number()?).ok_or_else(wrong)?,
-        })
+        ValueMeta::from_numbers(|| reader.u64()).ok_or_else(wrong)
     }
 }

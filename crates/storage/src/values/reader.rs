@@ -12,6 +12,7 @@ use super::file::ValueFile;
 use super::format::Pointer;
 use super::live::{ValueFiles, decode};
 use crate::error::Result;
+use crate::memory::Held;
 use crate::planted::{self, Bug};
 
 /// The size of the first window that reaches beyond one value.
@@ -30,6 +31,8 @@ struct Window {
     next: u64,
     /// How much to read next.
     size: usize,
+    /// Counts `bytes`.
+    _held: Option<Held>,
 }
 
 /// Reads values of some levels.
@@ -37,13 +40,16 @@ pub(crate) struct ValueReader {
     files: Arc<ValueFiles>,
     /// By number of the file.
     windows: Vec<Window>,
+    fill_cache: bool,
 }
 
 impl ValueReader {
-    pub(crate) fn new(files: Arc<ValueFiles>) -> Self {
+    /// `fill_cache` is whether values that it reads shall stay: not for compaction.
+    pub(crate) fn new(files: Arc<ValueFiles>, fill_cache: bool) -> Self {
         ValueReader {
             files,
             windows: Vec::new(),
+            fill_cache,
         }
     }
 
@@ -51,14 +57,24 @@ impl ValueReader {
     /// nobody else has it.
     pub(crate) fn get(&mut self, pointer: &[u8], before: Bytes) -> Result<Bytes> {
         let pointer = decode(pointer)?;
+        let window = self.window(&pointer)?;
+        window.file.check_pointer(&pointer)?;
+        if let Some(value) = window.file.cached(&pointer) {
+            window.next = pointer.end();
+            return Ok(value);
+        }
         let (file, record) = self.record(&pointer)?;
-        file.value(&pointer, &record, before)
+        match self.fill_cache {
+            true => file.value_to_keep(&pointer, &record),
+            false => file.value(&pointer, &record, before),
+        }
     }
 
     /// The bytes of a record, with its file.
     pub(super) fn record(&mut self, pointer: &Pointer) -> Result<(Arc<ValueFile>, Bytes)> {
         let most = (ALL_BYTES / self.files.len().max(1)).min(MOST_BYTES);
         let window = self.window(pointer)?;
+        let most = window.file.memory().ahead(most);
         let record = window.record(pointer, most)?;
         Ok((Arc::clone(&window.file), record))
     }
@@ -79,6 +95,7 @@ impl ValueReader {
                 bytes: Bytes::new(),
                 next: 0,
                 size: 0,
+                _held: None,
             };
             self.windows.insert(at, window);
         }
@@ -99,7 +116,7 @@ impl Window {
         let onward =
             self.next > 0 && gap.is_some_and(|gap| gap <= self.size.max(FIRST_BYTES) as u64);
         self.size = match onward {
-            true => (2 * self.size).clamp(FIRST_BYTES, MOST_BYTES).min(most),
+            true => (2 * self.size).max(FIRST_BYTES).min(most),
             false => 0,
         };
         let rest = self.file.meta.records_end() - pointer.offset;
@@ -114,7 +131,9 @@ impl Window {
         }
         // What stays if this fails is empty.
         let buffer = std::mem::take(&mut self.bytes);
+        self._held = None;
         self.bytes = self.file.read(pointer.offset, read, buffer)?;
+        self._held = self.file.memory().hold_bytes(read);
         self.start = pointer.offset;
         Ok(self.bytes.slice(..size))
     }

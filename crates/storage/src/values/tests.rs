@@ -23,8 +23,12 @@ fn dir() -> &'static Path {
 }
 
 fn shelf(sim: &Sim) -> Arc<Shelf> {
+    shelf_with_cache(sim, 0)
+}
+
+fn shelf_with_cache(sim: &Sim, bytes: u64) -> Arc<Shelf> {
     sim.disk.create_dir_all(dir()).unwrap();
-    let cache = Arc::new(BlockCache::new(0, 1));
+    let cache = Arc::new(BlockCache::new(bytes, 4096));
     Arc::new(Shelf::new(sim.env().disk, dir(), cache))
 }
 
@@ -83,8 +87,10 @@ fn written(sim: &Sim, shelf: &Arc<Shelf>, files: u64) -> (ValueFiles, Pointed) {
 /// Reads values in runs, with holes, forward and back and anywhere, from several files in turn.
 fn read_in_any_order(seed: u64) -> Result<(), String> {
     let sim = Sim::new(seed);
-    let (files, values) = written(&sim, &shelf(&sim), 4);
-    let mut reader = ValueReader::new(Arc::new(files));
+    // Without a cache, with one that holds a part, and with one for all.
+    let cache = [0, 500 << 10, 64 << 20][seed as usize % 3];
+    let (files, values) = written(&sim, &shelf_with_cache(&sim, cache), 4);
+    let mut reader = ValueReader::new(Arc::new(files), !seed.is_multiple_of(4));
     let random = Random::from_seed(seed);
     let mut at = [0_i64; 4];
     for _ in 0..1500 {
@@ -108,7 +114,7 @@ fn read_in_any_order(seed: u64) -> Result<(), String> {
 
 #[test]
 fn value_windows_give_every_value_in_any_order() {
-    for seed in 0..10 {
+    for seed in 0..24 {
         read_in_any_order(seed).unwrap();
     }
 }
@@ -116,7 +122,30 @@ fn value_windows_give_every_value_in_any_order() {
 #[test]
 fn value_windows_check_notices_files_mixed_up() {
     let bug = Bug::WindowsAreMixedUp;
-    assert!(planted::is_noticed(bug, || read_in_any_order(1)));
+    assert!(planted::is_noticed(bug, || read_in_any_order(0)));
+}
+
+#[test]
+fn value_read_twice_is_read_from_the_disk_once_if_there_is_a_cache() {
+    for (cache, most) in [(16 << 20, 0), (0, 800)] {
+        let sim = Sim::new(3);
+        let (files, values) = written(&sim, &shelf_with_cache(&sim, cache), 4);
+        let get_all = || {
+            for (pointer, value) in &values {
+                assert_eq!(files.get_value(pointer).unwrap(), value);
+            }
+        };
+        get_all();
+        let before = sim.disk.reads();
+        get_all();
+        assert_eq!(sim.disk.reads() - before, most);
+        let mut reader = ValueReader::new(Arc::new(files.clone()), true);
+        let before = sim.disk.reads();
+        for (pointer, value) in &values {
+            assert_eq!(reader.get(pointer, Bytes::new()).unwrap(), value);
+        }
+        assert_eq!(sim.disk.reads() > before, cache == 0);
+    }
 }
 
 #[test]

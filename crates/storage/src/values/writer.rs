@@ -67,7 +67,7 @@ impl<'a> ValueWriter<'a> {
             next_file,
             options,
             collect,
-            reader: ValueReader::new(Arc::clone(&collect.files)),
+            reader: ValueReader::new(Arc::clone(&collect.files), false),
             builder: None,
             done: Vec::new(),
             started: Vec::new(),
