@@ -190,14 +190,18 @@ async fn relay_postgres_lock_of_a_frozen_relay_is_ended() {
     let AnyOutbox::Pg(pg, _) = &outbox else {
         unreachable!()
     };
-    let mut frozen = pg.pool.begin_with(crate::postgres::BEGIN).await;
-    let frozen = frozen.as_deref_mut().expect("begins");
+    let frozen = pg.pool.begin_with(crate::postgres::BEGIN).await;
+    let mut frozen = frozen.expect("begins");
     let lock = "UPDATE quorate_outbox_relay SET saves = saves";
-    sqlx::query(lock).execute(frozen).await.expect("locks");
+    sqlx::query(lock)
+        .execute(&mut *frozen)
+        .await
+        .expect("locks");
     let broker = Arc::new(Keeps::default());
     let relay = start(&outbox, &broker, quick());
     outbox.enqueue(&[keyed("a", 1)], true).await;
     until_got(&broker, 1).await;
+    frozen.commit().await.expect_err("it is over");
     relay.drain().await;
     outbox.end().await;
 }
