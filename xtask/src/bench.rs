@@ -41,13 +41,13 @@ pub fn outbox(root: &Path) -> Result<()> {
         "--features",
         "postgres,kafka",
         "--example",
-        "speed",
+        "outbox_speed",
     ];
     ci::cargo(root, &build)?;
     let servers = services::Services::start(root)?;
     let folder = root.join("target/bench");
     std::fs::create_dir_all(&folder)?;
-    let speed = ci::target_folder(root)?.join("release/examples/speed");
+    let speed = ci::target_folder(root)?.join("release/examples/outbox_speed");
     let mut command = Command::new(speed);
     command.arg(folder.join("outbox.json"));
     servers.environment(&mut command);
