@@ -1,1 +1,2 @@
-//! Nothing: the tests with real processes are in `tests/it`, one binary.
+//! Nothing here: the tests are in `tests/it`, and the processes that they start for the outbox in
+//! `src/bin/outbox_role`.

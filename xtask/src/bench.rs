@@ -31,6 +31,29 @@ pub fn cluster(root: &Path, more: &[&str]) -> Result<()> {
     ci::run(command)
 }
 
+/// The outbox: enqueuing, end to end, draining a backlog, and what others do beside it.
+pub fn outbox(root: &Path) -> Result<()> {
+    let build = [
+        "build",
+        "--release",
+        "--package",
+        "quorate-outbox",
+        "--features",
+        "postgres,kafka",
+        "--example",
+        "outbox_speed",
+    ];
+    ci::cargo(root, &build)?;
+    let servers = services::Services::start(root)?;
+    let folder = root.join("target/bench");
+    std::fs::create_dir_all(&folder)?;
+    let speed = ci::target_folder(root)?.join("release/examples/outbox_speed");
+    let mut command = Command::new(speed);
+    command.arg(folder.join("outbox.json"));
+    servers.environment(&mut command);
+    ci::run(command)
+}
+
 /// Our storage engine against others, all in one program of a package outside the workspace.
 pub fn storage(root: &Path, more: &[&str]) -> Result<()> {
     services::require_library(&services::ROCKSDB)?;

@@ -16,11 +16,14 @@ pub fn ci(root: &Path) -> Result<()> {
     step("fmt", || cargo(root, &["fmt", "--all", "--check"]))?;
     step("tidy", || tidy::run(root))?;
     step("codegen", || codegen::run(root, true))?;
+    // The profile of the tests, here and for the docs: so C libraries are built once.
     step("clippy", || {
         cargo(
             root,
             &[
                 "clippy",
+                "--profile",
+                "test",
                 "--workspace",
                 "--all-targets",
                 "--features",
@@ -34,7 +37,8 @@ pub fn ci(root: &Path) -> Result<()> {
     })?;
     step("docs", || {
         let mut command = cargo_command(root);
-        command.args(["doc", "--workspace", "--no-deps", "--quiet"]);
+        command.args(["doc", "--profile", "test"]);
+        command.args(["--workspace", "--no-deps", "--quiet"]);
         command.env("RUSTDOCFLAGS", "-D warnings");
         run(command)
     })?;
@@ -64,9 +68,11 @@ pub fn test(root: &Path, filter: &[&str]) -> Result<()> {
         "--quiet",
     ];
     cargo(root, &build)?;
+    let servers = services::Services::start(root)?;
     let mut command = cargo_command(root);
     command.args(["test", "--workspace", "--no-fail-fast", "--quiet"]);
     command.args(["--features", FEATURES]);
+    servers.environment(&mut command);
     if !filter.is_empty() {
         command.arg("--").args(filter);
     }

@@ -18,12 +18,15 @@ usage: cargo xtask <task>
 
   ci                  everything that must hold: fmt, tidy, codegen, clippy, docs, test
   test [FILTER...]    all tests; they bring up what they need
-  services            install or find what tests and benchmarks need
+  services [-- CMD...]
+                      install and start what tests and benchmarks need: PostgreSQL, Kafka-compatible
+                      brokers; run a command with them, or wait for Enter; then stop them
   chaos [FILTER...]   tests whose faults need mounts of their own: disks that fill
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
+  bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -39,12 +42,14 @@ fn main() -> Result<()> {
     match words.as_slice() {
         ["ci"] => ci::ci(&root),
         ["test", filter @ ..] => ci::test(&root, filter),
+        ["services"] => services::run(&root, &[]),
+        ["services", "--", command @ ..] => services::run(&root, command),
         ["chaos", filter @ ..] => chaos::run(&root, filter),
-        ["services"] => services::require_all(),
         ["tidy"] => tidy::run(&root),
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
+        ["bench", "outbox"] => bench::outbox(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),

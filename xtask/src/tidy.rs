@@ -44,12 +44,13 @@ const ARROWS: &[(&str, &[&str])] = &[
             "client",
         ],
     ),
+    ("outbox", &["kv"]),
     ("quorate", &["*"]),
     ("bench", &["*"]),
 ];
 
 /// The one crate that may name each of these.
-const OWNED: &[(&str, &str)] = &[("openraft", "replication")];
+const OWNED: &[(&str, &str)] = &[("openraft", "replication"), ("rdkafka", "outbox")];
 
 /// Checks everything and lists all that is wrong.
 pub fn run(root: &Path) -> Result<()> {

@@ -1,13 +1,81 @@
-//! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for.
+//! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for, and started.
 //!
 //! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
+//! `QUORATE_POSTGRES` and `QUORATE_KAFKA` name servers that run already; then none is started. What is
+//! started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
+//! when it is no longer needed, whatever becomes of the task.
+
+mod kafka;
+mod postgres;
+mod process;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::ci;
+
+/// Servers for tests and benchmarks. Dropping it stops those that were started here.
+pub struct Services {
+    environment: Vec<(&'static str, String)>,
+    _running: Vec<process::Process>,
+}
+
+impl Services {
+    /// Starts what no variable of the environment names.
+    pub fn start(root: &Path) -> Result<Services> {
+        let mut environment = Vec::new();
+        let mut running = Vec::new();
+        if std::env::var_os("QUORATE_POSTGRES").is_none() {
+            let (url, process) = postgres::start().context("PostgreSQL")?;
+            environment.push(("QUORATE_POSTGRES", url));
+            running.push(process);
+        }
+        if let Some(address) = std::env::var_os("QUORATE_KAFKA") {
+            // One broker that does both, unless another is named for groups.
+            if std::env::var_os("QUORATE_KAFKA_GROUPS").is_none() {
+                let address = address.to_string_lossy().into_owned();
+                environment.push(("QUORATE_KAFKA_GROUPS", address));
+            }
+        } else {
+            let brokers = kafka::install(root).context("a Kafka-compatible broker")?;
+            let (address, process) = brokers.start_transactions()?;
+            environment.push(("QUORATE_KAFKA", address));
+            running.push(process);
+            let (address, process) = brokers.start_groups()?;
+            environment.push(("QUORATE_KAFKA_GROUPS", address));
+            running.push(process);
+        }
+        Ok(Services {
+            environment,
+            _running: running,
+        })
+    }
+
+    /// Tells a command where they are.
+    pub fn environment(&self, command: &mut Command) {
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+    }
+}
+
+/// Starts all, and runs a command with them, or waits for Enter.
+pub fn run(root: &Path, command: &[&str]) -> Result<()> {
+    require_all()?;
+    let services = Services::start(root)?;
+    if let Some((program, words)) = command.split_first() {
+        let mut command = Command::new(program);
+        command.args(words);
+        services.environment(&mut command);
+        return ci::run(command);
+    }
+    for (name, value) in &services.environment {
+        println!("export {name}={value}");
+    }
+    println!("# press Enter to stop them");
+    std::io::stdin().read_line(&mut String::new())?;
+    Ok(())
+}
 
 /// A program that comes with a Debian package.
 pub struct Tool {
@@ -96,7 +164,7 @@ fn require_in(tool: &Tool, folders: &[PathBuf]) -> Result<PathBuf> {
     }
 }
 
-fn is_root() -> Result<bool> {
+pub(crate) fn is_root() -> Result<bool> {
     let output = Command::new("id").arg("-u").output()?;
     Ok(output.stdout.trim_ascii() == b"0")
 }

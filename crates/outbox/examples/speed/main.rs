@@ -1,0 +1,33 @@
+//! How fast the outbox is, on PostgreSQL and a Kafka-compatible broker: `cargo xtask bench outbox`.
+//!
+//! Everything runs on this machine at once: server, broker and load. `QUORATE_POSTGRES` and `QUORATE_KAFKA` name the
+//! servers. The only argument is the JSON file for the results.
+
+mod base;
+mod drain;
+mod enqueue;
+mod latency;
+
+use std::error::Error;
+
+use serde_json::json;
+
+/// Anything may fail here, and then the run ends.
+pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+#[tokio::main]
+async fn main() -> Outcome<()> {
+    let file = std::env::args()
+        .nth(1)
+        .ok_or("which file for the results?")?;
+    let short = std::env::var_os("QUORATE_BENCH_SHORT").is_some();
+    let rows = if short { 20_000 } else { 1_000_000 };
+    let seconds = if short { 1 } else { 5 };
+    let enqueue = enqueue::run(seconds).await?;
+    let latency = latency::run(if short { 2 } else { 20 }).await?;
+    let drain = drain::run(rows).await?;
+    let results = json!({ "enqueue": enqueue, "end_to_end": latency, "drain": drain });
+    std::fs::write(&file, serde_json::to_string_pretty(&results)?)?;
+    println!("{}", serde_json::to_string_pretty(&results)?);
+    Ok(())
+}

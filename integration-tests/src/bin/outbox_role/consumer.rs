@@ -1,0 +1,101 @@
+//! A consumer that runs until it is killed. Its handler fails for some messages when it sees them first,
+//! and an operator has them replayed.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use parking_lot::Mutex;
+use quorate_outbox::inbox::{Failure, Handler, Ledger, PgInbox, State};
+use quorate_outbox::store::{BoxFuture, Which, Wish};
+use quorate_outbox::{Consumer, ConsumerOptions, Delivery, HEADER_SEQ};
+use sqlx::{PgConnection, SqliteConnection};
+
+use crate::Settings;
+
+/// Writes every message into the table `effects`.
+#[derive(Default)]
+pub struct Effects {
+    failed: Mutex<HashSet<String>>,
+}
+
+impl Effects {
+    fn judge(&self, text: &str) -> Result<(), Failure> {
+        if text.ends_with("7") && self.failed.lock().insert(text.to_owned()) {
+            return Err(Failure::last("the first time fails"));
+        }
+        Ok(())
+    }
+}
+
+const EFFECT: &str = "INSERT INTO effects (k, seq, text) VALUES ($1, $2, $3)";
+
+macro_rules! effects_of {
+    ($connection:ty) => {
+        impl Handler<$connection> for Effects {
+            fn handle<'a>(
+                &'a self,
+                tx: &'a mut $connection,
+                message: &'a Delivery,
+            ) -> BoxFuture<'a, Result<(), Failure>> {
+                Box::pin(async move {
+                    let text = String::from_utf8_lossy(&message.payload).into_owned();
+                    let seq: Option<i64> = message.header(HEADER_SEQ).and_then(|s| s.parse().ok());
+                    sqlx::query(EFFECT)
+                        .bind(&message.key)
+                        .bind(seq)
+                        .bind(&text)
+                        .execute(tx)
+                        .await?;
+                    self.judge(&text)
+                })
+            }
+        }
+    };
+}
+effects_of!(PgConnection);
+effects_of!(SqliteConnection);
+
+pub fn options(topic: &str, batch: usize) -> ConsumerOptions {
+    ConsumerOptions {
+        batch,
+        upkeep: Duration::from_millis(50),
+        retry_min: Duration::from_millis(10),
+        // So long a consumer that is frozen keeps its locks.
+        patience: Duration::from_secs(3),
+        ..ConsumerOptions::new("effects", &[topic])
+    }
+}
+
+pub async fn run(settings: &Settings) -> Result<()> {
+    let inbox = PgInbox::open(settings.pool().await?).await?;
+    let batch = settings.number("batch")? as usize;
+    let mut options = options(settings.get("topic")?, batch);
+    if settings.get("group").is_err() {
+        // Some brokers never notice that a member died; the positions are in the database anyway.
+        options.group = Some(format!("effects-{}", uuid::Uuid::now_v7()));
+    }
+    let broker = Arc::new(settings.kafka()?);
+    let handler = Arc::new(Effects::default());
+    let consumer = Consumer::start(inbox.clone(), broker, handler, options).await?;
+    tokio::spawn(replay(inbox));
+    loop {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        println!("consumer {}: {:?}", std::process::id(), consumer.status());
+    }
+}
+
+/// An operator who wants everything dead replayed.
+pub async fn replay(inbox: impl Ledger) {
+    loop {
+        for waiting in inbox.waiting("effects", 100).await.unwrap_or_default() {
+            if waiting.state != State::Waiting && waiting.wish == Wish::None {
+                let _ = inbox
+                    .wish("effects", &Which::Message(waiting.id), Wish::Retry)
+                    .await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
