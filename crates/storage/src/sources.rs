@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::expiry::Expiry;
 use crate::key::{self, Key};
 use crate::keyspaces::Keyspace;
-use crate::levels::{LevelCursor, TableFile};
+use crate::levels::{LevelCursor, Run, TableFile};
 use crate::memtable::Memtable;
 use crate::merge::MergeCursor;
 use crate::options::KeyspaceId;
@@ -65,18 +65,16 @@ impl Sources {
     }
 
     /// Adds tables of a level below 0, if there are any.
-    pub(crate) fn add_level(&mut self, tables: Vec<Arc<TableFile>>) {
-        if tables.is_empty() {
+    pub(crate) fn add_level(&mut self, run: Run) {
+        if run.tables().is_empty() {
             return;
         }
-        let highest = tables.iter().map(|t| self.max_version(t)).max();
-        self.max_versions.push(highest.unwrap_or(0));
-        let covering = tables.iter().filter(|t| has_ranges(t));
-        let covering: Vec<_> = covering.cloned().collect();
+        self.max_versions.push(run.max_version(self.keyspace));
+        let covering = run.with_ranges();
         if !covering.is_empty() {
             self.shroud.add(self.cursors.len(), Layer::Level(covering));
         }
-        self.cursors.push(Box::new(LevelCursor::new(tables, true)));
+        self.cursors.push(Box::new(LevelCursor::new(run, true)));
     }
 
     fn max_version(&self, table: &TableFile) -> u64 {

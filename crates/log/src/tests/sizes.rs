@@ -301,7 +301,7 @@ fn log_search_behind_a_torn_end_reads_little_whatever_is_there() {
     let open = || Log::open(&sim.env(), &dir(), options.clone(), &mut |_, _| Ok(()));
     let log = open().unwrap();
     let at = log.append(&[b"first"], Durability::Buffered).unwrap();
-    let mut claim = vec![0; 16];
+    let mut claim = [0; 16];
     claim[4..8].copy_from_slice(&(2_u32 << 20).to_le_bytes());
     claim[8..12].copy_from_slice(&(1_u32 << 20).to_le_bytes());
     let large = claim.repeat((4 << 20) / 16 - 100);

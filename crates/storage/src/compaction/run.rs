@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::filter::CompactionFilter;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::keyspaces::Keyspaces;
-use crate::levels::{Edit, LevelCursor, Levels, Shelf, TableFile, TableMeta, table_path};
+use crate::levels::{Edit, LevelCursor, Levels, Run, Shelf, TableFile, TableMeta, table_path};
 use crate::merge::MergeCursor;
 use crate::planted::{self, Bug};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -472,7 +472,7 @@ pub(crate) fn compact(
                 sources.push(Box::new(cursor));
             }
         } else {
-            sources.push(Box::new(LevelCursor::new(wanted, false)));
+            sources.push(Box::new(LevelCursor::new(Run::Picked(wanted), false)));
         }
     }
     let input = Input {

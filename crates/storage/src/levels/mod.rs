@@ -9,26 +9,28 @@
 //! - For one place, what a level holds was written after what deeper ones hold. In level 0 the same
 //!   holds from newer tables to older ones. (A sequence that was set to 0 counts as what it was.)
 
+mod cursor;
 mod edit;
+mod level;
 mod manifest;
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use quorate_env::Disk;
 
 use crate::cache::BlockCache;
-use crate::cursor::Cursor;
 use crate::error::{Error, Result};
-use crate::key::Key;
 use crate::planted::{self, Bug};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::table::{Table, TableCursor};
 use crate::values::{ValueFile, ValueFiles};
 
+pub(crate) use cursor::LevelCursor;
 pub(crate) use edit::{Edit, TableMeta};
+pub(crate) use level::{Level, Run};
 pub(crate) use manifest::{Manifest, manifest_path};
 
 /// How many levels there are.
@@ -201,7 +203,7 @@ impl Drop for OnDisk {
 /// The tables of all levels, and the value files that they need.
 #[derive(Clone, Default)]
 pub(crate) struct Levels {
-    levels: [Vec<Arc<TableFile>>; LEVELS],
+    levels: [Arc<Level>; LEVELS],
     values: Arc<ValueFiles>,
 }
 
@@ -228,7 +230,7 @@ impl Gone {
 impl Levels {
     /// The tables of a level.
     pub(crate) fn level(&self, level: usize) -> &[Arc<TableFile>] {
-        self.levels.get(level).map_or(&[], Vec::as_slice)
+        self.levels.get(level).map_or(&[], |level| level.tables())
     }
 
     /// The value files that the tables need.
@@ -237,7 +239,7 @@ impl Levels {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[Arc<TableFile>]> {
-        self.levels.iter().map(Vec::as_slice)
+        self.levels.iter().map(|level| level.tables())
     }
 
     /// A table by its number.
@@ -258,10 +260,23 @@ impl Levels {
         upper: &[u8],
     ) -> &[Arc<TableFile>] {
         debug_assert!(level > 0, "tables of level 0 are not in order");
+        let within = self.within(level, lower, Some(upper));
+        self.level(level).get(within).unwrap_or_default()
+    }
+
+    /// The places of those tables in their level.
+    fn within(&self, level: usize, lower: &[u8], upper: Option<&[u8]>) -> Range<usize> {
         let all = self.level(level);
         let from = all.partition_point(|t| t.meta.is_before(lower));
-        let to = all.partition_point(|t| t.meta.properties.smallest.as_slice() < upper);
-        all.get(from..to.max(from)).unwrap_or_default()
+        let before = |t: &Arc<TableFile>| upper.is_none_or(|u| *t.meta.properties.smallest < *u);
+        from..all.partition_point(before).max(from)
+    }
+
+    /// The tables of a level, not of the highest, that may hold something from one place to below another.
+    /// REQUIRES: `level` is one of them.
+    pub(crate) fn run(&self, level: usize, lower: &[u8], upper: Option<&[u8]>) -> Run {
+        let within = self.within(level, lower, upper);
+        Run::Part(Arc::clone(&self.levels[level]), within)
     }
 
     /// The one table of a level that may hold a place.
@@ -301,13 +316,13 @@ impl Levels {
         let values = next.apply_values(edit, shelf)?;
         let mut carried: Vec<Arc<TableFile>> = Vec::new();
         for (level, number) in &edit.removed {
-            let tables = next.levels.get_mut(*level).ok_or("a level is not there")?;
+            let tables = next.change(*level)?;
             let at = tables.iter().position(|t| t.meta.number == *number);
             let at = at.ok_or_else(|| format!("table {number} is not in level {level}"))?;
             carried.push(tables.remove(at));
         }
         for (level, meta) in &edit.added {
-            let tables = next.levels.get_mut(*level).ok_or("a level is not there")?;
+            let tables = next.change(*level)?;
             // A table that only moves keeps its open file.
             let file = match carried.iter().position(|t| t.meta.number == meta.number) {
                 Some(at) => carried.swap_remove(at),
@@ -327,6 +342,12 @@ impl Levels {
             values,
         };
         Ok((next, gone))
+    }
+
+    /// The tables of a level, to be changed.
+    fn change(&mut self, level: usize) -> std::result::Result<&mut Vec<Arc<TableFile>>, String> {
+        let level = self.levels.get_mut(level).ok_or("a level is not there")?;
+        Ok(Arc::make_mut(level).change())
     }
 
     /// Does the part of an edit that is about value files, before its tables go; returns the files that
@@ -361,7 +382,7 @@ impl Levels {
 
     /// From level 1 on tables are disjoint and ascend.
     fn check(&self) -> std::result::Result<(), String> {
-        for (level, tables) in self.levels.iter().enumerate().skip(1) {
+        for (level, tables) in self.iter().enumerate().skip(1) {
             for pair in tables.windows(2) {
                 if let [a, b] = pair
                     && a.meta.properties.end > b.meta.properties.smallest
@@ -383,17 +404,19 @@ impl Levels {
         let mut next = self.clone();
         let (mut closed, mut freed) = (0, 0);
         for look in 0..2 {
-            for file in next.levels.iter_mut().flatten() {
-                if closed >= tables && freed >= bytes {
-                    return next;
+            for level in &mut next.levels {
+                for file in Arc::make_mut(level).change() {
+                    if closed >= tables && freed >= bytes {
+                        return next;
+                    }
+                    let used = look == 0 && file.used.swap(false, Ordering::Relaxed);
+                    let Some(table) = file.open.get().filter(|_| !used) else {
+                        continue;
+                    };
+                    closed += 1;
+                    freed += table.memory_bytes() as u64;
+                    *file = file.closed();
                 }
-                let used = look == 0 && file.used.swap(false, Ordering::Relaxed);
-                let Some(table) = file.open.get().filter(|_| !used) else {
-                    continue;
-                };
-                closed += 1;
-                freed += table.memory_bytes() as u64;
-                *file = file.closed();
             }
         }
         next
@@ -402,141 +425,12 @@ impl Levels {
     /// The edit that makes these levels from nothing.
     pub(crate) fn as_edit(&self) -> Edit {
         let mut edit = Edit::default();
-        for (level, tables) in self.levels.iter().enumerate() {
+        for (level, tables) in self.iter().enumerate() {
             let added = tables.iter().map(|t| (level, Arc::clone(&t.meta)));
             edit.added.extend(added);
         }
         edit.values = self.values.iter().map(|held| held.file.meta).collect();
         edit
-    }
-}
-
-/// A place in tables that are disjoint and ascend.
-pub(crate) struct LevelCursor {
-    tables: Vec<Arc<TableFile>>,
-    at: usize,
-    cursor: Option<TableCursor>,
-    fill_cache: bool,
-}
-
-impl LevelCursor {
-    pub(crate) fn new(tables: Vec<Arc<TableFile>>, fill_cache: bool) -> Self {
-        LevelCursor {
-            tables,
-            at: 0,
-            cursor: None,
-            fill_cache,
-        }
-    }
-
-    /// Opens the table at a position; behind the last there is none.
-    fn open(&mut self, at: usize) -> Result<Option<&mut TableCursor>> {
-        if self.cursor.is_none() || self.at != at {
-            self.cursor = None;
-            let Some(file) = self.tables.get(at) else {
-                return Ok(None);
-            };
-            self.cursor = Some(file.cursor(self.fill_cache)?);
-            self.at = at;
-        }
-        Ok(self.cursor.as_mut())
-    }
-
-    fn skip_forward(&mut self) -> Result<()> {
-        while self.cursor.as_ref().is_some_and(|c| !c.valid()) {
-            if let Some(cursor) = self.open(self.at + 1)? {
-                cursor.seek_to_first()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn skip_back(&mut self) -> Result<()> {
-        while self.cursor.as_ref().is_some_and(|c| !c.valid()) {
-            match self.at.checked_sub(1) {
-                None => self.cursor = None,
-                Some(at) => {
-                    if let Some(cursor) = self.open(at)? {
-                        cursor.seek_to_last()?;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn current(&self) -> &TableCursor {
-        self.cursor.as_ref().expect("the cursor stands on an entry")
-    }
-}
-
-impl Cursor for LevelCursor {
-    fn seek_to_first(&mut self) -> Result<()> {
-        if let Some(cursor) = self.open(0)? {
-            cursor.seek_to_first()?;
-        }
-        self.skip_forward()
-    }
-
-    fn seek_to_last(&mut self) -> Result<()> {
-        let last = self.tables.len().saturating_sub(1);
-        if let Some(cursor) = self.open(last)? {
-            cursor.seek_to_last()?;
-        }
-        self.skip_back()
-    }
-
-    fn seek(&mut self, target: &Key<'_>) -> Result<()> {
-        let place = target.place;
-        let before = |t: &Arc<TableFile>| t.meta.is_before(place);
-        let at = self.tables.partition_point(before);
-        if let Some(cursor) = self.open(at)? {
-            cursor.seek(target)?;
-        }
-        self.skip_forward()
-    }
-
-    fn seek_before(&mut self, target: &Key<'_>) -> Result<()> {
-        let place = target.place;
-        let before = |t: &Arc<TableFile>| t.meta.is_before(place);
-        let at = self.tables.partition_point(before);
-        if at == self.tables.len() {
-            return self.seek_to_last();
-        }
-        if let Some(cursor) = self.open(at)? {
-            cursor.seek_before(target)?;
-        }
-        self.skip_back()
-    }
-
-    fn next(&mut self) -> Result<()> {
-        if let Some(cursor) = &mut self.cursor {
-            cursor.next()?;
-        }
-        self.skip_forward()
-    }
-
-    fn prev(&mut self) -> Result<()> {
-        if let Some(cursor) = &mut self.cursor {
-            cursor.prev()?;
-        }
-        self.skip_back()
-    }
-
-    fn valid(&self) -> bool {
-        self.cursor.as_ref().is_some_and(Cursor::valid)
-    }
-
-    fn key(&self) -> Key<'_> {
-        self.current().key()
-    }
-
-    fn value(&self) -> &[u8] {
-        self.current().value()
-    }
-
-    fn value_bytes(&self) -> Bytes {
-        self.current().value_bytes()
     }
 }
 

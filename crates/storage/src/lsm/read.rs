@@ -15,13 +15,16 @@ use crate::error::Result;
 use crate::iter::{UserIter, bounds};
 use crate::key::PlaceBuf;
 use crate::keyspaces::Keyspace;
-use crate::levels::{LEVELS, TableFile};
+use crate::levels::{LEVELS, Run, TableFile};
 use crate::options::KeyspaceId;
 use crate::planted::{self, Bug};
 use crate::prefix::{Prefix, hash_prefix};
 use crate::sources::Sources;
 use crate::table::Near;
 use crate::voids::{Passage, Voids};
+
+/// Of so many tables in a range each is asked by its filter whether it holds something there.
+const FEW_TABLES: usize = 4;
 
 impl Inner {
     /// Where a read of a state stands that asks for the newest.
@@ -179,13 +182,18 @@ impl State {
             }
         }
         for level in 1..LEVELS {
-            let mut tables = Vec::new();
-            for table in self.levels.level(level).iter().filter(concerns) {
-                if may_hold_range(keyspace.id, table, &lower, upper, &mut filtered)? {
-                    tables.push(Arc::clone(table));
+            let mut run = self.levels.run(level, &lower, upper);
+            // Of a range with one prefix those in its middle hold nothing else.
+            if run.tables().len() <= FEW_TABLES {
+                let mut picked = Vec::new();
+                for table in run.tables() {
+                    if may_hold_range(keyspace.id, table, &lower, upper, &mut filtered)? {
+                        picked.push(Arc::clone(table));
+                    }
                 }
+                run = Run::Picked(picked);
             }
-            sources.add_level(tables);
+            sources.add_level(run);
         }
         self.filters.count(&filtered);
         let held = voids.as_ref().map_or(sequence, |(_, held)| *held);
