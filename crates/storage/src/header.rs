@@ -1,12 +1,17 @@
-//! The first 64 bytes of every file of this crate: what it is, and who may read it.
+//! The first 64 bytes of every file of this crate: what it is, and who may read it; and the last 64 of
+//! those that have a footer.
 
 use std::path::Path;
+
+use quorate_env::File;
 
 use crate::codec::Reader;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The size of a header.
 pub(crate) const HEADER_BYTES: usize = 64;
+/// The size of a footer.
+pub(crate) const FOOTER_BYTES: usize = 64;
 
 const FORMAT_VERSION: u16 = 1;
 
@@ -54,4 +59,25 @@ pub(crate) fn check(path: &Path, magic: &Magic, bytes: &[u8]) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Checks the header of a file of this size; returns where its footer begins, and its bytes.
+pub(crate) fn read_ends(
+    file: &dyn File,
+    path: &Path,
+    size: u64,
+    magic: &Magic,
+) -> Result<(u64, [u8; FOOTER_BYTES])> {
+    let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
+    let footer_at = size.checked_sub(FOOTER_BYTES as u64);
+    let Some(footer_at) = footer_at.filter(|at| *at >= HEADER_BYTES as u64) else {
+        let what = format!("it has {size} bytes, less than its header and footer");
+        return Err(Error::corrupt(path, what));
+    };
+    let mut head = [0; HEADER_BYTES];
+    file.read_exact_at(&mut head, 0).map_err(failed)?;
+    check(path, magic, &head)?;
+    let mut footer = [0; FOOTER_BYTES];
+    file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
+    Ok((footer_at, footer))
 }

@@ -8,12 +8,12 @@ use quorate_env::{Disk, File};
 
 use super::block::{Block, BlockCursor};
 use super::filter::hash_place;
-use super::format::{FOOTER_BYTES, Footer, Handle, MAGIC, Properties};
+use super::format::{Footer, Handle, MAGIC, Properties};
 use super::reader::{Table, read_block};
 use crate::codec::Reader;
 use crate::error::{Error, Result};
 use crate::expiry::STAMP_BYTES;
-use crate::header::{self, HEADER_BYTES};
+use crate::header;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::prefix::hash_prefix;
 use crate::values::Pointer;
@@ -26,16 +26,7 @@ pub(crate) fn describe(disk: &dyn Disk, path: &Path) -> Result<(Arc<dyn File>, u
     let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
     let file = disk.open_read(path).map_err(failed)?;
     let size = file.size().map_err(failed)?;
-    let least = (HEADER_BYTES + FOOTER_BYTES) as u64;
-    if size < least {
-        return Err(Error::corrupt(path, "it is shorter than an empty table"));
-    }
-    let mut head = [0; HEADER_BYTES];
-    file.read_exact_at(&mut head, 0).map_err(failed)?;
-    header::check(path, &MAGIC, &head)?;
-    let footer_at = size - FOOTER_BYTES as u64;
-    let mut footer = [0; FOOTER_BYTES];
-    file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
+    let (footer_at, footer) = header::read_ends(file.as_ref(), path, size, &MAGIC)?;
     let footer = Footer::decode(path, &footer)?;
     if footer.properties.end() > footer_at {
         return Err(Error::corrupt(path, "its footer points behind its end"));

@@ -11,6 +11,7 @@ use crate::codec::{Reader, put_bytes, put_varint};
 use crate::compress::{compress, decompress};
 use crate::error::{Error, Result};
 use crate::expiry;
+pub(crate) use crate::header::FOOTER_BYTES;
 use crate::header::Magic;
 use crate::key::{Key, Kind, keyspace_of};
 use crate::options::{Compression, KeyspaceId};
@@ -20,7 +21,6 @@ use crate::tombstones::Tombstones;
 use crate::values::{Pointer, Share};
 
 pub(crate) const MAGIC: Magic = *b"QUORTBL\0";
-pub(crate) const FOOTER_BYTES: usize = 64;
 
 /// Behind each block: how it is compressed, and its checksum.
 pub(crate) const TRAILER_BYTES: usize = 5;

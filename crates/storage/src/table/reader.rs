@@ -8,14 +8,14 @@ use quorate_env::{Disk, File};
 
 use super::block::{Block, BlockCursor, Damage, Lookup};
 use super::filter::Filter;
-use super::format::{FOOTER_BYTES, Footer, Handle, MAGIC, Properties, open_block};
+use super::format::{Footer, Handle, MAGIC, Properties, open_block};
 use super::index::Index;
 use crate::cache::BlockCache;
 use crate::codec::Reader;
 use crate::cursor::Cursor;
 use crate::engine::Sequence;
 use crate::error::{Error, Result};
-use crate::header::{self, HEADER_BYTES};
+use crate::header;
 use crate::key::{Key, Kind};
 use crate::levels::TableMeta;
 use crate::memory::HeldTable;
@@ -67,17 +67,11 @@ impl Table {
             _ => Error::disk(path, "can't open", &e),
         })?;
         let actual = file.size().map_err(failed)?;
-        let footer_at = size.checked_sub(FOOTER_BYTES as u64);
-        let Some(footer_at) = footer_at.filter(|at| actual == size && *at >= HEADER_BYTES as u64)
-        else {
+        if actual != size {
             let what = format!("it has {actual} bytes instead of {size}");
             return Err(Error::corrupt(path, what));
-        };
-        let mut head = [0; HEADER_BYTES];
-        file.read_exact_at(&mut head, 0).map_err(failed)?;
-        header::check(path, &MAGIC, &head)?;
-        let mut footer = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
+        }
+        let (footer_at, footer) = header::read_ends(file.as_ref(), path, size, &MAGIC)?;
         let footer = Footer::decode(path, &footer)?;
         let part = |handle: Handle| {
             if handle.end() > footer_at {

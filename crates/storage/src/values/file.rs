@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use quorate_env::{Disk, File};
 
-use super::format::{FOOTER_BYTES, LENGTH_BYTES, MAGIC, Pointer, ValueMeta, seal_of, value_path};
+use super::format::{LENGTH_BYTES, MAGIC, Pointer, ValueMeta, seal_of, value_path};
 use crate::compress::decompress;
 use crate::error::{Error, Result};
 use crate::header::{self, HEADER_BYTES};
@@ -18,17 +18,7 @@ use crate::table::{checked_block, payload_of};
 
 /// What a value file of this size says of itself.
 pub(super) fn read_meta(file: &dyn File, path: &Path, size: u64) -> Result<ValueMeta> {
-    let failed = |e: std::io::Error| Error::disk(path, "can't read", &e);
-    let footer_at = size.checked_sub(FOOTER_BYTES as u64);
-    let Some(footer_at) = footer_at.filter(|at| *at >= HEADER_BYTES as u64) else {
-        let what = "it is shorter than an empty value file";
-        return Err(Error::corrupt(path, what));
-    };
-    let mut head = [0; HEADER_BYTES];
-    file.read_exact_at(&mut head, 0).map_err(failed)?;
-    header::check(path, &MAGIC, &head)?;
-    let mut footer = [0; FOOTER_BYTES];
-    file.read_exact_at(&mut footer, footer_at).map_err(failed)?;
+    let (_, footer) = header::read_ends(file, path, size, &MAGIC)?;
     ValueMeta::decode_footer(path, &footer)
 }
 

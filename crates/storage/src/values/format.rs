@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use crate::codec::{Reader, put_varint};
 use crate::error::{Error, Result};
-use crate::header::{HEADER_BYTES, Magic};
+use crate::header::{FOOTER_BYTES, HEADER_BYTES, Magic};
 use crate::options::Compression;
 use crate::planted::{self, Bug};
 
 pub(super) const MAGIC: Magic = *b"QUORVAL\0";
-pub(super) const FOOTER_BYTES: usize = 64;
 /// Before each record's block: its size.
 pub(super) const LENGTH_BYTES: usize = 4;
 

@@ -140,8 +140,12 @@ fn files(stats: &Stats) -> [Row<'static>; 4] {
 
 fn reading(stats: &Stats) -> [Row<'static>; 6] {
     [
-        ("cache_hits", "Blocks found in the cache.", stats.cache_hits),
-        ("cache_misses", "Blocks read from disk.", stats.cache_misses),
+        (
+            "cache_hits",
+            "Blocks and large values found in the cache.",
+            stats.cache_hits,
+        ),
+        ("cache_misses", "Those read from disk.", stats.cache_misses),
         (
             "filter_stopped",
             "Lookups in a table that its filter ended.",
