@@ -176,6 +176,10 @@ impl Group {
                 limit,
             });
         }
+        // One that just stopped may still take the command, and drop it unseen.
+        if let Err(fatal) = &self.inner.metrics.borrow_watched().running_state {
+            return Err(stopped(fatal));
+        }
         let _counted = InFlight::enter(&self.inner, command.len())?;
         let (responder, done) = ProgressResponder::complete_only();
         // Out of tokio's budget: with none left, this poll would not queue it, and order would be lost.
