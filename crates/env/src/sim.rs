@@ -54,6 +54,7 @@ impl Sim {
     /// Open handles of the old disk fail from now on. Returns the machine as it comes up again.
     pub fn crash(&self) -> Sim {
         let disk = self.disk.crash();
+        self.jobs.clear();
         let clock = self.clock.clone();
         let jobs = SimJobs::new(self.random.clone(), clock.clone());
         Sim {

@@ -47,6 +47,13 @@ impl SimJobs {
         true
     }
 
+    /// Forgets the jobs that wait.
+    pub(super) fn clear(&self) {
+        // They own what may own this queue: they are dropped when its lock is free again.
+        let forgotten = std::mem::take(&mut *self.queues.lock());
+        drop(forgotten);
+    }
+
     /// Runs jobs until none is left.
     pub fn pump_all(&self) {
         while self.pump() {}
