@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::{codegen, services, tidy};
 
 /// What tests want beyond the defaults.
-const FEATURES: &str = "quorate-storage/zstd";
+const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox";
 
 /// All that must hold before a change lands.
 pub fn ci(root: &Path) -> Result<()> {
@@ -27,7 +27,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos,quorate-storage/zstd",
+                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox",
                 "--quiet",
                 "--",
                 "-D",

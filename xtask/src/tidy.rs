@@ -42,6 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "proto",
             "bench",
             "client",
+            "outbox",
         ],
     ),
     ("outbox", &["kv"]),
@@ -57,7 +58,7 @@ pub fn run(root: &Path) -> Result<()> {
     let mut faults = Vec::new();
     check_arrows(root, &mut faults)?;
     let mut files = Vec::new();
-    for folder in ["crates", "xtask", "integration-tests"] {
+    for folder in ["crates", "xtask", "integration-tests", "examples"] {
         rust_files(&root.join(folder), &mut files)?;
     }
     for file in &files {

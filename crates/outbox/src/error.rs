@@ -13,9 +13,11 @@ pub enum ErrorKind {
     Invalid,
     /// A payload, key or header is past its limit: make it smaller.
     TooLarge,
-    /// Our tables are missing, half made, older or newer than this program: migrate, or use the
-    /// program that fits them. Nothing was written.
+    /// Our tables are half made, older or newer than this program: migrate, or use the program that fits
+    /// them. Nothing was written.
     Schema,
+    /// None of our tables is there: migrate, or look for another database. Nothing was written.
+    Missing,
     /// Another process holds the lease by now. Nothing was written; stop this work.
     Fenced,
     /// Data and message are in different shards: give both the same routing prefix.

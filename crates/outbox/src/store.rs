@@ -356,8 +356,12 @@ pub trait Store: Send + Sync + 'static {
     /// How much waits.
     fn lag(&self) -> BoxFuture<'_, Result<Lag>>;
 
-    /// Parked messages, by part, stream and sequence.
-    fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>>;
+    /// Parked messages, all or some, by part, stream and sequence.
+    fn parked<'a>(
+        &'a self,
+        which: Option<&'a Which>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Parked>>>;
 
     /// Says what is to be done with all parked messages of a topic and key, or with one message.
     /// Answers how many it concerns. A relay does it soon.
@@ -376,4 +380,16 @@ pub enum Which {
     },
     /// One, by its message id.
     Message(Uuid),
+}
+
+impl Which {
+    /// Topic, key and id as parameters of SQL; of what is not given any is meant.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    pub(crate) fn parameters(which: Option<&Which>) -> (Option<&str>, Option<&str>, Option<Uuid>) {
+        match which {
+            None => (None, None, None),
+            Some(Which::Stream { topic, key }) => (Some(topic), Some(key), None),
+            Some(Which::Message(id)) => (None, None, Some(*id)),
+        }
+    }
 }

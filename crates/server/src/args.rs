@@ -8,8 +8,15 @@ use quorate_client::ClientOptions;
 
 use crate::input::Format;
 
+#[cfg(feature = "outbox")]
+mod outbox;
 mod storage;
 
+#[cfg(feature = "outbox")]
+pub use outbox::{
+    ChoiceArgs, DatabaseArgs, DlqArgs, DlqChoiceArgs, DlqCommand, DlqListArgs, DlqShowArgs,
+    LagArgs, ListArgs, OutboxArgs, OutboxCommand, ShowArgs,
+};
 pub use storage::{CheckArgs, DumpArgs, Escaped, InspectArgs, StorageArgs, StorageCommand};
 
 /// Quorate: a sharded, strongly consistent key-value store.
@@ -56,8 +63,23 @@ pub enum Command {
     Bench(BenchArgs),
     /// Look at, check and repair the files of a node that is stopped
     Storage(StorageArgs),
+    /// Look at what a service's outbox and its consumers have set aside, and order what becomes of it
+    #[cfg(feature = "outbox")]
+    Outbox(OutboxArgs),
+    /// Not in this binary: build it with `--features outbox`
+    #[cfg(not(feature = "outbox"))]
+    #[command(hide = true)]
+    Outbox(AbsentArgs),
     /// Print the completion script of a shell
     Completion(CompletionArgs),
+}
+
+/// Whatever was said to a command that this binary does not have.
+#[cfg(not(feature = "outbox"))]
+#[derive(Debug, Args)]
+pub struct AbsentArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _all: Vec<String>,
 }
 
 /// How to reach the cluster.

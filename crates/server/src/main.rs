@@ -44,6 +44,13 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => commands::block_on(commands::verify(args)),
         Command::Bench(args) => commands::block_on(commands::bench(args)),
         Command::Storage(args) => commands::storage(args),
+        #[cfg(feature = "outbox")]
+        Command::Outbox(args) => commands::block_on(commands::outbox(args)),
+        #[cfg(not(feature = "outbox"))]
+        Command::Outbox(_) => anyhow::bail!(
+            "this binary has no command `outbox`: build it with `cargo build --release --package \
+             quorate-server --features outbox`"
+        ),
         Command::Completion(args) => Ok(commands::completion(args)),
     }
 }

@@ -115,12 +115,16 @@ pub trait Ledger: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Waiting>>> + Send;
 
-    /// All that is set aside, by stream and sequence.
+    /// What is set aside, all or some, by stream and sequence.
     fn waiting(
         &self,
         consumer: &str,
+        which: Option<&Which>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Waiting>>> + Send;
+
+    /// The names of all consumers that ever had a partition, or have something set aside.
+    fn consumers(&self) -> impl Future<Output = Result<Vec<String>>> + Send;
 
     /// How much is set aside.
     fn count(&self, consumer: &str) -> impl Future<Output = Result<i64>> + Send;

@@ -68,11 +68,12 @@ impl PgInbox {
     /// Opens an inbox whose tables are there.
     ///
     /// # Errors
-    /// `Schema` when they are missing or of another version.
+    /// `Missing`; `Schema` when they are of another version.
     pub async fn open(pool: PgPool) -> Result<PgInbox> {
         let row = sqlx::query("SELECT version FROM quorate_inbox_schema")
             .fetch_optional(&pool)
-            .await?;
+            .await
+            .map_err(super::sql::open_error)?;
         let found: Option<i32> = row.map(|row| row.try_get(0)).transpose()?;
         super::sql::check_version(found.map(i64::from), i64::from(VERSION))?;
         Ok(PgInbox { pool })

@@ -108,17 +108,35 @@ macro_rules! sql_ledger {
                 Ok(ready)
             }
 
-            async fn waiting(&self, consumer: &str, limit: usize) -> Result<Vec<Waiting>> {
+            async fn waiting(
+                &self,
+                consumer: &str,
+                which: Option<&Which>,
+                limit: usize,
+            ) -> Result<Vec<Waiting>> {
+                let (topic, key, id) = Which::parameters(which);
                 let text = format!(
                     "SELECT {WAITING} FROM quorate_inbox_parked p WHERE p.consumer = $1
-                     ORDER BY p.source, p.topic, p.key, p.seq, p.parked_ms LIMIT $2"
+                     AND ($2 IS NULL OR (p.topic = $2 AND p.key = $3))
+                     AND ($4 IS NULL OR p.message_id = $4)
+                     ORDER BY p.source, p.topic, p.key, p.seq, p.parked_ms LIMIT $5"
                 );
                 let rows = sqlx::query(sqlx::AssertSqlSafe(text))
                     .bind(consumer)
-                    .bind(limit as i64)
+                    .bind(topic)
+                    .bind(key)
+                    .bind(id)
+                    .bind(i64::try_from(limit).unwrap_or(i64::MAX))
                     .fetch_all(&self.pool)
                     .await?;
                 rows.iter().map(|row| Ok(waiting_of(row)?.0)).collect()
+            }
+
+            async fn consumers(&self) -> Result<Vec<String>> {
+                let text = "SELECT consumer FROM quorate_inbox_position
+                     UNION SELECT consumer FROM quorate_inbox_parked ORDER BY 1";
+                let rows = sqlx::query(text).fetch_all(&self.pool).await?;
+                rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
             }
 
             async fn count(&self, consumer: &str) -> Result<i64> {
@@ -326,6 +344,18 @@ pub(super) fn commit_error(error: sqlx::Error) -> crate::Error {
         made
     } else {
         made.outcome_unknown()
+    }
+}
+
+/// What a failed look at the version says.
+pub(super) fn open_error(error: sqlx::Error) -> crate::Error {
+    let made = crate::Error::from(error);
+    match made.kind() {
+        crate::ErrorKind::Schema => crate::Error::new(
+            crate::ErrorKind::Missing,
+            "the database has no inbox yet: migrate it (PgInbox::migrate, SqliteInbox::migrate)",
+        ),
+        _ => made,
     }
 }
 

@@ -63,11 +63,12 @@ impl SqliteInbox {
     /// Opens an inbox whose tables are there.
     ///
     /// # Errors
-    /// `Schema` when they are missing or of another version.
+    /// `Missing`; `Schema` when they are of another version.
     pub async fn open(pool: SqlitePool) -> Result<SqliteInbox> {
         let row = sqlx::query("SELECT version FROM quorate_inbox_schema")
             .fetch_optional(&pool)
-            .await?;
+            .await
+            .map_err(super::sql::open_error)?;
         let found: Option<i64> = row.map(|row| row.try_get(0)).transpose()?;
         super::sql::check_version(found, VERSION)?;
         Ok(SqliteInbox { pool })

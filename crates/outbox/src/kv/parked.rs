@@ -39,6 +39,16 @@ impl Aside {
     fn wish(&self) -> Wish {
         Wish::of(i64::from(self.wish))
     }
+
+    fn is_of(&self, which: &Which) -> bool {
+        match which {
+            Which::Message(id) => self.message_id == *id,
+            Which::Stream { topic, key } => {
+                let stream = self.stream.as_ref();
+                stream.is_some_and(|(t, k)| t == topic && k == key)
+            }
+        }
+    }
 }
 
 impl KvOutbox {
@@ -153,10 +163,23 @@ impl KvOutbox {
         })
     }
 
-    pub(super) async fn parked_of(&self, part: u16, limit: usize) -> Result<Vec<Parked>> {
+    pub(super) async fn list_parked(
+        &self,
+        which: Option<&Which>,
+        limit: usize,
+    ) -> Result<Vec<Parked>> {
         let mut found = Vec::new();
-        for (id, aside) in self.asides(part, limit).await? {
-            found.push(self.parked_one(part, id, aside).await?);
+        for part in 0..crate::store::Store::parts(self) {
+            // With a choice to make, nothing says how many have to be looked at.
+            let most = which.map_or(limit - found.len(), |_| usize::MAX);
+            for (id, aside) in self.asides(part, most).await? {
+                if found.len() >= limit {
+                    return Ok(found);
+                }
+                if which.is_none_or(|which| aside.is_of(which)) {
+                    found.push(self.parked_one(part, id, aside).await?);
+                }
+            }
         }
         Ok(found)
     }
@@ -190,14 +213,8 @@ impl KvOutbox {
         let mut set = 0;
         for part in 0..crate::store::Store::parts(self) {
             for (id, aside) in self.asides(part, usize::MAX).await? {
-                let is_meant = match which {
-                    Which::Message(id) => aside.message_id == *id,
-                    Which::Stream { topic, key } => {
-                        aside.stream == Some((topic.clone(), key.clone()))
-                    }
-                };
                 let key = self.aside_key(part, id);
-                let entry = match is_meant {
+                let entry = match aside.is_of(which) {
                     true => self.get(key.clone()).await?,
                     false => None,
                 };

@@ -347,17 +347,12 @@ impl Store for KvOutbox {
         Box::pin(self.measure())
     }
 
-    fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        Box::pin(async move {
-            let mut all = Vec::new();
-            for part in 0..self.parts() {
-                all.extend(self.parked_of(part, limit - all.len()).await?);
-                if all.len() >= limit {
-                    break;
-                }
-            }
-            Ok(all)
-        })
+    fn parked<'a>(
+        &'a self,
+        which: Option<&'a Which>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Parked>>> {
+        Box::pin(self.list_parked(which, limit))
     }
 
     fn wish<'a>(&'a self, which: &'a Which, wish: Wish) -> BoxFuture<'a, Result<u64>> {

@@ -103,7 +103,7 @@ impl PgOutbox {
     /// Opens an outbox whose tables are there.
     ///
     /// # Errors
-    /// `Schema` when they are missing, of another version, or incomplete.
+    /// `Missing`; `Schema` when they are of another version, or incomplete.
     pub async fn open(pool: PgPool) -> Result<PgOutbox> {
         let found = schema::check(&pool).await?;
         let barriers = (0..found.parts).map(|_| Mutex::default()).collect();

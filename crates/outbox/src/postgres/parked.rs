@@ -105,13 +105,23 @@ pub(super) async fn wishes(pool: &PgPool, part: u16, most: Most) -> Result<Vec<P
     most.fill(rows.map(|row| parked(&row?))).await
 }
 
-pub(super) async fn list(pool: &PgPool, limit: usize) -> Result<Vec<Parked>> {
+pub(super) async fn list(
+    pool: &PgPool,
+    which: Option<&Which>,
+    limit: usize,
+) -> Result<Vec<Parked>> {
+    let (topic, key, id) = Which::parameters(which);
     let text = format!(
         "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked
-         ORDER BY part, topic, key, seq, id LIMIT $1"
+         WHERE ($1 IS NULL OR (topic = $1 AND key = $2 AND seq IS NOT NULL))
+         AND ($3 IS NULL OR message_id = $3)
+         ORDER BY part, topic, key, seq, id LIMIT $4"
     );
     let rows = sqlx::query(AssertSqlSafe(text))
-        .bind(limit as i64)
+        .bind(topic)
+        .bind(key)
+        .bind(id)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .fetch_all(pool)
         .await?;
     rows.iter().map(parked).collect()

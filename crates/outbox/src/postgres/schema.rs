@@ -170,7 +170,7 @@ pub(super) async fn check(pool: &PgPool) -> Result<PgSchema> {
     let mut connection = pool.acquire().await?;
     let Some(found) = read(&mut connection).await? else {
         let text = "the database has no outbox yet: migrate it (PgOutbox::migrate)";
-        return Err(Error::new(ErrorKind::Schema, text));
+        return Err(Error::new(ErrorKind::Missing, text));
     };
     let mut names: Vec<String> = ["", "_key", "_relay", "_member", "_parked"]
         .map(|end| format!("quorate_outbox{end}"))

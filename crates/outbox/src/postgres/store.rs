@@ -271,8 +271,12 @@ impl Store for PgOutbox {
         Box::pin(trim::lag(self))
     }
 
-    fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        Box::pin(parked::list(&self.pool, limit))
+    fn parked<'a>(
+        &'a self,
+        which: Option<&'a Which>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Parked>>> {
+        Box::pin(parked::list(&self.pool, which, limit))
     }
 
     fn wish<'a>(&'a self, which: &'a Which, wish: Wish) -> BoxFuture<'a, Result<u64>> {

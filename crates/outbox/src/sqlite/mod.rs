@@ -58,7 +58,7 @@ impl SqliteOutbox {
     /// Opens an outbox whose tables are there.
     ///
     /// # Errors
-    /// `Schema` when they are missing, of another version, or incomplete.
+    /// `Missing`; `Schema` when they are of another version, or incomplete.
     pub async fn open(pool: SqlitePool) -> Result<SqliteOutbox> {
         let (parts, source) = schema::check(&pool).await?;
         Ok(SqliteOutbox {

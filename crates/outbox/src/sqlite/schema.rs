@@ -92,7 +92,7 @@ pub(super) async fn check(pool: &SqlitePool) -> Result<(u16, String)> {
     let there = tables(&mut connection).await?;
     if !there.iter().any(|name| name == NAMES[0]) {
         let text = "the database has no outbox yet: migrate it (SqliteOutbox::migrate)";
-        return Err(Error::new(ErrorKind::Schema, text));
+        return Err(Error::new(ErrorKind::Missing, text));
     }
     let row = sqlx::query("SELECT version, parts, source FROM quorate_outbox_schema")
         .fetch_optional(&mut *connection)

@@ -170,16 +170,38 @@ impl SqliteOutbox {
         Ok(())
     }
 
-    async fn list(&self, condition: &'static str, part: u16, most: Most) -> Result<Vec<Parked>> {
+    /// Of a stream only what has nothing without a wish before it.
+    async fn wanted(&self, part: u16, most: Most) -> Result<Vec<Parked>> {
         let text = format!(
             "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked p
-             WHERE {condition} ORDER BY part, topic, key, seq, id LIMIT $2"
+             WHERE part = $1 AND wish <> 0 AND (seq IS NULL OR NOT EXISTS (
+                SELECT 1 FROM quorate_outbox_parked b WHERE b.part = p.part AND b.topic = p.topic
+                AND b.key = p.key AND b.seq < p.seq AND b.wish = 0))
+             ORDER BY topic, key, seq, id LIMIT $2"
         );
         let rows = sqlx::query(AssertSqlSafe(text))
             .bind(i64::from(part))
             .bind(i64::try_from(most.rows).unwrap_or(i64::MAX))
             .fetch(&self.pool);
         most.fill(rows.map(|row| parked(&row?))).await
+    }
+
+    async fn list(&self, which: Option<&Which>, limit: usize) -> Result<Vec<Parked>> {
+        let (topic, key, id) = Which::parameters(which);
+        let text = format!(
+            "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked
+             WHERE ($1 IS NULL OR (topic = $1 AND key = $2 AND seq IS NOT NULL))
+             AND ($3 IS NULL OR message_id = $3)
+             ORDER BY part, topic, key, seq, id LIMIT $4"
+        );
+        let rows = sqlx::query(AssertSqlSafe(text))
+            .bind(topic)
+            .bind(key)
+            .bind(id)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(parked).collect()
     }
 
     async fn measure(&self) -> Result<Lag> {
@@ -450,11 +472,7 @@ impl Store for SqliteOutbox {
     }
 
     fn wishes(&self, part: u16, most: Most) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        // Of a stream only what has nothing without a wish before it.
-        let condition = "part = $1 AND wish <> 0 AND (seq IS NULL OR NOT EXISTS (
-            SELECT 1 FROM quorate_outbox_parked b WHERE b.part = p.part AND b.topic = p.topic
-            AND b.key = p.key AND b.seq < p.seq AND b.wish = 0))";
-        Box::pin(self.list(condition, part, most))
+        Box::pin(self.wanted(part, most))
     }
 
     fn parked_streams(&self, part: u16) -> BoxFuture<'_, Result<HashSet<(String, String)>>> {
@@ -472,12 +490,12 @@ impl Store for SqliteOutbox {
         Box::pin(self.measure())
     }
 
-    fn parked(&self, limit: usize) -> BoxFuture<'_, Result<Vec<Parked>>> {
-        let most = Most {
-            rows: limit,
-            ..Most::ALL
-        };
-        Box::pin(self.list("part >= $1", 0, most))
+    fn parked<'a>(
+        &'a self,
+        which: Option<&'a Which>,
+        limit: usize,
+    ) -> BoxFuture<'a, Result<Vec<Parked>>> {
+        Box::pin(self.list(which, limit))
     }
 
     fn wish<'a>(&'a self, which: &'a Which, wish: Wish) -> BoxFuture<'a, Result<u64>> {

@@ -311,7 +311,7 @@ where
     eventually("two wait", || async {
         let waiting = base
             .inbox()
-            .waiting("test", 10)
+            .waiting("test", None, 10)
             .await
             .map_err(|e| e.to_string())?;
         let both = waiting.len() == 2 && waiting.iter().all(|w| w.state == State::Waiting);
@@ -330,7 +330,7 @@ where
     eventually("nothing waits", || async {
         let waiting = base
             .inbox()
-            .waiting("test", 10)
+            .waiting("test", None, 10)
             .await
             .map_err(|e| e.to_string())?;
         if waiting.is_empty() {
@@ -382,7 +382,10 @@ where
     until_texts(&base, "a", &["passes"]).await;
     let inbox = base.inbox();
     let dead = eventually("three are dead, two wait", || async {
-        let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
+        let waiting = inbox
+            .waiting("test", None, 10)
+            .await
+            .map_err(|e| e.to_string())?;
         let dead: Vec<_> = waiting
             .iter()
             .filter(|w| w.state == State::Dead)
@@ -430,7 +433,10 @@ where
         1
     );
     eventually("it failed again", || async {
-        let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
+        let waiting = inbox
+            .waiting("test", None, 10)
+            .await
+            .map_err(|e| e.to_string())?;
         let again = waiting
             .iter()
             .any(|w| w.attempts == 4 && w.wish == Wish::None);
@@ -461,7 +467,13 @@ where
     until_texts(&base, "b", &["b2"]).await;
     until_texts(&base, "c", &["panic", "c2"]).await;
     consumer.drain().await;
-    assert!(inbox.waiting("test", 10).await.expect("lists").is_empty());
+    assert!(
+        inbox
+            .waiting("test", None, 10)
+            .await
+            .expect("lists")
+            .is_empty()
+    );
     base.end().await;
 }
 
@@ -531,7 +543,7 @@ where
     )
     .await;
     until_texts(&base, "f", &["f2"]).await;
-    let passed = base.inbox().waiting("skip", 10).await.expect("lists");
+    let passed = base.inbox().waiting("skip", None, 10).await.expect("lists");
     assert_eq!(passed[0].state, State::Passed, "{passed:?}");
     effects.heal("dies");
     base.inbox()

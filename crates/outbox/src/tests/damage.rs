@@ -29,7 +29,7 @@ async fn until_parked(
     holds: impl Fn(&[Parked]) -> bool,
 ) -> Vec<Parked> {
     eventually(what, || async {
-        let parked = store.parked(100).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 100).await.map_err(|e| e.to_string())?;
         if holds(&parked) {
             Ok(parked)
         } else {
@@ -104,7 +104,7 @@ async fn damaged_row_parks_its_key_only(outbox: AnyOutbox, spoil: &str, mend: &s
     until_got(&broker, 8).await;
     relay.drain().await;
     assert_eq!(of_key(&broker, "a"), ["1", "2", "3", "4"]);
-    assert!(store.parked(10).await.expect("lists").is_empty());
+    assert!(store.parked(None, 10).await.expect("lists").is_empty());
     outbox.end().await;
 }
 

@@ -136,7 +136,14 @@ async fn kafka_errors_that_pass_lose_and_double_nothing() {
     until_nothing_waits(&outbox.store(), &relay).await;
     let found = read(&broker, &["t"], &[("a", 50), ("b", 50), ("c", 50)]).await;
     assert_eq!(check_order(&found), 0, "no repetition");
-    assert!(outbox.store().parked(10).await.expect("lists").is_empty());
+    assert!(
+        outbox
+            .store()
+            .parked(None, 10)
+            .await
+            .expect("lists")
+            .is_empty()
+    );
     relay.drain().await;
 }
 
@@ -155,7 +162,14 @@ async fn kafka_request_refused_as_too_large_parks_nothing_innocent() {
     until_nothing_waits(&outbox.store(), &relay).await;
     let found = read(&broker, &["t"], &[("a", 40), ("b", 40), ("c", 40)]).await;
     check_order(&found);
-    assert!(outbox.store().parked(10).await.expect("lists").is_empty());
+    assert!(
+        outbox
+            .store()
+            .parked(None, 10)
+            .await
+            .expect("lists")
+            .is_empty()
+    );
     relay.drain().await;
 }
 
@@ -180,7 +194,7 @@ async fn kafka_unknown_topic_parks_its_keys_only() {
     assert_eq!(check_order(&found), 0);
     let store = outbox.store();
     eventually("the five are parked", || async {
-        let parked = store.parked(10).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 10).await.map_err(|e| e.to_string())?;
         if parked.len() == 5 && parked.iter().all(|p| p.row.topic == "later") {
             Ok(())
         } else {
@@ -199,7 +213,7 @@ async fn kafka_unknown_topic_parks_its_keys_only() {
             .wish(&stream, Wish::Retry)
             .await
             .map_err(|e| e.to_string())?;
-        let parked = store.parked(10).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 10).await.map_err(|e| e.to_string())?;
         if parked.is_empty() {
             Ok(())
         } else {

@@ -64,7 +64,7 @@ async fn begin(
 
 async fn until_dead(base: &OnPg, count: usize) -> Vec<Waiting> {
     eventually("they are dead", || async {
-        let waiting = base.inbox().waiting("test", 10).await;
+        let waiting = base.inbox().waiting("test", None, 10).await;
         let waiting = waiting.map_err(|e| e.to_string())?;
         let dead = waiting.iter().filter(|w| w.state == State::Dead).count();
         if dead == count {

@@ -114,7 +114,10 @@ where
     until_texts(&base, "b", &["9"]).await;
     let inbox = base.inbox();
     eventually("one is dead, one waits behind it", || async {
-        let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
+        let waiting = inbox
+            .waiting("test", None, 10)
+            .await
+            .map_err(|e| e.to_string())?;
         let states: Vec<State> = waiting.iter().map(|w| w.state).collect();
         if states == [State::Dead, State::Waiting] {
             Ok(())
@@ -156,7 +159,10 @@ where
     publish(&broker, &messages).await;
     let inbox = base.inbox();
     let waiting = eventually("three wait", || async {
-        let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
+        let waiting = inbox
+            .waiting("test", None, 10)
+            .await
+            .map_err(|e| e.to_string())?;
         if waiting.len() == 3 {
             Ok(waiting)
         } else {
@@ -216,8 +222,16 @@ impl<L: Ledger> Ledger for Unheard<L> {
     async fn ready(&self, c: &str, limit: usize) -> crate::Result<Vec<crate::inbox::Waiting>> {
         self.0.ready(c, limit).await
     }
-    async fn waiting(&self, c: &str, limit: usize) -> crate::Result<Vec<crate::inbox::Waiting>> {
-        self.0.waiting(c, limit).await
+    async fn waiting(
+        &self,
+        c: &str,
+        which: Option<&Which>,
+        limit: usize,
+    ) -> crate::Result<Vec<crate::inbox::Waiting>> {
+        self.0.waiting(c, which, limit).await
+    }
+    async fn consumers(&self) -> crate::Result<Vec<String>> {
+        self.0.consumers().await
     }
     async fn count(&self, c: &str) -> crate::Result<i64> {
         self.0.count(c).await
@@ -354,7 +368,10 @@ async fn until_waiting(
     holds: impl Fn(&[crate::inbox::Waiting]) -> bool,
 ) -> Vec<crate::inbox::Waiting> {
     eventually("what waits", || async {
-        let waiting = inbox.waiting("test", 10).await.map_err(|e| e.to_string())?;
+        let waiting = inbox
+            .waiting("test", None, 10)
+            .await
+            .map_err(|e| e.to_string())?;
         if holds(&waiting) {
             Ok(waiting)
         } else {

@@ -241,7 +241,7 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     );
     let store = outbox.store();
     let parked = eventually("four are parked", || async {
-        let parked = store.parked(100).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 100).await.map_err(|e| e.to_string())?;
         if parked.len() == 4 {
             Ok(parked)
         } else {
@@ -269,7 +269,7 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     };
     assert_eq!(store.wish(&stream, Wish::Retry).await.expect("wishes"), 4);
     eventually("it is refused again", || async {
-        let parked = store.parked(100).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 100).await.map_err(|e| e.to_string())?;
         let again = parked.len() == 4 && parked[0].attempts == 2;
         if again {
             Ok(())
@@ -282,7 +282,7 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     assert_eq!(store.wish(&bad, Wish::Skip).await.expect("wishes"), 1);
     until_got(&broker, 7).await;
     eventually("it is left out", || async {
-        let parked = store.parked(100).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 100).await.map_err(|e| e.to_string())?;
         if parked.len() == 3 {
             Ok(())
         } else {
@@ -315,7 +315,7 @@ async fn poison_parks_its_key_only(outbox: AnyOutbox) {
     assert_eq!(seqs, ["1", "2", "3", "4", "5", "6"], "in order, no gap");
     assert_eq!(value(&of_a[1], crate::HEADER_SKIP).as_deref(), Some("1"));
     assert!(of_a[1].payload.is_empty(), "a skip record has no content");
-    assert!(store.parked(10).await.expect("lists").is_empty());
+    assert!(store.parked(None, 10).await.expect("lists").is_empty());
     outbox.end().await;
 }
 
@@ -666,7 +666,7 @@ async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
     sqlx::query(show).execute(&pg.pool).await.expect("shows");
     let store = outbox.store();
     eventually("it is parked", || async {
-        let parked = store.parked(10).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 10).await.map_err(|e| e.to_string())?;
         if parked.len() == 1 {
             Ok(())
         } else {

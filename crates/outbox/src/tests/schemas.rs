@@ -10,10 +10,14 @@ use crate::store::Store;
 use crate::{ErrorKind, Message};
 
 fn refused<T>(what: crate::Result<T>, says: &str) {
+    refused_as(ErrorKind::Schema, what, says);
+}
+
+fn refused_as<T>(kind: ErrorKind, what: crate::Result<T>, says: &str) {
     let Err(error) = what else {
         panic!("opened although: {says}");
     };
-    assert_eq!(error.kind(), ErrorKind::Schema, "{error}");
+    assert_eq!(error.kind(), kind, "{error}");
     assert!(
         error.message().contains(says),
         "{error} does not say {says}"
@@ -29,7 +33,8 @@ async fn schema_postgres_missing_old_and_half_made_are_refused() {
             .await
             .expect("runs");
     };
-    refused(PgOutbox::open(pg.pool.clone()).await, "no outbox yet");
+    let missing = PgOutbox::open(pg.pool.clone()).await;
+    refused_as(ErrorKind::Missing, missing, "no outbox yet");
     let invalid = PgOutbox::migrate(pg.pool.clone(), 0).await.map(|_| ());
     assert_eq!(invalid.expect_err("no parts").kind(), ErrorKind::Invalid);
     run("CREATE TABLE quorate_outbox (id bigint)").await;
@@ -75,7 +80,8 @@ async fn schema_sqlite_missing_old_and_half_made_are_refused() {
             .await
             .expect("runs");
     };
-    refused(SqliteOutbox::open(lite.pool.clone()).await, "no outbox yet");
+    let missing = SqliteOutbox::open(lite.pool.clone()).await;
+    refused_as(ErrorKind::Missing, missing, "no outbox yet");
     run("CREATE TABLE quorate_outbox (id INTEGER)").await;
     refused(
         SqliteOutbox::migrate(lite.pool.clone(), 2).await,
@@ -100,14 +106,10 @@ async fn schema_sqlite_missing_old_and_half_made_are_refused() {
 #[tokio::test]
 async fn schema_of_inbox_missing_and_newer_are_refused() {
     let (pg, lite) = (Pg::new().await, Lite::new().await);
-    refused(
-        PgInbox::open(pg.pool.clone()).await.map(|_| ()),
-        "quorate_inbox_schema",
-    );
-    refused(
-        SqliteInbox::open(lite.pool.clone()).await.map(|_| ()),
-        "quorate_inbox_schema",
-    );
+    let missing = PgInbox::open(pg.pool.clone()).await.map(|_| ());
+    refused_as(ErrorKind::Missing, missing, "no inbox yet");
+    let missing = SqliteInbox::open(lite.pool.clone()).await.map(|_| ());
+    refused_as(ErrorKind::Missing, missing, "no inbox yet");
     PgInbox::migrate(pg.pool.clone()).await.expect("migrates");
     PgInbox::migrate(pg.pool.clone()).await.expect("twice");
     SqliteInbox::migrate(lite.pool.clone())

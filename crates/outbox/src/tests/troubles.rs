@@ -117,7 +117,7 @@ async fn only_what_spoils_is_parked(outbox: AnyOutbox) {
     until_got(&broker, 50).await;
     let store = outbox.store();
     let parked = eventually("two are parked", || async {
-        let parked = store.parked(10).await.map_err(|e| e.to_string())?;
+        let parked = store.parked(None, 10).await.map_err(|e| e.to_string())?;
         if parked.len() == 2 {
             Ok(parked)
         } else {

@@ -11,11 +11,15 @@ use crate::args::{Cli, CompletionArgs, ConnectArgs, TargetArgs};
 
 mod bench;
 mod checkpoint;
+#[cfg(feature = "outbox")]
+mod database;
 mod feed;
 mod keys;
 mod load;
 mod namespace;
 mod order;
+#[cfg(feature = "outbox")]
+mod outbox;
 mod output;
 mod progress;
 mod status;
@@ -26,6 +30,8 @@ pub use bench::bench;
 pub use keys::{del, get, put, scan};
 pub use load::load;
 pub use namespace::namespace;
+#[cfg(feature = "outbox")]
+pub use outbox::outbox;
 pub use status::status;
 pub use storage::{parse_escaped, storage};
 pub use verify::verify;

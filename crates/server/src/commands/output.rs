@@ -19,7 +19,8 @@ pub fn entry_json(entry: &Entry, with_value: bool) -> Value {
     Value::Object(object)
 }
 
-fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
+/// Adds bytes under a name; those that are no text as hex, under `name_hex`.
+pub fn put_bytes(object: &mut Map<String, Value>, name: &str, bytes: &[u8]) {
     match std::str::from_utf8(bytes) {
         Ok(text) => object.insert(name.into(), text.into()),
         Err(_) => object.insert(format!("{name}_hex"), hex(bytes).into()),

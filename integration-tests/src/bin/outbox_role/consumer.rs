@@ -89,7 +89,11 @@ pub async fn run(settings: &Settings) -> Result<()> {
 /// An operator who wants everything dead replayed.
 pub async fn replay(inbox: impl Ledger) {
     loop {
-        for waiting in inbox.waiting("effects", 100).await.unwrap_or_default() {
+        for waiting in inbox
+            .waiting("effects", None, 100)
+            .await
+            .unwrap_or_default()
+        {
             if waiting.state != State::Waiting && waiting.wish == Wish::None {
                 let _ = inbox
                     .wish("effects", &Which::Message(waiting.id), Wish::Retry)

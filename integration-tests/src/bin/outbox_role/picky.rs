@@ -97,7 +97,7 @@ impl Broker for Picky {
 /// An operator who wants everything sent that is parked.
 pub async fn resend(store: Arc<dyn Store>) {
     loop {
-        for parked in store.parked(100).await.unwrap_or_default() {
+        for parked in store.parked(None, 100).await.unwrap_or_default() {
             let _ = store
                 .wish(&Which::Message(parked.row.message_id), Wish::Retry)
                 .await;

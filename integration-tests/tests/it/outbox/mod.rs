@@ -5,6 +5,7 @@
 //! and the effects of a key are in the order of their numbers.
 
 mod check;
+mod commands;
 mod crash;
 mod kv;
 mod process;

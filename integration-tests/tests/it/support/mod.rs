@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use cluster::{Cluster, Settings, compact, hashed, ordered};
-pub use command::{quorate, quorate_with_input};
+pub use command::{Ended, quorate, quorate_with_input};
 pub use node::Node;
 pub use writers::Writers;
 
