@@ -26,6 +26,7 @@ use crate::raft::{
 use crate::state_machine::{
     Applied, Command, CommandBody, SnapshotSink, SnapshotSource, StateMachine,
 };
+use crate::types::StopReason;
 use crate::watch::AppliedWatch;
 
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<crate::raft::LeaderId, u64, u64>;
@@ -74,14 +75,23 @@ impl Failure {
         done
     }
 
-    /// Whether what made openraft stop is this failure, and of a kind that may be over by itself.
-    pub fn may_pass(&self, fatal: &Fatal<TypeConfig>) -> bool {
-        self.first.get().is_some_and(|(kind, text)| {
+    /// Why a replica stopped, of what openraft says of it.
+    pub fn stop_reason(&self, fatal: &Fatal<TypeConfig>) -> StopReason {
+        let mut message = fatal.to_string();
+        let mut may_pass = false;
+        if let Some((kind, text)) = self.first.get() {
+            if message.contains(MACHINE_GONE) {
+                message = format!("{message}: {text}");
+            }
             let passes = matches!(*kind, io::ErrorKind::StorageFull | DROPPED);
-            passes && fatal.to_string().contains(text)
-        })
+            may_pass = passes && message.contains(text);
+        }
+        StopReason { message, may_pass }
     }
 }
+
+/// What openraft says when it has more to apply before it has heard why its state machine ended.
+const MACHINE_GONE: &str = "channel closed";
 
 /// The kind of error of a job that was dropped.
 const DROPPED: io::ErrorKind = io::ErrorKind::Interrupted;
@@ -380,5 +390,52 @@ impl RaftSnapshotBuilder<TypeConfig> for PositionBuilder {
             meta,
             snapshot: SnapshotData::Position,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::StorageError;
+    use openraft::type_config::TypeConfigExt;
+
+    use super::*;
+    use crate::raft::LeaderId;
+
+    fn stopped(failure: io::Result<()>, said: &str) -> StopReason {
+        let noted = Failure::default();
+        let _ = noted.note(failure);
+        let id = LogId {
+            leader_id: LeaderId {
+                term: 1,
+                node_id: 6,
+            },
+            index: 3,
+        };
+        let error = StorageError::apply(id, TypeConfig::err_from_string(said));
+        noted.stop_reason(&Fatal::StorageError(error))
+    }
+
+    #[test]
+    fn stop_reason_names_the_failure_also_where_openraft_found_the_machine_gone() {
+        let full = || Err(io::Error::new(io::ErrorKind::StorageFull, "no space"));
+        for said in ["no space", "channel closed"] {
+            let reason = stopped(full(), said);
+            assert!(reason.may_pass, "{reason:?}");
+            assert!(reason.message.ends_with("no space"), "{reason:?}");
+        }
+        // The log failed of something else, or nothing is known.
+        for (failure, said) in [(full(), "log"), (Ok(()), "channel closed")] {
+            let reason = stopped(failure, said);
+            assert!(
+                !reason.may_pass && reason.message.ends_with(said),
+                "{reason:?}"
+            );
+        }
+        let damage = Err(io::Error::new(io::ErrorKind::InvalidData, "damaged"));
+        let reason = stopped(damage, "channel closed");
+        assert!(
+            !reason.may_pass && reason.message.ends_with("damaged"),
+            "{reason:?}"
+        );
     }
 }

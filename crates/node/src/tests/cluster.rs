@@ -25,7 +25,7 @@ fn cluster_reads_on_every_node_see_what_was_written() {
                 let version = cluster.put(&shard, "key", &format!("value {n}")).await;
                 for node in 1..=3 {
                     for level in [LINEARIZABLE, at_least(&shard, version)] {
-                        let read = cluster.call(node, &shard, get("key", level)).await;
+                        let read = cluster.answered(node, &shard, get("key", level)).await;
                         assert_eq!(value(read), text(&format!("value {n}")), "node {node}");
                     }
                     let stale = cluster
@@ -34,7 +34,7 @@ fn cluster_reads_on_every_node_see_what_was_written() {
                     assert!(stale.is_ok());
                 }
             }
-            let read = cluster.call(1, &shard, get("key", LINEARIZABLE)).await;
+            let read = cluster.answered(1, &shard, get("key", LINEARIZABLE)).await;
             assert_eq!(entry(read).map(|e| e.write_count), Some(20));
             assert_eq!(cluster.assert_replicas_agree(shard.id).await.keys, 1);
         }
@@ -160,7 +160,9 @@ fn cluster_request_under_another_namespace_is_refused_and_changes_nothing() {
             let message = failure.error.message();
             assert!(message.contains("not of namespace"), "{message}");
         }
-        let read = cluster.call(leader, &shard, get("key", LINEARIZABLE)).await;
+        let read = cluster
+            .answered(leader, &shard, get("key", LINEARIZABLE))
+            .await;
         assert_eq!(entry(read).map(|e| e.write_count), Some(1));
 
         // Nor does a shard that is not here, or the coordinator's, take such a request.
@@ -277,7 +279,9 @@ fn cluster_without_a_quorum_answers_by_the_deadline_and_reads_stale() {
         cluster.network.heal();
         cluster.put(&shard, "key", "again").await;
         for node in 1..=3 {
-            let read = cluster.call(node, &shard, get("key", LINEARIZABLE)).await;
+            let read = cluster
+                .answered(node, &shard, get("key", LINEARIZABLE))
+                .await;
             assert_eq!(value(read), text("again"));
         }
         cluster.assert_replicas_agree(shard.id).await;
@@ -388,7 +392,7 @@ fn cluster_disk_nearly_full_refuses_writes_and_serves_reads() {
             assert_eq!(kind(&refused), ErrorKind::DiskFull);
         }
         for level in [LINEARIZABLE, ReadLevel::Stale] {
-            let read = cluster.call(leader, &shard, get("key", level)).await;
+            let read = cluster.answered(leader, &shard, get("key", level)).await;
             assert_eq!(value(read), text("value"));
         }
         disk.set_capacity(None);
@@ -447,11 +451,8 @@ fn cluster_node_stopped_or_crashed_comes_back_with_its_data() {
                 } else {
                     format!("{round} without {id}")
                 };
-                let found = until("a read", || async {
-                    cluster.call(id, &shard, read.clone()).await.ok()
-                })
-                .await;
-                assert_eq!(value(Ok(found)), text(&expected));
+                let found = cluster.answered(id, &shard, read).await;
+                assert_eq!(value(found), text(&expected));
             }
             assert_eq!(cluster.assert_replicas_agree(shard.id).await.keys, 40);
             assert!(node.holds_coordinator() && node.status().broken.is_empty());
@@ -480,7 +481,7 @@ fn cluster_scan_pages_through_a_shard_in_both_directions() {
                     reverse,
                     level: LINEARIZABLE,
                 };
-                let answer = cluster.call(2, &shard, page).await.expect("scans");
+                let answer = cluster.answered(2, &shard, page).await.expect("scans");
                 let Answer::Scan {
                     entries,
                     more,

@@ -36,8 +36,11 @@ fn cluster_follower_with_a_full_disk_waits_and_catches_up() {
         fill(&disk);
         write_much(&cluster, &shard, 1).await;
         let node = &cluster.nodes[&full];
-        assert!(node.inner.groups.log_is_full());
-        assert!(node.status().disk_full);
+        until("the log and the node to find the disk full", || async {
+            let found = node.inner.groups.log_is_full() && node.status().disk_full;
+            found.then_some(())
+        })
+        .await;
         let stale = cluster
             .call(full, &shard, get("key", ReadLevel::Stale))
             .await;
@@ -101,12 +104,8 @@ fn cluster_whose_disks_are_all_full_reads_and_goes_on_with_space() {
         .await;
         for node in 1..=3 {
             // Leadership may just be on its way to another.
-            let read = until("a read", || async {
-                let read = get("key", ReadLevel::Linearizable);
-                let read = cluster.call(node, &shard, read).await;
-                read.is_ok().then_some(read)
-            })
-            .await;
+            let read = get("key", ReadLevel::Linearizable);
+            let read = cluster.answered(node, &shard, read).await;
             assert_eq!(value(read).as_deref(), Some(&b"value"[..]));
         }
         for disk in cluster.disks.values() {

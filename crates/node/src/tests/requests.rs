@@ -20,7 +20,7 @@ use quorate_sharding::{
 
 use crate::{ClusterCommand, Config, DataDir, Node, Replies, StateHash};
 
-pub(super) const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(40);
 const CLUSTER: u128 = 77;
 
 pub(super) fn runtime() -> tokio::runtime::Runtime {
@@ -101,10 +101,12 @@ fn config(node: NodeId) -> Config {
     config.engine.memtable_bytes = 1 << 20;
     config.engine.cache_bytes = 1 << 20;
     config.log_segment_bytes = 16 << 20;
+    // A busy machine lets a thread wait for hundreds of milliseconds; no leader is to lose its place
+    // by that alone.
     config.timing = Timing {
-        heartbeat: Duration::from_millis(60),
-        election_min: Duration::from_millis(250),
-        election_max: Duration::from_millis(500),
+        heartbeat: Duration::from_millis(100),
+        election_min: Duration::from_millis(1000),
+        election_max: Duration::from_millis(2000),
     };
     config
 }
@@ -298,6 +300,22 @@ impl Cluster {
     pub(super) async fn call(&self, node: NodeId, shard: &Shard, operation: Operation) -> Response {
         let mut answers = self.execute(node, vec![request(1, shard, operation)]).await;
         answers.remove(0)
+    }
+
+    /// What a node answers once it does not refuse for want of a leader, which may just change.
+    pub(super) async fn answered(
+        &self,
+        node: NodeId,
+        shard: &Shard,
+        operation: Operation,
+    ) -> Response {
+        until("an answer", || async {
+            match self.call(node, shard, operation.clone()).await {
+                Err(e) if e.error.is_safe_to_retry() => None,
+                answer => Some(answer),
+            }
+        })
+        .await
     }
 
     /// Writes where the leader is, for as long as it is surely not done.

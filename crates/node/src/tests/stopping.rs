@@ -48,7 +48,7 @@ fn stopped_replica_says_why_and_sends_clients_to_the_others() {
         // Such a failure does not pass: it is not opened again.
         let group = node.inner.groups.group(shard.id).expect("is there");
         assert!(!group.stop_reason().expect("has stopped").may_pass);
-        let read = cluster.call(leader, &shard, get("key", ReadLevel::Linearizable));
+        let read = cluster.answered(leader, &shard, get("key", ReadLevel::Linearizable));
         assert_eq!(value(read.await).as_deref(), Some(&b"more"[..]));
     });
 }

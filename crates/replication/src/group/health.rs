@@ -22,10 +22,7 @@ impl Group {
 
     fn stop_reason_of(&self, metrics: &RaftMetrics<TypeConfig>) -> Option<StopReason> {
         let fatal = metrics.running_state.as_ref().err()?;
-        Some(StopReason {
-            message: fatal.to_string(),
-            may_pass: self.inner.parts.handle.failure.may_pass(fatal),
-        })
+        Some(self.inner.parts.handle.failure.stop_reason(fatal))
     }
 
     /// Whether the group serves, as far as this replica hears.

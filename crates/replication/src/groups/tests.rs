@@ -17,7 +17,7 @@ use crate::{
 };
 
 const GROUP: u64 = 7;
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 
 struct Node {
     id: NodeId,
@@ -46,10 +46,12 @@ fn config(node: NodeId) -> Config {
         proposal_bytes_max: 16 << 10,
         message_timeout: Duration::from_millis(500),
         snapshot_chunk_bytes: 100,
+        // A busy machine lets a thread wait for hundreds of milliseconds; no leader is to lose its
+        // place by that alone.
         timing: Timing {
-            heartbeat: Duration::from_millis(60),
-            election_min: Duration::from_millis(250),
-            election_max: Duration::from_millis(500),
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(800),
+            election_max: Duration::from_millis(1600),
         },
         ..Config::new(node, "/log")
     }
@@ -448,7 +450,7 @@ fn cut_off_leader_refuses_writes_and_reads_within_the_deadline() {
             ),
             "{write:?}"
         );
-        assert!(start.elapsed() < deadline * 2 + Duration::from_millis(500));
+        assert!(start.elapsed() < deadline * 2 + Duration::from_secs(2));
         let write = group.propose(bytes(98), deadline).await;
         assert!(
             matches!(write, Err(Error::NoQuorum | Error::NotLeader { .. })),
@@ -500,7 +502,7 @@ fn returning_node_does_not_depose_the_leader() {
         cluster.network.isolate(alone, &others);
         // Long enough for several elections that it would have called.
         let polls = cluster.network.delivered(Class::Vote);
-        let end = Instant::now() + Duration::from_millis(2500);
+        let end = Instant::now() + Duration::from_millis(5000);
         until("a while", || async {
             (Instant::now() >= end).then_some(())
         })
