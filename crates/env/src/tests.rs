@@ -113,6 +113,12 @@ fn disk_faults_hit_once_and_a_full_disk_refuses_growth() {
     disk.inject(Fault::Sync);
     assert!(file.sync().is_err());
     assert!(file.sync().is_ok());
+    disk.create_dir_all(Path::new("/dir")).unwrap();
+    let inside = disk.create(Path::new("/dir/f")).unwrap();
+    disk.inject_under(Fault::Sync, Path::new("/dir"));
+    assert!(file.sync().is_ok());
+    assert!(inside.sync().is_err());
+    assert!(inside.sync().is_ok());
     disk.set_capacity(Some(100));
     file.write_all_at(&[1; 100], 0).unwrap();
     let full = file.write_all_at(&[1; 1], 100).err().unwrap();

@@ -57,7 +57,8 @@ struct State {
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
     locks: BTreeSet<PathBuf>,
-    faults: Vec<Fault>,
+    /// Each strikes a file in or below its directory.
+    faults: Vec<(Fault, PathBuf)>,
     capacity: Option<u64>,
     operations: u64,
     crash_at: Option<u64>,
@@ -126,7 +127,13 @@ impl SimDisk {
 
     /// Makes one coming operation fail.
     pub fn inject(&self, fault: Fault) {
-        self.state.lock().faults.push(fault);
+        self.inject_under(fault, Path::new(""));
+    }
+
+    /// As [`inject`](Self::inject), for the next file in `dir` or below: work beside it on other
+    /// files does not take the fault.
+    pub fn inject_under(&self, fault: Fault, dir: &Path) {
+        self.state.lock().faults.push((fault, dir.to_owned()));
     }
 
     /// Sets the space of the disk; `None` is without limit.
@@ -274,14 +281,14 @@ impl State {
     }
 
     /// Counts a read, or fails it.
-    fn read(&mut self) -> io::Result<()> {
+    fn read(&mut self, inode: u64) -> io::Result<()> {
         self.look()?;
         self.reads += 1;
         if self.fail_read_at.is_some_and(|at| at < self.reads) {
             self.fail_read_at = None;
             return Err(io::Error::other("injected fault: a read"));
         }
-        self.take_fault(Fault::Read)
+        self.take_fault(Fault::Read, inode)
     }
 
     fn look(&self) -> io::Result<()> {
@@ -291,8 +298,14 @@ impl State {
         Ok(())
     }
 
-    fn take_fault(&mut self, fault: Fault) -> io::Result<()> {
-        if let Some(at) = self.faults.iter().position(|f| *f == fault) {
+    fn take_fault(&mut self, fault: Fault, inode: u64) -> io::Result<()> {
+        let names = &self.names;
+        let is_under = |dir: &Path| {
+            let mut paths = names.iter().filter(|(_, id)| **id == inode);
+            dir == Path::new("") || paths.any(|(path, _)| path.starts_with(dir))
+        };
+        let of = |(kind, dir): &(Fault, PathBuf)| *kind == fault && is_under(dir);
+        if let Some(at) = self.faults.iter().position(of) {
             self.faults.remove(at);
             return Err(io::Error::other(format!("injected fault: {fault:?}")));
         }
@@ -528,7 +541,7 @@ impl SimFile {
             }
             return Err(error);
         }
-        state.take_fault(Fault::Write)?;
+        state.take_fault(Fault::Write, self.inode)?;
         state.reserve(self.inode, size)?;
         state.change(self.inode, change)
     }
@@ -542,7 +555,7 @@ impl SimFile {
 
 impl File for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.disk.state.lock().read()?;
+        self.disk.state.lock().read(self.inode)?;
         self.with(|inode| {
             let from = (offset as usize).min(inode.data.len());
             let count = buf.len().min(inode.data.len() - from);
@@ -565,7 +578,9 @@ impl File for SimFile {
     fn sync(&self) -> io::Result<()> {
         let mut state = self.disk.state.lock();
         state.look()?;
-        let failed = state.operate().and_then(|()| state.take_fault(Fault::Sync));
+        let failed = state
+            .operate()
+            .and_then(|()| state.take_fault(Fault::Sync, self.inode));
         let inode = state.inodes.get_mut(&self.inode).ok_or_else(power_lost)?;
         let pending = std::mem::take(&mut inode.pending);
         if failed.is_ok() {

@@ -1,5 +1,7 @@
 //! Replicas that stop, and what is opened again.
 
+use std::path::Path;
+
 use quorate_env::sim::Fault as DiskFault;
 use quorate_kv::{ErrorKind, Outcome, ReadLevel};
 use quorate_replication::Health;
@@ -28,7 +30,7 @@ fn stopped_replica_says_why_and_sends_clients_to_the_others() {
         let follower = cluster.follower(shard.id).await;
         // The engine of one node fails, so what is applied there next does.
         let node = &cluster.nodes[&follower];
-        cluster.disks[&follower].inject(DiskFault::Sync);
+        cluster.disks[&follower].inject_under(DiskFault::Sync, Path::new("/data/engine"));
         let flushed = node.inner.engine.flush();
         flushed.expect_err("the sync fails, and nobody knows what the disk holds");
         cluster.put(&shard, "key", "more").await;
