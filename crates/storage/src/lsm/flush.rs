@@ -206,6 +206,13 @@ impl Inner {
 
     fn try_install(self: &Arc<Self>, mut edit: Edit, flushed: Option<&Sealed>) -> Result<()> {
         let mut manifest = self.manifest.lock();
+        let flushed_before = self.flushed.load(Ordering::Acquire);
+        if let Some(sequence) = edit.flushed_sequence.filter(|s| *s < flushed_before) {
+            // Recovery would take for written what is not, and a flush would be waited for for ever.
+            let what =
+                format!("it is flushed to {flushed_before}, an edit says to {sequence} only");
+            return Err(crate::levels::bad_edit(&self.dir, manifest.number(), &what));
+        }
         edit.next_file = Some(self.next_file.load(Ordering::Relaxed) + 1);
         edit.watermarks = self.watermarks();
         edit.time_ms = Some(self.keyspaces.time().now_ms());

@@ -274,6 +274,8 @@ impl Inner {
             self.publisher.leave(first, last);
             // Somebody has to look meanwhile, however busy the machine is.
             (0..100).for_each(|_| std::thread::yield_now());
+            memtable.apply(batch, first);
+            return;
         }
         memtable.apply(batch, first);
         self.publisher.leave(first, last);

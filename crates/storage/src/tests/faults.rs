@@ -7,6 +7,7 @@ use quorate_env::sim::{Fault, Sim};
 use quorate_env::{Disk, Env};
 
 use super::workload::{DATA, META, dir, keyspaces, tiny};
+use crate::planted;
 use crate::{Batch, Engine, ErrorKind, IterOptions, Lsm, Options, ReadAt, WriteOptions};
 
 fn put(lsm: &Lsm, n: u64, options: WriteOptions) -> crate::Result<u64> {
@@ -69,6 +70,28 @@ fn lsm_failed_sync_of_the_log_poisons() {
     assert_eq!(refused.kind(), ErrorKind::Poisoned);
     assert!(refused.message().contains(".log"), "{refused}");
     assert!(has(&lsm, 1));
+}
+
+#[test]
+fn lsm_flush_that_goes_back_is_refused_and_poisons() {
+    let sim = Sim::new(1);
+    let options = Options {
+        memtables_waiting: 8,
+        ..tiny()
+    };
+    let lsm = Lsm::open(&sim.env(), dir(), options).unwrap();
+    planted::plant(Some(planted::Bug::FlushNewestFirst));
+    let refused = (0..1000).find_map(|n| {
+        // Jobs run while somebody waits, so that memtables gather until then.
+        let done = put(&lsm, n, WriteOptions::APPLY);
+        let done = done.and_then(|_| if n % 200 == 199 { lsm.flush() } else { Ok(0) });
+        done.err()
+    });
+    planted::plant(None);
+    let refused = refused.expect("two memtables wait at some time, and the newer is flushed first");
+    assert_eq!(refused.kind(), ErrorKind::Poisoned);
+    let says = refused.message();
+    assert!(says.contains("it is flushed to"), "{says}");
 }
 
 #[test]

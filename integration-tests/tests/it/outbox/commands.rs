@@ -37,13 +37,13 @@ async fn park_all(store: &dyn Store) -> Vec<Parked> {
 }
 
 /// Sets a message aside that a handler refused.
-async fn kill_one<L: Ledger>(inbox: &L) -> Uuid {
+async fn kill_one<L: Ledger>(inbox: &L, consumer: &str) -> Uuid {
     let id = Uuid::now_v7();
     let partition = Partition {
         topic: "orders".into(),
         number: 0,
     };
-    inbox.claim("billing", &partition).await.expect("claims");
+    inbox.claim(consumer, &partition).await.expect("claims");
     let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let waiting = Waiting {
         id,
@@ -66,7 +66,7 @@ async fn kill_one<L: Ledger>(inbox: &L) -> Uuid {
         wish: Wish::None,
     };
     let mut tx = inbox.begin(Duration::from_secs(5)).await.expect("begins");
-    tx.park("billing", &waiting).await.expect("parks");
+    tx.park(consumer, &waiting).await.expect("parks");
     tx.commit().await.expect("commits");
     id
 }
@@ -131,7 +131,7 @@ async fn relays_are_ordered(shell: &Shell, store: &dyn Store) {
 }
 
 async fn consumers_are_ordered<L: Ledger>(shell: &Shell, inbox: &L) {
-    let id = kill_one(inbox).await.to_string();
+    let id = kill_one(inbox, "billing").await.to_string();
     let listed = shell.json(&["dlq", "list"]).await;
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0]["consumer"], "billing");
@@ -148,6 +148,10 @@ async fn consumers_are_ordered<L: Ledger>(shell: &Shell, inbox: &L) {
     let unknown = ["dlq", "list", "--consumer", "bilings"];
     let said = shell.run(&unknown).await.bad();
     assert!(said.contains("there are: billing"), "{said}");
+    kill_one(inbox, "shipping").await;
+    let limited = shell.json(&["dlq", "list", "--limit", "1"]).await;
+    assert_eq!(limited.len(), 1);
+    assert_eq!(shell.json(&["dlq", "list"]).await.len(), 2);
 }
 
 fn messages() -> [Message; 3] {

@@ -59,9 +59,11 @@ async fn list<L: Ledger>(inbox: &L, args: &DlqListArgs) -> Result<ExitCode> {
     };
     let which = args.filter.which();
     let mut rows = Vec::new();
+    let mut left = args.filter.limit;
     for consumer in &consumers {
-        let left = args.filter.limit - rows.len();
-        for one in inbox.waiting(consumer, which.as_ref(), left).await? {
+        let found = inbox.waiting(consumer, which.as_ref(), left).await?;
+        left -= found.len();
+        for one in found {
             match args.database.output {
                 Output::Json => println!("{}", Value::Object(waiting_json(consumer, &one))),
                 Output::Text => rows.push(waiting_row(consumer, &one)),
@@ -111,7 +113,7 @@ fn waiting_row(consumer: &str, waiting: &Waiting) -> Vec<String> {
     vec![
         consumer.to_owned(),
         waiting.id.to_string(),
-        message.partition.topic.clone(),
+        printable(message.partition.topic.as_bytes()),
         of_key(message.key.as_deref()),
         seq.map_or_else(|| "-".into(), |seq| seq.to_string()),
         state(waiting.state).into(),

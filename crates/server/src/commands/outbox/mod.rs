@@ -118,7 +118,7 @@ fn parked_row(parked: &Parked) -> Vec<String> {
     vec![
         parked.part.to_string(),
         row.message_id.to_string(),
-        row.topic.clone(),
+        printable(row.topic.as_bytes()),
         of_key(row.key.as_deref()),
         row.seq.map_or_else(|| "-".into(), |seq| seq.to_string()),
         match &row.damage {
@@ -173,7 +173,7 @@ fn print_one(output: Output, shown: &Map<String, Value>) {
         Output::Text => {
             for (name, value) in shown {
                 match value {
-                    Value::String(text) => println!("{name}: {text}"),
+                    Value::String(text) => println!("{name}: {}", printable(text.as_bytes())),
                     Value::Null => {}
                     other => println!("{name}: {other}"),
                 }

@@ -4,9 +4,11 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use quorate_env::sim::{Crash, Sim};
-use quorate_env::{Disk, Env, Random};
+use quorate_env::{Disk, Env, JobClass, Random};
 
 use super::rounds;
 use crate::tests::conformance::{Listed, try_list};
@@ -19,6 +21,8 @@ use crate::{
 };
 
 const THREADS: u64 = 4;
+/// A round that takes this long waits for what will not happen.
+const HANGS: Duration = Duration::from_secs(300);
 
 /// One thread's keys: all that begin with its byte.
 struct Own<'a> {
@@ -316,6 +320,15 @@ pub(super) fn round(
                 })
             })
             .collect();
+        let (ended, end) = mpsc::channel::<()>();
+        let jobs = &env.jobs;
+        scope.spawn(move || {
+            if end.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
+                // Then all that wait for the store panic, and so the round ends.
+                let why = move || panic!("threads, seed {seed}: the store hangs");
+                jobs.spawn(JobClass::Control, Box::new(why));
+            }
+        });
         let _end = AtEnd(&done);
         let (lsm, env, done, random) = (&lsm, &env, &done, &random);
         let beside = scope.spawn(move || {
@@ -328,6 +341,7 @@ pub(super) fn round(
             .collect();
         done.store(true, Ordering::Release);
         beside.join().map_err(|_| "the thread beside panicked")??;
+        drop(ended);
         all
     })?;
     for own in &all {
