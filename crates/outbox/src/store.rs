@@ -393,3 +393,14 @@ impl Which {
         }
     }
 }
+
+/// The query for parked messages: its parameters are those of [`Which::parameters`], and the limit.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub(crate) fn parked_query(columns: &str) -> String {
+    format!(
+        "SELECT {columns}, part, reason, attempts, wish FROM quorate_outbox_parked
+         WHERE ($1 IS NULL OR (topic = $1 AND key = $2 AND seq IS NOT NULL))
+         AND ($3 IS NULL OR message_id = $3)
+         ORDER BY part, topic, key, seq, id LIMIT $4"
+    )
+}

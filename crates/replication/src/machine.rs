@@ -80,7 +80,7 @@ impl Failure {
         let mut message = fatal.to_string();
         let mut may_pass = false;
         if let Some((kind, text)) = self.first.get() {
-            if message.contains(MACHINE_GONE) {
+            if message.ends_with(MACHINE_GONE) {
                 message = format!("{message}: {text}");
             }
             let passes = matches!(*kind, io::ErrorKind::StorageFull | DROPPED);
@@ -90,8 +90,9 @@ impl Failure {
     }
 }
 
-/// What openraft says when it has more to apply before it has heard why its state machine ended.
-const MACHINE_GONE: &str = "channel closed";
+/// How what openraft says ends when it has more to apply before it has heard why its state machine
+/// ended.
+const MACHINE_GONE: &str = ": channel closed";
 
 /// The kind of error of a job that was dropped.
 const DROPPED: io::ErrorKind = io::ErrorKind::Interrupted;
@@ -424,7 +425,12 @@ mod tests {
             assert!(reason.message.ends_with("no space"), "{reason:?}");
         }
         // The log failed of something else, or nothing is known.
-        for (failure, said) in [(full(), "log"), (Ok(()), "channel closed")] {
+        let others = [
+            (full(), "log"),
+            (full(), "callback channel closed"),
+            (Ok(()), "channel closed"),
+        ];
+        for (failure, said) in others {
             let reason = stopped(failure, said);
             assert!(
                 !reason.may_pass && reason.message.ends_with(said),

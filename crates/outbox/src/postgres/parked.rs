@@ -10,7 +10,7 @@ use super::slots;
 use super::store::{COLUMNS, row};
 use crate::Result;
 use crate::message::headers_to_text;
-use crate::store::{Change, Most, Parked, Unpark, Which, Wish};
+use crate::store::{Change, Most, Parked, Unpark, Which, Wish, parked_query};
 
 const PARK: &str = "\
     INSERT INTO quorate_outbox_parked
@@ -111,13 +111,7 @@ pub(super) async fn list(
     limit: usize,
 ) -> Result<Vec<Parked>> {
     let (topic, key, id) = Which::parameters(which);
-    let text = format!(
-        "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked
-         WHERE ($1 IS NULL OR (topic = $1 AND key = $2 AND seq IS NOT NULL))
-         AND ($3 IS NULL OR message_id = $3)
-         ORDER BY part, topic, key, seq, id LIMIT $4"
-    );
-    let rows = sqlx::query(AssertSqlSafe(text))
+    let rows = sqlx::query(AssertSqlSafe(parked_query(COLUMNS)))
         .bind(topic)
         .bind(key)
         .bind(id)

@@ -15,7 +15,7 @@ use crate::message::{headers_from_text, headers_to_text};
 use crate::points;
 use crate::store::{
     BoxFuture, Change, Claim, Fence, Held, Lag, Most, Parked, Progress, Read, Row, Store, Unpark,
-    Which, Wish,
+    Which, Wish, parked_query,
 };
 use crate::{Error, ErrorKind, Ranges, Result};
 
@@ -188,13 +188,7 @@ impl SqliteOutbox {
 
     async fn list(&self, which: Option<&Which>, limit: usize) -> Result<Vec<Parked>> {
         let (topic, key, id) = Which::parameters(which);
-        let text = format!(
-            "SELECT {COLUMNS}, part, reason, attempts, wish FROM quorate_outbox_parked
-             WHERE ($1 IS NULL OR (topic = $1 AND key = $2 AND seq IS NOT NULL))
-             AND ($3 IS NULL OR message_id = $3)
-             ORDER BY part, topic, key, seq, id LIMIT $4"
-        );
-        let rows = sqlx::query(AssertSqlSafe(text))
+        let rows = sqlx::query(AssertSqlSafe(parked_query(COLUMNS)))
             .bind(topic)
             .bind(key)
             .bind(id)

@@ -136,15 +136,13 @@ async fn kafka_errors_that_pass_lose_and_double_nothing() {
     until_nothing_waits(&outbox.store(), &relay).await;
     let found = read(&broker, &["t"], &[("a", 50), ("b", 50), ("c", 50)]).await;
     assert_eq!(check_order(&found), 0, "no repetition");
-    assert!(
-        outbox
-            .store()
-            .parked(None, 10)
-            .await
-            .expect("lists")
-            .is_empty()
-    );
+    assert_nothing_parked(&outbox).await;
     relay.drain().await;
+}
+
+async fn assert_nothing_parked(outbox: &AnyOutbox) {
+    let parked = outbox.store().parked(None, 10).await.expect("lists");
+    assert!(parked.is_empty(), "{parked:?}");
 }
 
 /// A server that refuses a whole request as too large: nobody's innocent message is parked.
@@ -162,14 +160,7 @@ async fn kafka_request_refused_as_too_large_parks_nothing_innocent() {
     until_nothing_waits(&outbox.store(), &relay).await;
     let found = read(&broker, &["t"], &[("a", 40), ("b", 40), ("c", 40)]).await;
     check_order(&found);
-    assert!(
-        outbox
-            .store()
-            .parked(None, 10)
-            .await
-            .expect("lists")
-            .is_empty()
-    );
+    assert_nothing_parked(&outbox).await;
     relay.drain().await;
 }
 

@@ -206,13 +206,6 @@ impl Inner {
 
     fn try_install(self: &Arc<Self>, mut edit: Edit, flushed: Option<&Sealed>) -> Result<()> {
         let mut manifest = self.manifest.lock();
-        let flushed_before = self.flushed.load(Ordering::Acquire);
-        if let Some(sequence) = edit.flushed_sequence.filter(|s| *s < flushed_before) {
-            // Recovery would take for written what is not, and a flush would be waited for for ever.
-            let what =
-                format!("it is flushed to {flushed_before}, an edit says to {sequence} only");
-            return Err(crate::levels::bad_edit(&self.dir, manifest.number(), &what));
-        }
         edit.next_file = Some(self.next_file.load(Ordering::Relaxed) + 1);
         edit.watermarks = self.watermarks();
         edit.time_ms = Some(self.keyspaces.time().now_ms());
@@ -262,9 +255,17 @@ impl Inner {
     }
 
     fn applied(&self, edit: &Edit, manifest: u64) -> Result<(Levels, Gone)> {
+        let bad = |what: String| crate::levels::bad_edit(&self.dir, manifest, &what);
+        let flushed = self.flushed.load(Ordering::Acquire);
+        if let Some(sequence) = edit.flushed_sequence.filter(|s| *s < flushed) {
+            // Recovery would give sequences out again that tables hold, and a flush that has been
+            // asked for would never be reached.
+            return Err(bad(format!(
+                "it is flushed to {flushed}, an edit says to {sequence} only"
+            )));
+        }
         let levels = Arc::clone(&self.state().levels);
-        let applied = levels.apply(edit, &self.shelf);
-        applied.map_err(|what| crate::levels::bad_edit(&self.dir, manifest, &what))
+        levels.apply(edit, &self.shelf).map_err(bad)
     }
 
     /// The watermarks that this edit's dropping of entries may have relied on.
