@@ -9,6 +9,15 @@ use crate::{ci, services};
 
 /// Three nodes of ours against three of etcd. `more` goes to the generator.
 pub fn cluster(root: &Path, more: &[&str]) -> Result<()> {
+    beside_etcd(root, "cluster.json", &[], more)
+}
+
+/// How long writes stop when the leader dies, in ours and in etcd.
+pub fn failover(root: &Path, more: &[&str]) -> Result<()> {
+    beside_etcd(root, "failover.json", &["--failover", "200"], more)
+}
+
+fn beside_etcd(root: &Path, out: &str, what: &[&str], more: &[&str]) -> Result<()> {
     let etcd = services::require(&services::ETCD)?;
     ci::cargo(root, &["build", "--release", "--package", "quorate-server"])?;
     let build = [
@@ -26,8 +35,10 @@ pub fn cluster(root: &Path, more: &[&str]) -> Result<()> {
     command.arg("--etcd").arg(etcd);
     command
         .arg("--out")
-        .arg(root.join("target/bench/cluster.json"));
-    command.args(["--commit", &commit(root)?]).args(more);
+        .arg(root.join("target/bench").join(out));
+    command.args(["--commit", &commit(root)?]);
+    // Of an option that is said twice the last counts.
+    command.args(what).args(more);
     ci::run(command)
 }
 

@@ -26,6 +26,8 @@ usage: cargo xtask <task>
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
+  bench failover [--failover N] [--rounds N] [--shards N]
+                      how long writes stop when the leader is killed or frozen, N times each
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
@@ -49,6 +51,7 @@ fn main() -> Result<()> {
         ["codegen"] => codegen::run(&root, false),
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
+        ["bench", "failover", more @ ..] => bench::failover(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),

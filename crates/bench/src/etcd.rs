@@ -7,6 +7,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic_prost::ProstCodec;
 
 use quorate_bench::Target;
+use tokio::time::timeout;
+
+use crate::failover::Leader;
+
+/// How long a member's status is waited for.
+const ANSWER: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// `etcdserverpb.PutRequest`, as far as it is used.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -26,6 +32,26 @@ struct RangeRequest {
     serializable: bool,
 }
 
+/// `etcdserverpb.StatusRequest`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusRequest {}
+
+/// `etcdserverpb.ResponseHeader`, as far as it is used.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ResponseHeader {
+    #[prost(uint64, tag = "2")]
+    member_id: u64,
+}
+
+/// `etcdserverpb.StatusResponse`, as far as it is used.
+#[derive(Clone, PartialEq, prost::Message)]
+struct StatusResponse {
+    #[prost(message, optional, tag = "1")]
+    header: Option<ResponseHeader>,
+    #[prost(uint64, tag = "4")]
+    leader: u64,
+}
+
 /// An answer whose content is not looked at; what is unknown to prost it skips.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Ignored {}
@@ -33,6 +59,7 @@ struct Ignored {}
 /// Connections to an etcd cluster, spread over its members.
 pub struct Etcd {
     channels: Vec<Channel>,
+    members: usize,
 }
 
 impl Etcd {
@@ -48,7 +75,26 @@ impl Etcd {
                     .await?,
             );
         }
-        Ok(Etcd { channels })
+        Ok(Etcd {
+            channels,
+            members: endpoints.len(),
+        })
+    }
+
+    async fn ask<M: prost::Message + 'static, A: prost::Message + Default + 'static>(
+        &self,
+        client: usize,
+        path: &'static str,
+        message: M,
+    ) -> Result<A, String> {
+        let mut grpc = Grpc::new(self.channels[client % self.channels.len()].clone());
+        grpc.ready().await.map_err(|e| e.to_string())?;
+        let codec = ProstCodec::<M, A>::default();
+        let path = PathAndQuery::from_static(path);
+        let called = grpc.unary(tonic::Request::new(message), path, codec).await;
+        called
+            .map(tonic::Response::into_inner)
+            .map_err(|status| status.to_string())
     }
 
     async fn call<M: prost::Message + 'static>(
@@ -57,12 +103,28 @@ impl Etcd {
         path: &'static str,
         message: M,
     ) -> Result<(), String> {
-        let mut grpc = Grpc::new(self.channels[client % self.channels.len()].clone());
-        grpc.ready().await.map_err(|e| e.to_string())?;
-        let codec = ProstCodec::<M, Ignored>::default();
-        let path = PathAndQuery::from_static(path);
-        let called = grpc.unary(tonic::Request::new(message), path, codec).await;
-        called.map(|_| ()).map_err(|status| status.to_string())
+        self.ask::<M, Ignored>(client, path, message)
+            .await
+            .map(|_| ())
+    }
+}
+
+impl Leader for Etcd {
+    async fn leader(&self) -> Option<usize> {
+        let mut leader = None;
+        // The first connections go to the members in turn.
+        for member in 0..self.members {
+            let path = "/etcdserverpb.Maintenance/Status";
+            let asked = self.ask::<_, StatusResponse>(member, path, StatusRequest {});
+            let status = timeout(ANSWER, asked).await.ok()?.ok()?;
+            if status.leader == 0 {
+                return None;
+            }
+            if status.header.is_some_and(|h| h.member_id == status.leader) {
+                leader = Some(member);
+            }
+        }
+        leader
     }
 }
 

@@ -1,6 +1,7 @@
 //! `quorate-bench`: three nodes of ours beside three of etcd, on one machine, in turn.
 
 mod etcd;
+mod failover;
 mod processes;
 
 use std::collections::BTreeMap;
@@ -9,11 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use bytes::Bytes;
 use clap::Parser;
 use quorate_bench::{Measured, Operation, Report, Target, Workload, run};
 use quorate_client::{Client, ClientOptions};
 use quorate_kv::Kv;
+use quorate_sharding::{COORDINATOR_GROUP, Role};
 
+use failover::Fault;
 use processes::Processes;
 
 #[global_allocator]
@@ -21,6 +25,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Compares clusters on this machine.
 #[derive(Debug, Parser)]
+#[command(args_override_self = true)]
 struct Args {
     /// Our server
     #[arg(long)]
@@ -46,6 +51,10 @@ struct Args {
     /// Shards of our namespace; 1 is what etcd has
     #[arg(long, default_value_t = 1)]
     shards: u32,
+    /// Instead of throughput: how long writes stop when the leader is killed, and when it is frozen. So many faults
+    /// of each kind on each side
+    #[arg(long, value_name = "FAULTS")]
+    failover: Option<usize>,
 }
 
 /// Connections of the generator; our client opens them to each node, so fewer to each.
@@ -63,7 +72,12 @@ fn main() -> Result<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    let samples = runtime.block_on(measure(&args))?;
+    let samples = runtime.block_on(async {
+        match args.failover {
+            Some(faults) => measure_failover(&args, faults).await,
+            None => measure(&args).await,
+        }
+    })?;
     let report = report(&args, &samples);
     print!("{}", report.table());
     if let Some(folder) = args.out.parent() {
@@ -104,6 +118,93 @@ async fn measure(args: &Args) -> Result<Samples> {
         }
     }
     Ok(samples)
+}
+
+/// Both sides in turn, a share of the faults in each round.
+async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
+    let mut gaps: BTreeMap<(bool, &'static str), Vec<f64>> = BTreeMap::new();
+    let each = faults.div_ceil(args.rounds.max(1));
+    for round in 0..args.rounds {
+        println!("round {} of {}", round + 1, args.rounds);
+        for fault in [Fault::Kill, Fault::Freeze] {
+            if let Some(binary) = &args.etcd {
+                let dir = tempfile::tempdir()?;
+                let mut processes = Processes::etcd(binary, dir.path())?;
+                let target = Arc::new(connect_etcd(&processes.endpoints).await?);
+                let found = failover::gaps(&mut processes, &target, fault, each).await?;
+                gaps.entry((false, fault.name())).or_default().extend(found);
+            }
+            let dir = tempfile::tempdir()?;
+            let mut processes = Processes::quorate(&args.quorate, dir.path(), args.shards)?;
+            let target = Arc::new(Ours::connect(&processes.endpoints).await?);
+            let found = failover::gaps(&mut processes, &target, fault, each).await?;
+            gaps.entry((true, fault.name())).or_default().extend(found);
+        }
+    }
+    let mut samples = Samples::new();
+    for ((ours, fault), mut gaps) in gaps {
+        gaps.sort_by(f64::total_cmp);
+        let at = |share: f64| gaps[((gaps.len() - 1) as f64 * share).round() as usize];
+        let name = format!("failover/{fault}/rate={}", failover::RATE);
+        for (metric, value) in [
+            ("gap_p50_ms", at(0.5)),
+            ("gap_p95_ms", at(0.95)),
+            ("gap_max_ms", at(1.0)),
+        ] {
+            samples.insert((ours, name.clone(), metric), vec![value]);
+        }
+    }
+    Ok(samples)
+}
+
+/// Our cluster, as what is written to and asked who leads.
+struct Ours {
+    client: Client,
+    kv: Arc<dyn Kv>,
+    endpoints: Vec<String>,
+}
+
+impl Ours {
+    async fn connect(endpoints: &[String]) -> Result<Ours> {
+        let options = ClientOptions {
+            connections: OURS_PER_NODE,
+            ..ClientOptions::default()
+        };
+        let client = Client::connect(endpoints, options).await?;
+        Ok(Ours {
+            kv: Arc::new(client.namespace("bench").await?),
+            client,
+            endpoints: endpoints.to_vec(),
+        })
+    }
+}
+
+impl failover::Leader for Ours {
+    async fn leader(&self) -> Option<usize> {
+        let mut leader = None;
+        for (node, status) in self.client.status().await {
+            let status = status.ok()?;
+            let mut groups = status.groups.iter();
+            if groups.any(|g| g.group != COORDINATOR_GROUP && g.role == Role::Leader) {
+                leader = self.endpoints.iter().position(|e| *e == node.address);
+            }
+        }
+        leader
+    }
+}
+
+impl Target for Ours {
+    async fn put(&self, client: usize, key: Bytes, value: Bytes) -> Result<(), String> {
+        Target::put(&self.kv, client, key, value).await
+    }
+
+    async fn get(&self, client: usize, key: Bytes) -> Result<(), String> {
+        Target::get(&self.kv, client, key).await
+    }
+
+    async fn stale_get(&self, client: usize, key: Bytes) -> Result<(), String> {
+        Target::stale_get(&self.kv, client, key).await
+    }
 }
 
 async fn connect_etcd(endpoints: &[String]) -> Result<etcd::Etcd> {

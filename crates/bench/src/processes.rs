@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The processes of one cluster. They are ended when this is dropped.
 pub struct Processes {
     children: Vec<Child>,
+    /// How each was started.
+    commands: Vec<Command>,
     /// Where clients reach them.
     pub endpoints: Vec<String>,
 }
@@ -47,6 +49,7 @@ impl Processes {
             .collect();
         let mut all = Processes {
             children: Vec::new(),
+            commands: Vec::new(),
             endpoints: endpoints.clone(),
         };
         for (n, address) in endpoints.iter().enumerate() {
@@ -89,6 +92,7 @@ impl Processes {
             .collect();
         let mut all = Processes {
             children: Vec::new(),
+            commands: Vec::new(),
             endpoints,
         };
         for n in 0..3 {
@@ -116,7 +120,36 @@ impl Processes {
             .spawn()
             .with_context(|| format!("can't start {command:?}"))?;
         self.children.push(child);
+        self.commands.push(command);
         Ok(())
+    }
+
+    fn signal(&self, place: usize, signal: Signal) -> Result<()> {
+        let id = self.children[place].id();
+        let pid = Pid::from_raw(id.cast_signed()).context("no process id")?;
+        Ok(kill_process(pid, signal)?)
+    }
+
+    /// Ends one by SIGKILL.
+    pub fn kill(&mut self, place: usize) -> Result<()> {
+        self.signal(place, Signal::KILL)
+    }
+
+    /// Starts one anew that was killed, on its data.
+    pub fn start_again(&mut self, place: usize) -> Result<()> {
+        self.children[place].wait()?;
+        self.children[place] = self.commands[place].spawn()?;
+        Ok(())
+    }
+
+    /// Has one stand still.
+    pub fn freeze(&mut self, place: usize) -> Result<()> {
+        self.signal(place, Signal::STOP)
+    }
+
+    /// Has it go on.
+    pub fn thaw(&mut self, place: usize) -> Result<()> {
+        self.signal(place, Signal::CONT)
     }
 
     /// What all processes together used so far.

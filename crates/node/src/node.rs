@@ -261,6 +261,11 @@ impl Node {
         self.inner.groups.handle(from, class, group, payload)
     }
 
+    /// Told by who knows for sure that the process of a peer is dead: what it led elects another at once.
+    pub fn peer_gone(&self, node: NodeId) {
+        self.inner.groups.node_gone(node);
+    }
+
     /// Makes every replica of a shard hash its state at one index, which is returned. Only the
     /// leader can.
     pub async fn start_hash(

@@ -181,8 +181,9 @@ pub(crate) async fn open_shard(
             .first()
             .is_some_and(|first| first.id == replica);
         if preferred && group.leader().is_none() {
-            // If it can't be won now, time-outs decide.
-            let _ = group.elect().await;
+            // The others may not have opened their replicas yet, so it asks for a while.
+            let first = group.clone();
+            tokio::spawn(async move { first.campaign().await });
         }
     }
     let context = Arc::clone(&inner.context);

@@ -1,5 +1,6 @@
 //! [`Group`]: a handle to this node's replica of one group.
 
+mod failover;
 mod health;
 mod members;
 mod message;

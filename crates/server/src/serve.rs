@@ -4,6 +4,7 @@ mod cluster_service;
 mod health;
 mod host;
 mod kv_service;
+mod liveness;
 mod membership;
 mod metrics;
 mod peer_service;
@@ -165,7 +166,7 @@ async fn run_services(
         .max_encoding_message_size(limit);
     let cluster = ClusterServer::new(cluster_service::ClusterService(Arc::clone(&host)))
         .max_encoding_message_size(limit);
-    let peer = PeerServer::new(peer_service::PeerService(Arc::clone(&host)))
+    let peer = PeerServer::new(peer_service::PeerService::new(Arc::clone(&host)))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
     let mut routes = tonic::service::Routes::new(kv);

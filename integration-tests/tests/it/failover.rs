@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use quorate_client::Client;
 
-use crate::support::{Cluster, Random, SOON, Writers, eventually, hashed, quorate};
+use crate::support::{Cluster, Random, SOON, Settings, Writers, eventually, hashed, quorate};
 
 /// Every Debian machine has it.
 const PACKAGES: &str = "/var/lib/dpkg/status";
@@ -71,6 +71,42 @@ async fn load_while_shard_leaders_are_killed_loses_nothing() {
     }
     println!("{kills} leaders killed");
     assert_nothing_lost(&mut cluster, &client, writers).await;
+}
+
+/// So long that no timer elects while a test waits for the next leader.
+const SLOW_TIMERS: &str = "election_min_ms = 20000\nelection_max_ms = 30000\n";
+const WELL_BEFORE_TIMERS: Duration = Duration::from_secs(12);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leader_killed_is_followed_at_once_without_waiting_for_timers() {
+    let settings = Settings {
+        raft: SLOW_TIMERS,
+        ..Settings::nodes(3)
+    };
+    let mut cluster = Cluster::start(&settings).await;
+    let client = cluster.client().await;
+    let kv = cluster
+        .namespace(&client, &hashed("default", SHARDS, 3))
+        .await;
+    let shards = cluster.shards(&client).await;
+    let writers = Writers::start(&kv, 16);
+    let mut gaps = Vec::new();
+    for shard in &shards[..3] {
+        writers.progress(BETWEEN).await;
+        let leader = cluster.leader(&client, Some(*shard)).await;
+        cluster.nodes[leader].kill();
+        let killed = Instant::now();
+        // So many that none can be stuck at a shard without a leader.
+        writers.progress(BETWEEN).await;
+        gaps.push(killed.elapsed());
+        cluster.nodes[leader].start();
+        cluster.nodes[leader].healthy().await;
+    }
+    println!("until all shards took writes again: {gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap < WELL_BEFORE_TIMERS), "{gaps:?}");
+    cluster.healthy().await;
+    let written = writers.stop_and_verify().await;
+    assert!(cluster.assert_replicas_agree(&client).await >= written);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

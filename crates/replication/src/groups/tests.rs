@@ -27,6 +27,7 @@ struct Node {
 }
 
 struct Cluster {
+    timing: Timing,
     network: MemoryNetwork,
     nodes: BTreeMap<NodeId, Node>,
 }
@@ -40,19 +41,28 @@ fn env(disk: &SimDisk, seed: u64) -> Env {
     }
 }
 
+/// Long enough that no leader loses its place because a busy machine lets a thread wait for hundreds of
+/// milliseconds.
+const TIMING: Timing = Timing {
+    heartbeat: Duration::from_millis(100),
+    election_min: Duration::from_millis(800),
+    election_max: Duration::from_millis(1600),
+};
+
+/// No timer elects within a test.
+const NO_TIMERS: Timing = Timing {
+    heartbeat: Duration::from_secs(10),
+    election_min: Duration::from_secs(100),
+    election_max: Duration::from_secs(200),
+};
+
 fn config(node: NodeId) -> Config {
     Config {
         segment_bytes: 256 << 10,
         proposal_bytes_max: 16 << 10,
         message_timeout: Duration::from_millis(500),
         snapshot_chunk_bytes: 100,
-        // A busy machine lets a thread wait for hundreds of milliseconds; no leader is to lose its
-        // place by that alone.
-        timing: Timing {
-            heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(800),
-            election_max: Duration::from_millis(1600),
-        },
+        timing: TIMING,
         ..Config::new(node, "/log")
     }
 }
@@ -82,10 +92,19 @@ async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ready: impl FnM
 }
 
 impl Node {
-    async fn start(id: NodeId, network: &MemoryNetwork, disk: SimDisk, m: MemoryMachine) -> Node {
+    async fn start(
+        (id, timing): (NodeId, Timing),
+        network: &MemoryNetwork,
+        disk: SimDisk,
+        m: MemoryMachine,
+    ) -> Node {
         let machine = Arc::new(m);
         let env = env(&disk, id);
-        let groups = Groups::open(config(id), env, network.transport(id)).expect("the log opens");
+        let config = Config {
+            timing,
+            ..config(id)
+        };
+        let groups = Groups::open(config, env, network.transport(id)).expect("the log opens");
         network.join(id, groups.clone());
         let as_machine: Arc<dyn StateMachine> = machine.clone();
         groups
@@ -107,7 +126,12 @@ impl Node {
 
 impl Cluster {
     async fn empty(nodes: &[NodeId]) -> Cluster {
+        Cluster::with_timing(nodes, TIMING).await
+    }
+
+    async fn with_timing(nodes: &[NodeId], timing: Timing) -> Cluster {
         let mut cluster = Cluster {
+            timing,
             network: MemoryNetwork::new(1),
             nodes: BTreeMap::new(),
         };
@@ -130,7 +154,7 @@ impl Cluster {
 
     async fn add(&mut self, id: NodeId, machine: MemoryMachine) {
         let disk = SimDisk::new(Random::from_seed(id));
-        let node = Node::start(id, &self.network, disk, machine).await;
+        let node = Node::start((id, self.timing), &self.network, disk, machine).await;
         self.nodes.insert(id, node);
     }
 
@@ -193,7 +217,7 @@ impl Cluster {
     }
 
     async fn restart(&mut self, id: NodeId, disk: SimDisk, machine: MemoryMachine) {
-        let node = Node::start(id, &self.network, disk, machine).await;
+        let node = Node::start((id, self.timing), &self.network, disk, machine).await;
         self.nodes.insert(node.id, node);
     }
 }
@@ -300,6 +324,95 @@ fn leader_lost_another_takes_over_and_nothing_acknowledged_is_lost() {
                 .expect("a linearizable read");
             cluster.holds(node, written).await;
         }
+    });
+}
+
+#[test]
+fn leader_that_is_surely_gone_is_followed_without_waiting_for_timers() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::with_timing(&[1, 2, 3], NO_TIMERS).await;
+        let first = cluster.group(1);
+        let founded = first.bootstrap(members(&[1, 2, 3])).await;
+        founded.expect("bootstraps");
+        let mut written = 0;
+        for _ in 0..3 {
+            cluster.write(written).await;
+            written += 1;
+            let lost = cluster.leader().await;
+            let others: Vec<_> = [1, 2, 3].into_iter().filter(|n| *n != lost).collect();
+            // That another node is gone changes nothing.
+            cluster.nodes[&lost].groups.node_gone(others[0]);
+            cluster.nodes[&others[0]].groups.node_gone(others[1]);
+            cluster.write(written).await;
+            written += 1;
+            assert_eq!(cluster.leader().await, lost);
+            let (disk, machine) = cluster.crash(lost).await;
+            for other in &others {
+                cluster.nodes[other].groups.node_gone(lost);
+            }
+            cluster.write(written).await;
+            written += 1;
+            cluster.restart(lost, disk, machine).await;
+            cluster.holds(lost, written).await;
+        }
+    });
+}
+
+#[test]
+fn new_group_is_led_as_soon_as_a_quorum_opened_it_without_waiting_for_timers() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::with_timing(&[1], NO_TIMERS).await;
+        let first = cluster.group(1);
+        let founded = first.bootstrap(members(&[1, 2, 3])).await;
+        founded.expect("bootstraps");
+        let campaign = tokio::spawn({
+            let first = first.clone();
+            async move { first.campaign().await }
+        });
+        let asked = || async { (first.status().term > 0).then_some(()) };
+        until("a vote that nobody else gives", asked).await;
+        assert_eq!(first.leader(), None);
+        cluster.add(2, MemoryMachine::new()).await;
+        cluster.write_among(&[1, 2], 0).await;
+        campaign.abort();
+    });
+}
+
+#[test]
+fn group_that_nobody_led_when_a_voter_died_is_led_without_waiting_for_timers() {
+    runtime().block_on(async {
+        let cluster = Cluster::with_timing(&[2, 3], NO_TIMERS).await;
+        cluster.network.isolate(2, &[3]);
+        for node in [2, 3] {
+            let founded = cluster.group(node).bootstrap(members(&[1, 2, 3])).await;
+            founded.expect("bootstraps");
+        }
+        cluster.network.heal();
+        for node in [2, 3] {
+            assert_eq!(cluster.group(node).leader(), None);
+            // That one that is no voter of it is gone is nothing to it.
+            cluster.nodes[&node].groups.node_gone(4);
+            cluster.nodes[&node].groups.node_gone(1);
+        }
+        cluster.write(0).await;
+    });
+}
+
+#[test]
+fn leader_that_only_one_thinks_gone_goes_on() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        cluster.write(0).await;
+        let leader = cluster.leader().await;
+        let term = cluster.group(leader).status().term;
+        let doubter = (leader % 3) + 1;
+        cluster.nodes[&doubter].groups.node_gone(leader);
+        for n in 1..50 {
+            cluster.write(n).await;
+        }
+        // The other one, which hears the leader, would not have had it.
+        let status = cluster.group(leader).status();
+        assert_eq!((status.role, status.term), (Role::Leader, term));
     });
 }
 

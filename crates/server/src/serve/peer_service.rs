@@ -9,13 +9,26 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::host::Host;
+use super::liveness::Lookouts;
 use super::peers::class_of;
 
 /// So many replies wait for the stream before the next message is taken.
 const QUEUE: usize = 4096;
 
 /// Serves the streams of peers.
-pub struct PeerService(pub Arc<Host>);
+pub struct PeerService {
+    host: Arc<Host>,
+    lookouts: Arc<Lookouts>,
+}
+
+impl PeerService {
+    pub fn new(host: Arc<Host>) -> PeerService {
+        PeerService {
+            host,
+            lookouts: Arc::default(),
+        }
+    }
+}
 
 #[tonic::async_trait]
 impl Peer for PeerService {
@@ -25,13 +38,14 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<v1::PeerFrame>>,
     ) -> Result<Response<Self::ChannelStream>, Status> {
-        let node = self.0.node().map_err(|error| status_of_error(&error))?;
+        let node = self.host.node().map_err(|error| status_of_error(&error))?;
         let mut frames = request.into_inner();
         let first = frames.message().await?;
         let hello = first.and_then(|frame| frame.hello);
         let hello = hello.ok_or_else(|| Status::invalid_argument("the stream has no hello"))?;
         check_hello(&hello, &node.identity())?;
         let (replies, outgoing) = mpsc::channel(QUEUE);
+        let lookouts = Arc::clone(&self.lookouts);
         tokio::spawn(async move {
             while let Ok(Some(frame)) = frames.message().await {
                 let Some(class) = class_of(frame.class) else {
@@ -40,7 +54,7 @@ impl Peer for PeerService {
                 // The message takes its place here; its reply may overtake others.
                 let reply = node.handle_peer(hello.from_node, class, frame.group, frame.payload);
                 let Ok(place) = replies.clone().reserve_owned().await else {
-                    return;
+                    break;
                 };
                 let (id, group) = (frame.id, frame.group);
                 tokio::spawn(async move {
@@ -55,6 +69,7 @@ impl Peer for PeerService {
                     place.send(Ok(frame));
                 });
             }
+            lookouts.stream_ended(&node, hello.from_node).await;
         });
         Ok(Response::new(ReceiverStream::new(outgoing)))
     }

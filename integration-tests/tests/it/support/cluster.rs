@@ -19,6 +19,8 @@ pub struct Settings {
     pub nodes: usize,
     /// `storage.free_bytes_min`.
     pub free_bytes_min: u64,
+    /// What else stands under `[raft]`.
+    pub raft: &'static str,
     /// The data directories of these nodes are file systems of their own, each of so many bytes.
     #[cfg(feature = "chaos")]
     pub small_disks: Option<(Vec<usize>, u64)>,
@@ -30,6 +32,7 @@ impl Settings {
         Settings {
             nodes,
             free_bytes_min: 1 << 20,
+            raft: "",
             #[cfg(feature = "chaos")]
             small_disks: None,
         }
@@ -38,8 +41,8 @@ impl Settings {
     fn text(&self) -> String {
         format!(
             "[storage]\nmemtable_bytes = 2097152\ncache_bytes = 16777216\nfree_bytes_min = {}\n\
-             [raft]\nlog_segment_bytes = 16777216\nlog_bytes_max = 67108864\n",
-            self.free_bytes_min
+             [raft]\nlog_segment_bytes = 16777216\nlog_bytes_max = 67108864\n{}",
+            self.free_bytes_min, self.raft
         )
     }
 }

@@ -1,0 +1,122 @@
+//! Standing for election at once when it is known that nobody leads.
+//!
+//! Timers find a dead leader only after the election time. A transport often knows at once: a process that dies has
+//! its connections closed by its kernel, and nobody listens at its address. Each node that is told so lets go of
+//! the dead leader's lease and asks, by pre-vote, whether it would be elected: nobody's term changes unless a
+//! quorum knows too, and would have it.
+//!
+//! Voters ask one after the other, in an order that is another for each group: so they don't split the votes, and
+//! leads spread over the nodes. Where the first one's log is too old, the second wins.
+//!
+//! A leader that is thought dead and lives is deposed, no more: it commits nothing in its old term, and reads ask a
+//! quorum. Reads that rest on a lease would need more: that the *process* is dead.
+//!
+//! A new group is in the same place: nobody leads it, and everybody knows. One voter is chosen to ask, again and
+//! again, because the others may not have opened their replicas yet.
+
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::TransferLeaderRequest;
+use tokio::time::Instant;
+
+use super::{Group, leader_of, stopped};
+use crate::error::Result;
+use crate::raft::Vote;
+use crate::types::NodeId;
+
+/// Between two voters that ask for the first time: longer than a round trip and the sync of a vote mostly take.
+const STAGGER: Duration = Duration::from_millis(20);
+/// Each further time it is twice as long, up to this: so a slow machine's elections get done.
+const STAGGER_MAX: Duration = Duration::from_millis(320);
+
+impl Group {
+    /// Has this replica stand for election at once, and again at growing distances while nobody leads, for the
+    /// election time. For a new group, of which one replica is told so. Timers go on beside it.
+    pub async fn campaign(&self) -> Result<()> {
+        self.stand(None, Turn { place: 0, of: 1 }).await
+    }
+
+    /// If a node led the group, or might have been about to, stands for election whenever nobody leads, for the
+    /// election time. Timers go on beside it.
+    pub(crate) async fn leader_gone(self, node: NodeId) {
+        if let Some((dead, turn)) = self.succession(node) {
+            // A replica that stopped stands no more.
+            let _ = self.stand(dead, turn).await;
+        }
+    }
+
+    /// One that is elected is watched for that long: a rival that asked in the same moment may hold a higher term
+    /// and depose it, and yet not be electable itself, because its log is shorter by then.
+    async fn stand(&self, dead: Option<Dead>, turn: Turn) -> Result<()> {
+        let patience = self.inner.parts.config.timing.election_max;
+        let (mut round, mut stagger) = (Instant::now(), STAGGER);
+        let end = round + patience;
+        while round < end {
+            if let Some(Dead { vote, replica }) = dead {
+                // A transfer to nobody that is there: it lets go of the lease. What the leader had sent before it
+                // died may be taken in only now and give the lease anew, so each round lets go of it again.
+                let let_go = TransferLeaderRequest::new(vote, replica, None);
+                let asked = self.raft().handle_transfer_leader(let_go).await;
+                // Refused: the vote has changed, so there is nothing to let go of.
+                let _ = asked.map_err(|fatal| stopped(&fatal))?;
+            }
+            tokio::time::sleep_until(round + stagger * turn.place).await;
+            if !self.is_led(dead.map(|dead| dead.replica)) {
+                self.elect().await?;
+            }
+            round += stagger * turn.of;
+            stagger = (stagger * 2).min(STAGGER_MAX);
+            tokio::time::sleep_until(round).await;
+        }
+        Ok(())
+    }
+
+    /// Whether somebody leads who is not dead.
+    fn is_led(&self, dead: Option<u64>) -> bool {
+        let leader = self.inner.metrics.borrow_watched().current_leader;
+        leader.is_some_and(|leader| Some(leader) != dead)
+    }
+
+    /// Who is to be followed, if anybody led, and when this replica's turn is. None: it is not for this replica to
+    /// stand, or the lead is not the dead node's.
+    fn succession(&self, node: NodeId) -> Option<(Option<Dead>, Turn)> {
+        let metrics = self.inner.metrics.borrow_watched();
+        let dead = match leader_of(&metrics) {
+            Some(leader) if leader.node != node => return None,
+            Some(leader) => Some(Dead {
+                vote: metrics.vote,
+                replica: leader.replica,
+            }),
+            // An election may be under way, and its winner may be the one that died.
+            None => None,
+        };
+        let membership = metrics.membership_config.membership();
+        let on_node = |voter: &u64| membership.get_node(voter).is_some_and(|held| *held == node);
+        let (gone, mut heirs): (Vec<u64>, Vec<u64>) = membership.voter_ids().partition(on_node);
+        if gone.is_empty() {
+            return None;
+        }
+        heirs.sort_unstable();
+        let own = heirs.iter().position(|voter| *voter == self.replica())? as u64;
+        let of = heirs.len() as u64;
+        let turn = Turn {
+            place: ((own + self.id()) % of) as u32,
+            of: of as u32,
+        };
+        Some((dead, turn))
+    }
+}
+
+/// The leader that is to be followed.
+#[derive(Clone, Copy)]
+struct Dead {
+    vote: Vote,
+    replica: u64,
+}
+
+/// When a voter asks in each round: how many ask before it, of how many.
+struct Turn {
+    place: u32,
+    of: u32,
+}
