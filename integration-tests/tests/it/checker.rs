@@ -14,9 +14,15 @@
 //! has no end, and the search is done when all others have their place.
 //!
 //! The state of a key is its value and what is known of versions: an answer that names a version
-//! must fit, and the versions of one key only grow.
+//! must fit, and the versions of one key only grow. Three rules keep the search small, and leave
+//! out nothing that would be found:
+//!
+//! - No operation that names a version comes before one that names a smaller one.
+//! - A write of unknown outcome whose version nobody knows is followed by an operation that sees it:
+//!   where it is overwritten unseen, the same order without it does as well.
+//! - Of such writes that demand the same, the first that began is tried first: one is as good as another.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Names the write that a value came from; no two writes of a history write the same.
 pub type Value = u64;
@@ -54,6 +60,17 @@ pub enum Seen {
     Written(bool, Version),
     /// Nothing: it may take effect at any time, or never.
     Unknown,
+}
+
+impl Seen {
+    /// The version that the answer names.
+    fn version(self) -> Option<Version> {
+        match self {
+            Seen::Found(Some((_, version))) => Some(version),
+            Seen::Written(_, version) => (version > 0).then_some(version),
+            Seen::Found(None) | Seen::Unknown => None,
+        }
+    }
 }
 
 /// One operation of one client.
@@ -117,11 +134,26 @@ struct State {
     version: Option<Version>,
     /// The largest version seen so far.
     floor: Version,
+    /// It comes of a write of unknown outcome that nothing after it saw.
+    unseen: bool,
 }
 
 impl State {
     /// After `event`, if what was seen of it fits.
     fn after(self, event: &Event, versions: &HashMap<Value, Version>) -> Option<State> {
+        if self.unseen && matches!(event.op, Op::Put(_, Demand::None)) {
+            return None;
+        }
+        let next = State {
+            unseen: false,
+            ..self
+        };
+        let next = next.take(event, versions)?;
+        let unseen = event.seen == Seen::Unknown && next.version.is_none();
+        Some(State { unseen, ..next })
+    }
+
+    fn take(self, event: &Event, versions: &HashMap<Value, Version>) -> Option<State> {
         match (event.op, event.seen) {
             (Op::Get, Seen::Found(None)) => self.value.is_none().then_some(self),
             (Op::Get, Seen::Found(Some((value, version)))) if self.value == Some(value) => {
@@ -173,6 +205,7 @@ impl State {
             value: Some(value),
             version,
             floor: version.unwrap_or(self.floor),
+            unseen: false,
         })
     }
 
@@ -181,6 +214,7 @@ impl State {
             value: None,
             version: None,
             floor: version.unwrap_or(self.floor),
+            unseen: false,
         })
     }
 
@@ -221,6 +255,8 @@ struct Search<'a> {
     ends: Vec<Option<usize>>,
     /// The versions that reads saw of values.
     versions: HashMap<Value, Version>,
+    /// The versions that answers name which have no place yet.
+    named: BTreeSet<(Version, usize)>,
 }
 
 impl<'a> Search<'a> {
@@ -263,6 +299,8 @@ impl<'a> Search<'a> {
             Seen::Found(found) => found,
             _ => None,
         });
+        let named = events.iter().enumerate();
+        let named = named.filter_map(|(n, event)| Some((event.seen.version()?, n)));
         Search {
             key,
             events,
@@ -270,7 +308,19 @@ impl<'a> Search<'a> {
             begins,
             ends,
             versions: seen.collect(),
+            named: named.collect(),
         }
+    }
+
+    /// Whether an answer without a place names a smaller version than this event.
+    fn is_early(&self, event: usize) -> bool {
+        let Event { op, seen, .. } = self.events[event];
+        let version = match (op, seen) {
+            (Op::Put(value, _), Seen::Unknown) => self.versions.get(&value).copied(),
+            _ => seen.version(),
+        };
+        let smallest = self.named.first().map(|(version, _)| *version);
+        version.is_some_and(|version| smallest.is_some_and(|smallest| smallest < version))
     }
 
     fn run(mut self) -> Result<(), Verdict> {
@@ -328,13 +378,27 @@ impl<'a> Search<'a> {
         while at != last && !self.points[at].is_end {
             let event = self.points[at].event;
             match self.ends[event] {
+                _ if self.is_early(event) => {}
                 Some(_) => answered.push(event),
+                None if self.has_twin(event, &unknown) => {}
                 None => unknown.push(event),
             }
             at = self.points[at].after;
         }
         answered.append(&mut unknown);
         answered
+    }
+
+    /// Whether one of `others` does the same as this event of unknown outcome, as far as anybody saw.
+    fn has_twin(&self, event: usize, others: &[usize]) -> bool {
+        let what = |event: usize| match self.events[event].op {
+            Op::Put(value, _) if self.versions.contains_key(&value) => None,
+            Op::Put(_, demand) => Some((true, demand)),
+            Op::Delete(demand) => Some((false, demand)),
+            Op::Get => None,
+        };
+        let own = what(event);
+        own.is_some() && others.iter().any(|other| what(*other) == own)
     }
 
     /// The operation that ends first of those without a place.
@@ -347,6 +411,9 @@ impl<'a> Search<'a> {
     }
 
     fn take_out(&mut self, event: usize) {
+        if let Some(version) = self.events[event].seen.version() {
+            self.named.remove(&(version, event));
+        }
         for at in [Some(self.begins[event]), self.ends[event]]
             .into_iter()
             .flatten()
@@ -359,6 +426,9 @@ impl<'a> Search<'a> {
 
     /// REQUIRES: `event` was taken out last of those that are out.
     fn put_back(&mut self, event: usize) {
+        if let Some(version) = self.events[event].seen.version() {
+            self.named.insert((version, event));
+        }
         for at in [self.ends[event], Some(self.begins[event])]
             .into_iter()
             .flatten()

@@ -1,6 +1,7 @@
 //! The checker itself: what it has to accept, and what it has to reject.
 
-use super::{Demand, Event, Op, Seen, Verdict, check};
+use super::{Demand, Event, Op, Seen, Value, Verdict, Version, check};
+use crate::support::Random;
 
 /// An operation on key 1.
 fn event(op: Op, seen: Seen, start: u64, end: u64) -> Event {
@@ -237,4 +238,88 @@ fn checker_of_a_long_history_with_many_unknown_writes_ends() {
     assert_eq!(check(&history), Ok(()));
     history.push(found(1, 1, 30_000, 30_001));
     assert!(check(&history).is_err());
+}
+
+/// The history of a true register under eight clients: of each hundred operations so many have no answer, and most
+/// of those take effect, some of them late.
+fn history_of_a_register(random: &mut Random, operations: u64, lost_in_100: u64) -> Vec<Event> {
+    let mut moments: Vec<(u64, u64, bool)> = Vec::new();
+    for n in 0..operations {
+        let start = n * 4 + random.below(16);
+        let is_lost = random.below(100) < lost_in_100;
+        let late = if is_lost { 400 } else { 24 };
+        moments.push((start + 1 + random.below(late), start, is_lost));
+    }
+    moments.sort_unstable();
+    let (mut state, mut last) = (None::<(Value, Version)>, 0);
+    let mut history = Vec::new();
+    for (value, (at, start, is_lost)) in (1..).zip(moments) {
+        let current = state.map_or(0, |(_, version)| version);
+        let demand = match random.below(6) {
+            0 => Demand::Absent,
+            1 | 2 if current > 0 => Demand::Version(current - random.below(2)),
+            _ => Demand::None,
+        };
+        let op = match random.below(5) {
+            0 | 1 => Op::Get,
+            2 | 3 => Op::Put(value, demand),
+            _ => Op::Delete(demand),
+        };
+        let fits = match demand {
+            Demand::None => true,
+            Demand::Absent => state.is_none(),
+            Demand::Version(version) => current == version,
+        };
+        let happens = fits && !(is_lost && random.below(3) == 0);
+        let mut seen = match op {
+            Op::Get => Seen::Found(state),
+            Op::Put(..) if happens => {
+                last += 1 + random.below(3);
+                state = Some((value, last));
+                Seen::Written(true, last)
+            }
+            Op::Delete(_) if happens && state.is_some() => {
+                last += 1 + random.below(3);
+                state = None;
+                Seen::Written(true, last)
+            }
+            _ => Seen::Written(false, current),
+        };
+        if is_lost {
+            seen = Seen::Unknown;
+        }
+        history.push(event(op, seen, start, at + random.below(24)));
+    }
+    history
+}
+
+#[test]
+fn checker_of_true_histories_with_many_unknown_operations_accepts_them_all() {
+    let mut random = Random::seeded();
+    for n in 0..100 {
+        let history = history_of_a_register(&mut random, 700, n % 15);
+        assert_eq!(check(&history), Ok(()), "history {n}");
+    }
+}
+
+#[test]
+fn checker_of_true_histories_with_one_answer_changed_rejects_them_all() {
+    let mut random = Random::seeded();
+    let (mut changed, mut rejected) = (0, 0);
+    for n in 0..100 {
+        let mut history = history_of_a_register(&mut random, 700, n % 15);
+        let reads = history.iter().enumerate();
+        let reads = reads.filter(|(_, event)| matches!(event.seen, Seen::Found(Some(_))));
+        let reads: Vec<usize> = reads.map(|(place, _)| place).collect();
+        let (early, late) = (reads[reads.len() / 4], reads[reads.len() * 3 / 4]);
+        if history[early].seen == history[late].seen {
+            continue;
+        }
+        // A value that was long overwritten.
+        history[late].seen = history[early].seen;
+        changed += 1;
+        rejected += u32::from(is_rejected(&history));
+    }
+    assert!(changed > 80, "{changed}");
+    assert_eq!(rejected, changed);
 }
