@@ -11,6 +11,9 @@
 //! | any, outcome unknown | next replica | fails: outcome unknown |
 //! | no answer in time | next replica, if time is left | fails: outcome unknown |
 //! | any other error | fails | fails |
+//!
+//! A leader that is silent for a moment may be frozen or cut off, and another may lead: the other nodes are asked,
+//! and once one says that it leads itself, nothing more is waited for from the silent one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +30,9 @@ use crate::routes::{Place, Target};
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 /// The longest pause before a repetition: elections take a few hundred milliseconds.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// A leader that says nothing for so long is doubted.
+const SILENCE: Duration = Duration::from_millis(100);
 
 /// One operation and how far it has come.
 pub struct Call<'a> {
@@ -173,7 +179,18 @@ impl<'a> Call<'a> {
         } else {
             self.deadline.min(now + self.inner.options.attempt_timeout)
         };
-        match timeout_at(until, response).await {
+        let mut response = response;
+        let mut answer = timeout_at(until.min(now + SILENCE), &mut response).await;
+        if answer.is_err() {
+            answer = tokio::select! {
+                biased;
+                answer = timeout_at(until, response) => answer,
+                () = self.inner.led_elsewhere(target), if self.to_leader => {
+                    return Err(self.silent(ErrorKind::Unavailable, target, "fell silent, and leads no more"));
+                }
+            };
+        }
+        match answer {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => Err(self.silent(ErrorKind::Unavailable, target, "broke off")),
             Err(_) => Err(self.silent(ErrorKind::DeadlineExceeded, target, "did not answer")),
@@ -216,6 +233,10 @@ impl<'a> Call<'a> {
         let verdict = match kind {
             ErrorKind::WrongEpoch => self.follow_epoch(target).await,
             ErrorKind::NotLeader => self.follow_leader(target, redirect.and_then(|r| r.leader)),
+            ErrorKind::Unavailable if self.to_leader && self.is_led_by_another(target) => {
+                self.turn = 0;
+                Verdict::Again
+            }
             ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::NoQuorum => {
                 self.turn += 1;
                 let replicas = target.shard.replicas.len().max(1);
@@ -252,6 +273,11 @@ impl<'a> Call<'a> {
         let routes = self.inner.routes.read();
         let now = routes.shard(self.namespace, &self.place);
         now.is_some_and(|s| s.id != target.shard.id || s.epoch != target.shard.epoch)
+    }
+
+    fn is_led_by_another(&self, target: &Target) -> bool {
+        let leader = self.inner.routes.read().leader(target.shard.id);
+        leader.is_some_and(|leader| leader != target.node)
     }
 
     fn follow_leader(&mut self, target: &Target, hint: Option<NodeId>) -> Verdict {

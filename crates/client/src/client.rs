@@ -8,12 +8,12 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use quorate_kv::{Error, ErrorKind, Outcome, Result};
 use quorate_sharding::{
-    GroupId, NamespaceSpec, NodeInfo, NodeStatus, ReplicaHash, ShardMap, WriteId,
+    GroupId, NamespaceSpec, NodeId, NodeInfo, NodeStatus, ReplicaHash, ShardMap, WriteId,
 };
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use crate::routes::Routes;
+use crate::routes::{Routes, Target};
 use crate::{ClientOptions, NamespaceKv, Transport};
 
 /// How long a map that was just fetched is taken to be the newest there is.
@@ -41,6 +41,8 @@ pub struct Inner {
     turn: AtomicUsize,
     /// When the map was last asked for; held while asking, so that one asks for all.
     refreshed: Mutex<Option<Instant>>,
+    /// When all nodes were last asked what they lead; held while asking, so that one asks for all.
+    leads_asked: Mutex<Option<Instant>>,
 }
 
 impl Client {
@@ -83,6 +85,7 @@ impl Client {
             sequence: AtomicU64::new(0),
             turn: AtomicUsize::new(random as usize % 1024),
             refreshed: Mutex::new(None),
+            leads_asked: Mutex::new(None),
             options,
         };
         Ok(Client {
@@ -291,6 +294,48 @@ impl Inner {
             }
         }
         *refreshed = Some(Instant::now());
+    }
+
+    /// Waits until another node than this target says that it leads the target's shard.
+    pub async fn led_elsewhere(&self, target: &Target) {
+        loop {
+            self.ask_leads(target.node).await;
+            let leader = self.routes.read().leader(target.shard.id);
+            if leader.is_some_and(|leader| leader != target.node) {
+                return;
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Asks all nodes but the silent one what they lead themselves; many callers share one asking. What a node
+    /// says of others may be old.
+    async fn ask_leads(&self, silent: NodeId) {
+        let asked_at = Instant::now();
+        let mut last = self.leads_asked.lock().await;
+        if last.is_some_and(|at| at + ROUND_PAUSE > asked_at) {
+            return;
+        }
+        let (known, nodes) = {
+            let routes = self.routes.read();
+            let nodes: Vec<NodeInfo> = routes.map().nodes.values().cloned().collect();
+            (routes.map().version, nodes)
+        };
+        let others = nodes.into_iter().filter(|node| node.id != silent);
+        let asked = others.map(|node| async move {
+            let answer = self.transport.map(&node.address, known);
+            let update = tokio::time::timeout(ROUND_PAUSE, answer).await.ok()?.ok()?;
+            let own = update
+                .leaders
+                .into_iter()
+                .filter(|(_, leader)| *leader == node.id);
+            self.routes
+                .write()
+                .update(update.map, &own.collect::<Vec<_>>());
+            Some(())
+        });
+        futures_util::future::join_all(asked).await;
+        *last = Some(Instant::now());
     }
 }
 

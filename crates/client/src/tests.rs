@@ -271,6 +271,60 @@ async fn silent_node_costs_a_write_its_deadline_and_a_read_one_attempt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn leader_that_fell_silent_is_left_as_soon_as_another_says_that_it_leads() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "1")).await.unwrap();
+    let [old, new] = {
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        let [old, new] = [shard.replicas[0].node, shard.replicas[1].node];
+        state.leaders.insert(shard.id, new);
+        state.believed.insert(shard.id, new);
+        state.seen.clear();
+        [old, new]
+    };
+    let begun = tokio::time::Instant::now();
+    fake.fault(Fault::Silence);
+    let error = kv.put(Put::new("k", "2")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(error.outcome(), Outcome::Unknown);
+    assert!(kv.put(Put::new("k", "3")).await.unwrap().applied);
+    assert!(begun.elapsed() < Duration::from_millis(200));
+    let nodes: Vec<_> = fake.state.lock().seen.iter().map(|s| s.0).collect();
+    assert_eq!(nodes, [old, new]);
+    // A read goes on by itself.
+    fake.state
+        .lock()
+        .leaders
+        .values_mut()
+        .for_each(|leader| *leader = old);
+    fake.state
+        .lock()
+        .believed
+        .values_mut()
+        .for_each(|leader| *leader = old);
+    fake.fault(Fault::Silence);
+    assert!(kv.get(Get::new("k")).await.unwrap().is_some());
+    assert!(begun.elapsed() < Duration::from_millis(400));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leader_that_fell_silent_is_not_left_because_another_node_tells_of_a_third() {
+    let fake = Fake::new(3, HASHED, 1);
+    let kv = namespace(&fake).await;
+    {
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        state.believed.insert(shard.id, shard.replicas[1].node);
+        state.down.insert(shard.replicas[1].node);
+    }
+    fake.fault(Fault::Silence);
+    let error = kv.put(Put::new("k", "2")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_node_leaves_reads_and_writes_to_the_others() {
     let fake = Fake::new(3, HASHED, 1);
     let kv = namespace(&fake).await;

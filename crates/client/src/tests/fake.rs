@@ -40,6 +40,8 @@ pub struct Fake {
 pub struct State {
     pub map: ShardMap,
     pub leaders: HashMap<GroupId, NodeId>,
+    /// Who all nodes that answer say leads.
+    pub believed: HashMap<GroupId, NodeId>,
     pub down: HashSet<NodeId>,
     pub faults: VecDeque<Fault>,
     /// Node and shard of every request that reached a node that is up.
@@ -59,6 +61,7 @@ impl Fake {
         let mut state = State {
             map,
             leaders: HashMap::new(),
+            believed: HashMap::new(),
             down: HashSet::new(),
             faults: VecDeque::new(),
             seen: Vec::new(),
@@ -307,9 +310,10 @@ impl Transport for FakeTransport {
             node?;
             let state = self.0.state.lock();
             let newer = state.map.version > known_version;
+            let believed = state.believed.iter();
             Ok(MapUpdate {
                 map: newer.then(|| state.map.clone()),
-                leaders: Vec::new(),
+                leaders: believed.map(|(shard, leader)| (*shard, *leader)).collect(),
             })
         })
     }
