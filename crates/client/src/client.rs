@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use quorate_kv::{Error, ErrorKind, Outcome, Result};
 use quorate_sharding::{
-    GroupId, NamespaceSpec, NodeId, NodeInfo, NodeStatus, ReplicaHash, ShardMap, WriteId,
+    GroupId, NamespaceSpec, NodeId, NodeInfo, NodeStatus, ReplicaHash, ReplicaId, ShardMap, WriteId,
 };
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -153,6 +153,73 @@ impl Client {
         })
         .await?;
         self.inner.refresh().await;
+        Ok(())
+    }
+
+    /// Gives a shard a new replica on one node, takes that on another away, or both at once; gives the new replica's
+    /// id, 0 if there is none. The same node twice: its replica is made anew from the others. The group changes in
+    /// the background: see [`Client::settled`].
+    ///
+    /// # Errors
+    /// `InvalidArgument` if that makes no sense; `DeadlineExceeded` while an earlier change of the shard is under
+    /// way, or what kept the coordinator from it. After an unknown outcome look at the map.
+    pub async fn move_replica(
+        &self,
+        shard: GroupId,
+        from: Option<NodeId>,
+        to: Option<NodeId>,
+    ) -> Result<ReplicaId> {
+        let deadline = Instant::now() + self.inner.options.timeout;
+        let (from, to) = (from.unwrap_or_default(), to.unwrap_or_default());
+        let transport = &self.inner.transport;
+        let moved = self.by_coordinator(deadline, |address, left| {
+            transport.move_replica(address, shard, from, to, left)
+        });
+        let (replica, map) = moved.await?;
+        self.inner.routes.write().update(Some(map), &[]);
+        Ok(replica)
+    }
+
+    /// Waits until the group of a shard has the replicas that the map names, and no others.
+    ///
+    /// # Errors
+    /// `DeadlineExceeded`; the change goes on. `InvalidArgument` if there is no such shard.
+    pub async fn settled(&self, shard: GroupId, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            self.inner.refresh().await;
+            let known = self.inner.routes.read().map().shard(shard).cloned();
+            let Some(known) = known else {
+                let message = format!("there is no shard {shard}");
+                return Err(Error::new(ErrorKind::InvalidArgument, message));
+            };
+            if known.is_settled() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let message = format!(
+                    "the replicas of shard {shard} are still being changed after {} s; that goes on by itself as \
+                     soon as a majority of them and the new ones can be reached",
+                    timeout.as_secs()
+                );
+                return Err(Error::new(ErrorKind::DeadlineExceeded, message));
+            }
+            tokio::time::sleep(ROUND_PAUSE).await;
+        }
+    }
+
+    /// Removes a node that holds no replica any more.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if there is none such or it still holds something; what kept the coordinator from it.
+    pub async fn remove_node(&self, node: NodeId) -> Result<()> {
+        let deadline = Instant::now() + self.inner.options.timeout;
+        let transport = &self.inner.transport;
+        let removed = self.by_coordinator(deadline, |address, left| {
+            transport.remove_node(address, node, left)
+        });
+        let map = removed.await?;
+        self.inner.routes.write().update(Some(map), &[]);
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use quorate_kv::{BoxFuture, Result};
+use quorate_kv::{BoxFuture, Error, ErrorKind, Result};
 use quorate_sharding::{
-    GroupId, NamespaceSpec, NodeId, NodeStatus, ReplicaHash, Request, Response, ShardMap,
+    GroupId, NamespaceSpec, NodeId, NodeStatus, ReplicaHash, ReplicaId, Request, Response, ShardMap,
 };
 use tokio::sync::oneshot;
 
@@ -49,6 +49,29 @@ pub trait Transport: Send + Sync + 'static {
         timeout: Duration,
     ) -> BoxFuture<'_, Result<()>>;
 
+    /// Has the coordinator give a shard a replica on one node, take that on another away, or both; 0: none. Gives the
+    /// new replica's id and the map.
+    fn move_replica(
+        &self,
+        _address: &str,
+        _shard: GroupId,
+        _from: NodeId,
+        _to: NodeId,
+        _timeout: Duration,
+    ) -> BoxFuture<'_, Result<(ReplicaId, ShardMap)>> {
+        Box::pin(async { Err(unsupported("move replicas")) })
+    }
+
+    /// Has the coordinator remove a node that holds nothing; gives the map.
+    fn remove_node(
+        &self,
+        _address: &str,
+        _node: NodeId,
+        _timeout: Duration,
+    ) -> BoxFuture<'_, Result<ShardMap>> {
+        Box::pin(async { Err(unsupported("remove nodes")) })
+    }
+
     /// Asks a node for its state.
     fn status(&self, address: &str) -> BoxFuture<'_, Result<NodeStatus>>;
 
@@ -61,4 +84,11 @@ pub trait Transport: Send + Sync + 'static {
         index: u64,
         timeout: Duration,
     ) -> BoxFuture<'_, Result<ReplicaHash>>;
+}
+
+fn unsupported(what: &str) -> Error {
+    Error::new(
+        ErrorKind::Unsupported,
+        format!("this transport can't {what}"),
+    )
 }

@@ -19,7 +19,8 @@ use quorate_replication::{
     Applied, Command as Committed, CommandBody, SnapshotSink, SnapshotSource, StateMachine,
 };
 use quorate_sharding::{
-    COORDINATOR_GROUP, Namespace, NamespaceSpec, NodeId, Replica, SYSTEM_NAMESPACE, ShardMap,
+    COORDINATOR_GROUP, GroupId, Namespace, NamespaceSpec, NodeId, Replica, ReplicaId,
+    SYSTEM_NAMESPACE, ShardMap,
 };
 use quorate_storage::{Batch, Engine, Lsm, ReadAt, WriteOptions};
 use tokio::sync::watch;
@@ -28,7 +29,7 @@ use crate::apply::Position;
 use crate::codec::{Damaged, Reader, put_bytes, put_list, put_u32, put_u64};
 use crate::flushed::FlushTracker;
 use crate::keys::{GroupField, META, group_key};
-use crate::machine::{engine_error, invalid};
+use crate::machine::{claim, engine_error, invalid};
 
 const FORMAT: u8 = 1;
 
@@ -57,6 +58,27 @@ pub enum ClusterCommand {
     /// Gives the coordinator's group one more replica, on this node; answers the replica's id.
     GrowCoordinator {
         /// Where.
+        node: NodeId,
+    },
+    /// Gives a shard a new replica on one node, takes that on another away, or both; answers the new replica's id.
+    MoveReplica {
+        /// The shard.
+        shard: GroupId,
+        /// Whose replica goes; 0: none.
+        from: NodeId,
+        /// Who gets one; 0: nobody. The same as `from`: its replica is made anew.
+        to: NodeId,
+    },
+    /// The group of a shard has taken on the members of this version; answers 1 if that was news.
+    SettleMembers {
+        /// The shard.
+        shard: GroupId,
+        /// The members version.
+        members: u64,
+    },
+    /// Removes a node that holds nothing any more; answers its id.
+    RemoveNode {
+        /// Which.
         node: NodeId,
     },
 }
@@ -98,6 +120,21 @@ impl ClusterCommand {
                 out.push(4);
                 put_u64(&mut out, *node);
             }
+            ClusterCommand::MoveReplica { shard, from, to } => {
+                out.push(5);
+                [shard, from, to]
+                    .iter()
+                    .for_each(|id| put_u64(&mut out, **id));
+            }
+            ClusterCommand::SettleMembers { shard, members } => {
+                out.push(6);
+                put_u64(&mut out, *shard);
+                put_u64(&mut out, *members);
+            }
+            ClusterCommand::RemoveNode { node } => {
+                out.push(7);
+                put_u64(&mut out, *node);
+            }
         }
         out.into()
     }
@@ -129,6 +166,18 @@ impl ClusterCommand {
                 })
             }
             4 => ClusterCommand::GrowCoordinator {
+                node: reader.u64()?,
+            },
+            5 => ClusterCommand::MoveReplica {
+                shard: reader.u64()?,
+                from: reader.u64()?,
+                to: reader.u64()?,
+            },
+            6 => ClusterCommand::SettleMembers {
+                shard: reader.u64()?,
+                members: reader.u64()?,
+            },
+            7 => ClusterCommand::RemoveNode {
                 node: reader.u64()?,
             },
             _ => return Err(Damaged("a cluster command has an unknown kind")),
@@ -253,6 +302,17 @@ impl State {
                 self.map.set_coordinator(replicas);
                 Ok(id)
             }
+            ClusterCommand::MoveReplica { shard, from, to } => {
+                let some = |node| (node != 0).then_some(node);
+                Ok(self.map.move_replica(shard, some(from), some(to))?)
+            }
+            ClusterCommand::SettleMembers { shard, members } => {
+                Ok(u64::from(self.map.settle_members(shard, members)))
+            }
+            ClusterCommand::RemoveNode { node } => {
+                self.map.remove_node(node)?;
+                Ok(node)
+            }
         }
     }
 
@@ -268,6 +328,13 @@ impl State {
             .values()
             .find(|n| n.address == address)
             .map(|n| n.id);
+        if let Some(node) = by_data.filter(|node| self.map.node(*node).is_none()) {
+            let message = format!(
+                "the data of this server is of node {node}, which was removed from the cluster: \
+                 give it an empty data directory to join as a new node"
+            );
+            return refuse(ErrorKind::InvalidArgument, &message);
+        }
         match (by_data, by_address) {
             (Some(node), holder) if holder.is_none() || holder == Some(node) => {
                 self.map.set_node_address(node, address);
@@ -309,11 +376,16 @@ struct Inner {
 }
 
 impl CoordinatorMachine {
-    /// Opens the machine; `published` gets each new map.
+    /// Opens the machine of a replica; `published` gets each new map.
+    ///
+    /// # Errors
+    /// `InvalidData` if the state here is another replica's.
     pub(crate) fn open(
         engine: Arc<Lsm>,
         published: watch::Sender<Arc<ShardMap>>,
+        replica: ReplicaId,
     ) -> io::Result<CoordinatorMachine> {
+        claim(&engine, COORDINATOR_GROUP, replica)?;
         let get = |field| {
             let key = group_key(COORDINATOR_GROUP, field);
             let found = engine

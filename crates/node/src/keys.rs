@@ -28,6 +28,8 @@ pub(crate) enum GroupField {
     Shard = 3,
     /// The coordinator's shard map.
     Map = 4,
+    /// The id of the replica whose state this is.
+    Replica = 5,
 }
 
 /// The keyspaces of a node's engine.
@@ -44,6 +46,25 @@ pub(crate) fn group_key(group: GroupId, field: GroupField) -> [u8; 10] {
     key[1..9].copy_from_slice(&group.to_be_bytes());
     key[9] = field as u8;
     key
+}
+
+/// All meta keys of a group.
+pub(crate) fn group_range(group: GroupId) -> (Vec<u8>, Vec<u8>) {
+    let mut key = vec![GROUP];
+    key.extend_from_slice(&group.to_be_bytes());
+    let mut end = key.clone();
+    end.push(u8::MAX);
+    (key, end)
+}
+
+/// All meta keys of all groups.
+pub(crate) const GROUPS: (&[u8], &[u8]) = (&[GROUP], &[GROUP + 1]);
+
+/// The group and the field of a meta key, if it is one of a group.
+pub(crate) fn group_of(key: &[u8]) -> Option<(GroupId, u8)> {
+    let (group, field) = key.strip_prefix(&[GROUP])?.split_at_checked(8)?;
+    let [field] = field else { return None };
+    Some((u64::from_be_bytes(group.try_into().ok()?), *field))
 }
 
 /// Bytes before the encoded key.

@@ -17,7 +17,7 @@ use quorate_kv::Version;
 use quorate_replication::{
     Applied, Command as Committed, CommandBody, EntryId, SnapshotSink, SnapshotSource, StateMachine,
 };
-use quorate_sharding::{NamespaceKind, Shard};
+use quorate_sharding::{GroupId, NamespaceKind, ReplicaId, Shard};
 use quorate_storage::{Batch, Engine, KeyRange, Lsm, ReadAt, WriteOptions};
 
 use crate::apply::{Applier, ApplyError, Position};
@@ -45,12 +45,15 @@ pub(crate) struct ShardMachine {
 }
 
 impl ShardMachine {
-    /// Opens the machine of a shard; a snapshot whose installation a crash cut off is installed.
+    /// Opens the machine of a replica; a snapshot whose installation a crash cut off is installed.
+    ///
+    /// # Errors
+    /// `InvalidData` if the state here is another replica's: see [`remains`](crate::remains).
     pub(crate) fn open(
         env: Env,
         engine: Arc<Lsm>,
         spool_dir: PathBuf,
-        shard: Shard,
+        (shard, replica): (Shard, ReplicaId),
         kind: NamespaceKind,
     ) -> io::Result<Arc<ShardMachine>> {
         let machine = Arc::new(ShardMachine {
@@ -65,6 +68,7 @@ impl ShardMachine {
             installs: AtomicU64::new(0),
             hashes: Arc::default(),
         });
+        claim(&machine.engine, machine.shard.id, replica)?;
         crate::snapshot::resume_install(&machine)?;
         let stored = machine.meta(GroupField::Applied)?;
         let position = match stored {
@@ -240,6 +244,29 @@ impl StateMachine for Machine {
     fn receive(&self) -> io::Result<Box<dyn SnapshotSink>> {
         Ok(Box::new(Receiver::open(Arc::clone(&self.0))?))
     }
+}
+
+/// Notes whose state a group's is, if nobody has before.
+///
+/// # Errors
+/// `InvalidData` if it is another replica's.
+pub(crate) fn claim(engine: &Lsm, group: GroupId, replica: ReplicaId) -> io::Result<()> {
+    let key = group_key(group, GroupField::Replica);
+    let known = engine
+        .get(META, &key, &ReadAt::NEWEST)
+        .map_err(engine_error)?;
+    if let Some(entry) = known {
+        if entry.value[..] == replica.to_be_bytes() {
+            return Ok(());
+        }
+        return Err(invalid(format!(
+            "the state of shard {group} here is not that of replica {replica}: it has to be removed first"
+        )));
+    }
+    let mut batch = Batch::new();
+    batch.put(META, &key, &replica.to_be_bytes());
+    let written = engine.write(&batch, WriteOptions::APPLY);
+    written.map(|_| ()).map_err(engine_error)
 }
 
 /// Keeps what tells whether it may pass.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use quorate_env::Env;
 use quorate_kv::{Error as KvError, ErrorKind};
-use quorate_replication::{Class, Group, Groups, Transport};
+use quorate_replication::{Class, Group, Groups, Health, Transport};
 use quorate_sharding::{COORDINATOR_GROUP, Failure, GroupId, NodeId, Redirect, Request, ShardMap};
 use quorate_storage::Lsm;
 use tokio::sync::watch;
@@ -23,7 +23,7 @@ use crate::identity::{DataDir, Identity};
 use crate::latency::Latencies;
 use crate::replies::Replies;
 use crate::shard::{ShardReplica, check_namespace};
-use crate::{keys, reconcile, upkeep};
+use crate::{keys, members, reconcile, upkeep};
 
 /// A member of a cluster. Clones are one node.
 #[derive(Clone)]
@@ -43,6 +43,9 @@ pub(crate) struct Inner {
     pub coordinator: RwLock<Option<Group>>,
     /// Shards of this node that could not be opened, and why.
     pub broken: Mutex<BTreeMap<GroupId, String>>,
+    /// Shards that this node leads and that have the members that the map names, which the map does not know yet:
+    /// with the members version.
+    pub unsettled: Mutex<BTreeMap<GroupId, u64>>,
     pub started: Duration,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -88,12 +91,14 @@ impl Node {
             shards: RwLock::default(),
             coordinator: RwLock::default(),
             broken: Mutex::default(),
+            unsettled: Mutex::default(),
             started: env.clock.now(),
             tasks: Mutex::default(),
         });
         let tasks = [
             tokio::spawn(reconcile::follow_map(Arc::clone(&inner))),
             tokio::spawn(reconcile::lead_coordinator(Arc::clone(&inner))),
+            tokio::spawn(members::lead(Arc::clone(&inner))),
             tokio::spawn(upkeep::run(Arc::clone(&inner))),
             tokio::spawn(upkeep::watch_engine(Arc::clone(&inner))),
             tokio::spawn(upkeep::watch_space(Arc::clone(&inner))),
@@ -136,9 +141,16 @@ impl Node {
         })
     }
 
-    /// Whether this node holds a replica of the coordinator, and so hears of new maps by itself.
+    /// Whether this node holds a replica of the coordinator.
     pub fn holds_coordinator(&self) -> bool {
         self.inner.coordinator.read().is_some()
+    }
+
+    /// Whether this node hears of new maps by itself: its replica of the coordinator hears a leader. One that the
+    /// coordinator's group has let go of does not.
+    pub fn hears_of_maps(&self) -> bool {
+        let group = self.inner.coordinator.read().clone();
+        group.is_some_and(|group| group.status().health == Health::Works)
     }
 
     /// Serves requests; each gets one answer through `replies`, in any order.
@@ -264,6 +276,17 @@ impl Node {
     /// Told by who knows for sure that the process of a peer is dead: what it led elects another at once.
     pub fn peer_gone(&self, node: NodeId) {
         self.inner.groups.node_gone(node);
+    }
+
+    /// What this node has to tell the coordinator of shards that it leads: each a
+    /// [`ClusterCommand::SettleMembers`], to be sent again until it is gone from here.
+    pub fn unsettled(&self) -> Vec<ClusterCommand> {
+        let unsettled = self.inner.unsettled.lock();
+        let settle = |(shard, members): (&GroupId, &u64)| ClusterCommand::SettleMembers {
+            shard: *shard,
+            members: *members,
+        };
+        unsettled.iter().map(settle).collect()
     }
 
     /// Makes every replica of a shard hash its state at one index, which is returned. Only the

@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::jobs;
 use crate::machine::{Machine, ShardMachine};
 use crate::node::Inner;
+use crate::remains;
 use crate::reopen::Reopening;
 use crate::shard::ShardReplica;
 
@@ -28,7 +29,7 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
             tokio::time::sleep(PERIOD).await;
         }
     }
-    let mut saved = 0;
+    let (mut saved, mut cleared) = (0, 0);
     let mut reopening = Reopening::default();
     loop {
         let map = Arc::clone(&changes.borrow_and_update());
@@ -40,6 +41,9 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
             }
         }
         reopening.close_due(&inner).await;
+        if map.version > cleared && remains::remove(&inner, &map).await {
+            cleared = map.version;
+        }
         let all_open = open_missing(&inner, &map).await && saved == map.version;
         let pause = tokio::time::sleep(PERIOD);
         if !all_open {
@@ -134,7 +138,10 @@ async fn close_left_over(inner: &Inner, group: GroupId) -> Result<()> {
 async fn open_coordinator(inner: &Arc<Inner>, replica: u64) -> Result<Group> {
     close_left_over(inner, COORDINATOR_GROUP).await?;
     let (engine, map) = (Arc::clone(&inner.engine), inner.map.clone());
-    let machine = jobs::run(inner.env(), move || CoordinatorMachine::open(engine, map)).await;
+    let machine = jobs::run(inner.env(), move || {
+        CoordinatorMachine::open(engine, map, replica)
+    })
+    .await;
     let machine = Coordinator(Arc::new(machine.map_err(replication_error)?));
     let group = inner
         .groups
@@ -163,7 +170,7 @@ pub(crate) async fn open_shard(
         shard.clone(),
         namespace.kind,
     );
-    let open = move || ShardMachine::open(env, engine, spool, mine, kind);
+    let open = move || ShardMachine::open(env, engine, spool, (mine, replica), kind);
     let machine = jobs::run(inner.env(), open)
         .await
         .map_err(replication_error)?;
@@ -216,16 +223,14 @@ async fn grow_coordinator(inner: &Inner, group: &Group) -> Result<()> {
     let Some(shard) = map.shard(COORDINATOR_GROUP) else {
         return Ok(());
     };
-    let wanted: BTreeMap<u64, u64> = shard.replicas.iter().map(|r| (r.id, r.node)).collect();
-    if group.status().members.voters != wanted || group.status().members.joint {
-        group.change_members(wanted, TIMEOUT).await?;
-        return Ok(());
-    }
-    if wanted.len() < inner.config.coordinator_replicas {
+    let members = group.status().members;
+    let is_as_named = !members.joint && members.voters.len() == shard.replicas.len();
+    if is_as_named && shard.is_settled() && shard.replicas.len() < inner.config.coordinator_replicas
+    {
         let free = map
             .nodes
             .keys()
-            .find(|node| !wanted.values().any(|held| held == *node));
+            .find(|node| shard.replica_on(**node).is_none());
         if let Some(&node) = free {
             let command = ClusterCommand::GrowCoordinator { node };
             group.propose(command.encode(), TIMEOUT).await?;

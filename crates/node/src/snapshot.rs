@@ -17,10 +17,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quorate_env::File;
+use quorate_env::{Disk, File};
 use quorate_kv::Version;
 use quorate_replication::{Applied, SnapshotSink, SnapshotSource};
-use quorate_sharding::Shard;
+use quorate_sharding::{GroupId, Shard};
 use quorate_storage::{Batch, Engine, Iter, IterOptions, ReadAt, Sequence, WriteOptions};
 
 use crate::apply::Position;
@@ -211,9 +211,29 @@ impl Drop for Receiver {
 }
 
 fn install_path(machine: &ShardMachine) -> PathBuf {
-    machine
-        .spool_dir
-        .join(format!("install-{}", machine.shard().id))
+    machine.spool_dir.join(install_name(machine.shard().id))
+}
+
+fn install_name(group: GroupId) -> String {
+    format!("install-{group}")
+}
+
+fn receive_prefix(group: GroupId) -> String {
+    format!("receive-{group}-")
+}
+
+/// Removes what was received for a group, whole or not.
+pub(crate) fn forget(disk: &dyn Disk, spool_dir: &Path, group: GroupId) -> io::Result<()> {
+    if !disk.exists(spool_dir)? {
+        return Ok(());
+    }
+    let (whole, part) = (install_name(group), receive_prefix(group));
+    for name in disk.list(spool_dir)? {
+        if name == whole || name.starts_with(&part) {
+            disk.remove(&spool_dir.join(name))?;
+        }
+    }
+    disk.sync_dir(spool_dir)
 }
 
 /// Ends what a crash cut off: installs a whole snapshot, removes the remains of others.
@@ -222,7 +242,7 @@ pub(crate) fn resume_install(machine: &ShardMachine) -> io::Result<()> {
     if !disk.exists(&machine.spool_dir)? {
         return Ok(());
     }
-    let receiving = format!("receive-{}-", machine.shard().id);
+    let receiving = receive_prefix(machine.shard().id);
     for name in disk.list(&machine.spool_dir)? {
         if name.starts_with(&receiving) {
             disk.remove(&machine.spool_dir.join(name))?;

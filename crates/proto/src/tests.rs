@@ -122,18 +122,21 @@ fn shards() -> impl Strategy<Value = Shard> {
         any::<Vec<(u64, u64)>>(),
     )
         .prop_map(
-            |((id, namespace, range, members), start, end, replicas)| Shard {
+            |((id, namespace, range, members), start, end, mut replicas)| Shard {
                 id,
                 namespace,
                 end: if end > start { end } else { Bytes::new() },
                 start,
                 epoch: ShardEpoch { range, members },
-                replicas: replicas
-                    .into_iter()
-                    .map(|(id, node)| Replica { id, node })
-                    .collect(),
+                leaving: replicas.drain(..replicas.len() / 2).map(replica).collect(),
+                replicas: replicas.into_iter().map(replica).collect(),
+                settled: members / 2,
             },
         )
+}
+
+fn replica((id, node): (u64, u64)) -> Replica {
+    Replica { id, node }
 }
 
 fn failures() -> impl Strategy<Value = Failure> {

@@ -8,10 +8,14 @@ use quorate_client::ClientOptions;
 
 use crate::input::Format;
 
+mod members;
 #[cfg(feature = "outbox")]
 mod outbox;
 mod storage;
 
+pub use members::{
+    DrainArgs, ListNodesArgs, MoveArgs, NodeArgs, NodeCommand, RebuildArgs, ShardArgs, ShardCommand,
+};
 #[cfg(feature = "outbox")]
 pub use outbox::{
     ChoiceArgs, DatabaseArgs, DlqArgs, DlqChoiceArgs, DlqCommand, DlqListArgs, DlqShowArgs,
@@ -53,6 +57,10 @@ pub enum Command {
     Scan(ScanArgs),
     /// Create, list and show namespaces
     Namespace(NamespaceArgs),
+    /// List nodes, take replicas off one, remove it
+    Node(NodeArgs),
+    /// Move one replica of a shard to another node, or have it made anew
+    Shard(ShardArgs),
     /// Show the nodes, their shards, and whether replicas agree
     Status(StatusArgs),
     /// Load records from a file

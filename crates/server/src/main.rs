@@ -39,6 +39,8 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Del(args) => commands::block_on(commands::del(args)),
         Command::Scan(args) => commands::block_on(commands::scan(args)),
         Command::Namespace(args) => commands::block_on(commands::namespace(args)),
+        Command::Node(args) => commands::block_on(commands::node(args)),
+        Command::Shard(args) => commands::block_on(commands::shard(args)),
         Command::Status(args) => commands::block_on(commands::status(args)),
         Command::Load(args) => commands::block_on(commands::load(args)),
         Command::Verify(args) => commands::block_on(commands::verify(args)),

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::{
-    COORDINATOR_GROUP, Error, Namespace, NamespaceId, NamespaceKind, NodeId, NodeInfo, NodeLoad,
-    Replica, Result, SYSTEM_NAMESPACE, Shard, ShardEpoch, ShardMap, bounds_from_splits,
-    initial_bounds, place_with_loads,
+    COORDINATOR_GROUP, Error, GroupId, Namespace, NamespaceId, NamespaceKind, NodeId, NodeInfo,
+    NodeLoad, Replica, ReplicaId, Result, SYSTEM_NAMESPACE, Shard, ShardEpoch, ShardMap,
+    bounds_from_splits, initial_bounds, place_with_loads,
 };
 
 /// The longest name of a namespace, in bytes.
@@ -124,6 +124,8 @@ impl ShardMap {
             start: Bytes::new(),
             end: Bytes::new(),
             epoch,
+            leaving: Vec::new(),
+            settled: epoch.members,
             replicas,
         };
         self.insert_namespace(namespace, vec![shard]);
@@ -164,6 +166,8 @@ impl ShardMap {
                 start,
                 end,
                 epoch: ShardEpoch::FIRST,
+                leaving: Vec::new(),
+                settled: ShardEpoch::FIRST.members,
                 replicas: (first_replica..)
                     .zip(nodes)
                     .map(|(id, node)| Replica { id, node })
@@ -193,19 +197,128 @@ impl ShardMap {
         self.remove_namespace(id)
     }
 
-    /// Gives a shard other replicas and raises its members version. False if there is none such.
-    pub fn set_replicas(&mut self, shard: u64, replicas: Vec<Replica>) -> bool {
+    /// Gives a shard a new replica on one node, takes the one on another away, or both at once, and raises its
+    /// members version; gives the new replica's id, 0 if there is none. The same node twice: its replica is to be
+    /// made anew. What is taken away stays among the leaving until the change is settled.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if that makes no sense; [`Error::Unsettled`] while an earlier change is under way.
+    /// The map is unchanged then.
+    pub fn move_replica(
+        &mut self,
+        shard: u64,
+        from: Option<NodeId>,
+        to: Option<NodeId>,
+    ) -> Result<ReplicaId> {
+        let refuse = |why: String| Err(Error::InvalidArgument(why));
         let Some(known) = self.shard(shard).cloned() else {
+            return refuse(format!("there is no shard {shard}"));
+        };
+        if !known.is_settled() {
+            return Err(Error::Unsettled(shard));
+        }
+        let mut changed = Shard::clone(&known);
+        if let Some(from) = from {
+            let Some(place) = changed.replicas.iter().position(|r| r.node == from) else {
+                return refuse(format!("shard {shard} has no replica on node {from}"));
+            };
+            changed.leaving.push(changed.replicas.remove(place));
+        }
+        let mut id = 0;
+        if let Some(node) = to {
+            if self.node(node).is_none() {
+                return refuse(format!("there is no node {node}"));
+            }
+            if changed.replica_on(node).is_some() {
+                return refuse(format!(
+                    "shard {shard} has a replica on node {node} already"
+                ));
+            }
+            id = self.next.replica;
+            changed.replicas.push(Replica { id, node });
+        }
+        if changed.replicas.is_empty() {
+            return refuse(format!("shard {shard} would have no replica left"));
+        }
+        if changed.replicas == known.replicas {
+            return refuse("name the node to move from, the node to move to, or both".into());
+        }
+        changed.epoch.members += 1;
+        self.next.replica = self.next.replica.max(id + 1);
+        self.replace_shard(changed);
+        self.version += 1;
+        Ok(id)
+    }
+
+    /// Notes that the group of a shard has taken on the members of this version: those that were leaving are gone.
+    /// True if that was news.
+    pub fn settle_members(&mut self, shard: u64, members: u64) -> bool {
+        let Some(known) = self.shard(shard).filter(|s| s.epoch.members == members) else {
             return false;
         };
-        if known.replicas != replicas {
-            let mut changed = Shard::clone(&known);
-            changed.epoch.members += 1;
-            changed.replicas = replicas;
-            self.replace_shard(changed);
-            self.version += 1;
+        if known.is_settled() {
+            return false;
         }
+        let mut changed = Shard::clone(known);
+        changed.leaving.clear();
+        changed.settled = members;
+        self.replace_shard(changed);
+        self.version += 1;
         true
+    }
+
+    /// Removes a node that holds nothing any more. Its id is never given out again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such node, or shards are still on it.
+    pub fn remove_node(&mut self, node: NodeId) -> Result<()> {
+        if self.node(node).is_none() {
+            return Err(Error::InvalidArgument(format!("there is no node {node}")));
+        }
+        let holds = |s: &&std::sync::Arc<Shard>| {
+            s.replicas.iter().chain(&s.leaving).any(|r| r.node == node)
+        };
+        let held: Vec<String> = self
+            .shards()
+            .filter(holds)
+            .map(|s| s.id.to_string())
+            .collect();
+        if !held.is_empty() {
+            return Err(Error::InvalidArgument(format!(
+                "node {node} still holds replicas of the shards {}: move them first",
+                held.join(", ")
+            )));
+        }
+        self.nodes.remove(&node);
+        self.version += 1;
+        Ok(())
+    }
+
+    /// Where the replicas of a node could go, each to the node that holds the least of those without one of the
+    /// same shard: shards and their new nodes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if there is no such node, or a shard has a replica on every other one.
+    pub fn evacuation(&self, node: NodeId) -> Result<Vec<(GroupId, NodeId)>> {
+        if self.node(node).is_none() {
+            return Err(Error::InvalidArgument(format!("there is no node {node}")));
+        }
+        let mut loads = self.loads();
+        let mut moves = Vec::new();
+        for shard in self.shards().filter(|s| s.replica_on(node).is_some()) {
+            let free = loads
+                .iter_mut()
+                .filter(|(to, _)| shard.replica_on(**to).is_none());
+            let Some((to, load)) = free.min_by_key(|(_, load)| (load.replicas, load.firsts)) else {
+                return Err(Error::InvalidArgument(format!(
+                    "shard {} has a replica on every other node than {node}: add a node first",
+                    shard.id
+                )));
+            };
+            load.replicas += 1;
+            moves.push((shard.id, *to));
+        }
+        Ok(moves)
     }
 
     /// What each node holds, the coordinator's group apart.

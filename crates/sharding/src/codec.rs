@@ -1,6 +1,6 @@
 //! The bytes of maps, namespaces and shards, as the coordinator's state machine stores them.
 //!
-//! Each begins with a format byte (now 1). Numbers are big-endian and fixed, strings and byte
+//! Each begins with a format byte (now 2; 1 had no members on their way). Numbers are big-endian and fixed, strings and byte
 //! strings are a `u32` length and the bytes, lists a `u32` count and the items. Decoding checks
 //! every length against what is there, and refuses bytes behind the end.
 
@@ -13,7 +13,9 @@ use crate::{
     Shard, ShardEpoch, ShardMap,
 };
 
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
+/// The oldest that is read.
+const FORMAT_MIN: u8 = 1;
 
 impl ShardMap {
     /// The map as bytes.
@@ -94,12 +96,15 @@ impl Namespace {
 }
 
 fn decode_whole<T>(bytes: &[u8], read: impl FnOnce(&mut Reader<'_>) -> Result<T>) -> Result<T> {
-    let mut reader = Reader { rest: bytes };
-    match reader.u8()? {
-        FORMAT => {}
+    let mut reader = Reader {
+        rest: bytes,
+        format: FORMAT,
+    };
+    reader.format = match reader.u8()? {
+        format @ FORMAT_MIN..=FORMAT => format,
         0 => return Err(Error::Damaged("format 0 does not exist")),
         newer => return Err(Error::NewerFormat(newer)),
-    }
+    };
     let value = read(&mut reader)?;
     if !reader.rest.is_empty() {
         return Err(Error::Damaged("there are bytes behind the end"));
@@ -195,15 +200,21 @@ fn put_shard(out: &mut Vec<u8>, shard: &Shard) {
     put_bytes(out, &shard.end);
     put_u64(out, shard.epoch.range);
     put_u64(out, shard.epoch.members);
-    put_u32(out, shard.replicas.len() as u32);
-    for replica in &shard.replicas {
+    put_replicas(out, &shard.replicas);
+    put_replicas(out, &shard.leaving);
+    put_u64(out, shard.settled);
+}
+
+fn put_replicas(out: &mut Vec<u8>, replicas: &[Replica]) {
+    put_u32(out, replicas.len() as u32);
+    for replica in replicas {
         put_u64(out, replica.id);
         put_u64(out, replica.node);
     }
 }
 
 fn shard(r: &mut Reader<'_>) -> Result<Shard> {
-    Ok(Shard {
+    let mut shard = Shard {
         id: r.u64()?,
         namespace: r.u32()?,
         start: Bytes::copy_from_slice(r.bytes()?),
@@ -212,17 +223,28 @@ fn shard(r: &mut Reader<'_>) -> Result<Shard> {
             range: r.u64()?,
             members: r.u64()?,
         },
-        replicas: r.list(|r| {
-            Ok(Replica {
-                id: r.u64()?,
-                node: r.u64()?,
-            })
-        })?,
+        replicas: r.list(replica)?,
+        leaving: Vec::new(),
+        settled: 0,
+    };
+    shard.settled = shard.epoch.members;
+    if r.format > 1 {
+        shard.leaving = r.list(replica)?;
+        shard.settled = r.u64()?;
+    }
+    Ok(shard)
+}
+
+fn replica(r: &mut Reader<'_>) -> Result<Replica> {
+    Ok(Replica {
+        id: r.u64()?,
+        node: r.u64()?,
     })
 }
 
 struct Reader<'a> {
     rest: &'a [u8],
+    format: u8,
 }
 
 impl<'a> Reader<'a> {

@@ -236,7 +236,7 @@ impl ShardMap {
         }
         let mut replicas: Vec<ReplicaId> = self
             .shards()
-            .flat_map(|s| s.replicas.iter().map(|r| r.id))
+            .flat_map(|s| s.replicas.iter().chain(&s.leaving).map(|r| r.id))
             .collect();
         replicas.sort_unstable();
         if replicas.windows(2).any(|w| w[0] == w[1]) {

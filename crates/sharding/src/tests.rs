@@ -40,6 +40,8 @@ fn shard(id: GroupId, start: &'static str, end: &'static str, range: u64) -> Sha
         end: Bytes::from_static(end.as_bytes()),
         epoch: ShardEpoch { range, members: 1 },
         replicas: vec![Replica { id, node: 1 }],
+        leaving: Vec::new(),
+        settled: 1,
     }
 }
 
@@ -148,19 +150,111 @@ fn catalog_changes_replicas_and_raises_the_members_version() {
         .create_namespace(&spec("a", HASHED, 2, 2))
         .expect("fits");
     let before = map.shards_of(id)[1].clone();
-    let replica = map.take_replica_id();
-    let replicas = vec![
-        before.replicas[0],
-        Replica {
-            id: replica,
-            node: 3,
-        },
-    ];
-    assert!(map.set_replicas(before.id, replicas));
-    let after = map.shard(before.id).expect("there");
+    let (stays, goes) = (before.replicas[0], before.replicas[1]);
+    let free = (1..=3).find(|node| before.replica_on(*node).is_none());
+    let made = map
+        .move_replica(before.id, Some(goes.node), free)
+        .expect("moves");
+    let after = map.shard(before.id).expect("there").clone();
+    let new = Replica {
+        id: made,
+        node: free.expect("one of three is free"),
+    };
+    assert_eq!(after.replicas, [stays, new]);
+    assert_eq!(after.leaving, [goes]);
     assert_eq!(after.epoch.members, before.epoch.members + 1);
     assert_eq!(after.epoch.range, before.epoch.range);
-    assert!(!map.set_replicas(999, Vec::new()));
+    assert_eq!(map.validate(), Ok(()));
+    assert_eq!(ShardMap::from_bytes(&map.to_bytes()).as_ref(), Ok(&map));
+    // One change at a time.
+    let again = map.move_replica(before.id, Some(stays.node), None);
+    assert_eq!(again, Err(Error::Unsettled(before.id)));
+    assert!(
+        map.remove_node(goes.node).is_err(),
+        "its replica may still count"
+    );
+    assert!(
+        !map.settle_members(before.id, before.epoch.members),
+        "of an earlier version"
+    );
+    assert!(map.settle_members(before.id, after.epoch.members));
+    assert!(
+        !map.settle_members(before.id, after.epoch.members),
+        "no news"
+    );
+    assert!(map.shard(before.id).expect("there").is_settled());
+}
+
+#[test]
+fn map_replica_moves_that_make_no_sense_are_refused() {
+    let mut map = cluster(3);
+    let id = map
+        .create_namespace(&spec("a", HASHED, 1, 2))
+        .expect("fits");
+    let shard = map.shards_of(id)[0].clone();
+    let (held, free) = (
+        shard.replicas[0].node,
+        (1..=3).find(|n| shard.replica_on(*n).is_none()),
+    );
+    let before = map.clone();
+    for (of, from, to) in [
+        (999, Some(held), free),
+        (shard.id, free, None),
+        (shard.id, None, Some(held)),
+        (shard.id, None, Some(9)),
+        (shard.id, Some(9), free),
+        (shard.id, None, None),
+    ] {
+        let refused = map.move_replica(of, from, to);
+        assert!(
+            matches!(refused, Err(Error::InvalidArgument(_))),
+            "{of} {from:?} {to:?}"
+        );
+    }
+    assert_eq!(map, before);
+    // A replica made anew, then one less, but not none.
+    let anew = map
+        .move_replica(shard.id, Some(held), Some(held))
+        .expect("is made anew");
+    assert_eq!(
+        map.shard(shard.id)
+            .and_then(|s| s.replica_on(held))
+            .map(|r| r.id),
+        Some(anew)
+    );
+    assert!(map.settle_members(shard.id, shard.epoch.members + 1));
+    map.move_replica(shard.id, Some(held), None)
+        .expect("one is left");
+    assert!(map.settle_members(shard.id, shard.epoch.members + 2));
+    let last = map.shard(shard.id).expect("there").replicas[0].node;
+    assert!(map.move_replica(shard.id, Some(last), None).is_err());
+    assert!(map.remove_node(last).is_err());
+    map.remove_node(held).expect("holds nothing");
+    assert!(map.remove_node(held).is_err());
+    assert_eq!(map.validate(), Ok(()));
+}
+
+#[test]
+fn map_evacuation_of_a_node_names_a_place_for_every_replica_or_says_what_is_missing() {
+    let mut map = cluster(4);
+    map.create_namespace(&spec("a", HASHED, 12, 3))
+        .expect("fits");
+    let moves = map.evacuation(2).expect("there is room");
+    let held = map.shards().filter(|s| s.replica_on(2).is_some()).count();
+    assert_eq!(moves.len(), held);
+    for (shard, to) in &moves {
+        map.move_replica(*shard, Some(2), Some(*to)).expect("fits");
+        let members = map.shard(*shard).expect("there").epoch.members;
+        assert!(map.settle_members(*shard, members));
+    }
+    assert_eq!(map.evacuation(2), Ok(Vec::new()));
+    map.remove_node(2).expect("is empty");
+    assert!(map.evacuation(2).is_err(), "there is no such node");
+    let full = map
+        .evacuation(3)
+        .expect_err("three nodes are needed for three replicas");
+    assert!(full.to_string().contains("add a node"), "{full}");
+    assert_eq!(map.validate(), Ok(()));
 }
 
 #[test]
@@ -243,9 +337,9 @@ fn map_validate_finds_gaps_overlaps_and_shared_nodes() {
 #[test]
 fn bytes_of_another_format_are_refused_by_name() {
     let mut bytes = cluster(1).to_bytes();
+    bytes[0] = 3;
+    assert_eq!(ShardMap::from_bytes(&bytes), Err(Error::NewerFormat(3)));
     bytes[0] = 2;
-    assert_eq!(ShardMap::from_bytes(&bytes), Err(Error::NewerFormat(2)));
-    bytes[0] = 1;
     bytes.push(0);
     assert!(matches!(
         ShardMap::from_bytes(&bytes),
@@ -265,13 +359,32 @@ fn bytes_of_a_namespace_and_shard_are_golden() {
         replicas: 2,
         incarnation: 1,
     };
-    let golden = [
-        1, 0, 0, 0, 3, 0, 0, 0, 1, b'n', 3, b'/', 0, 0, 0, 2, 0, 0, 0, 1,
+    let mut golden = [
+        2, 0, 0, 0, 3, 0, 0, 0, 1, b'n', 3, b'/', 0, 0, 0, 2, 0, 0, 0, 1,
     ];
     assert_eq!(namespace.to_bytes(), golden);
+    assert_eq!(Namespace::from_bytes(&golden).as_ref(), Ok(&namespace));
+    golden[0] = 1;
     assert_eq!(Namespace::from_bytes(&golden), Ok(namespace));
-    let one = shard(2, "a", "", 5);
-    assert_eq!(Shard::from_bytes(&one.to_bytes()), Ok(one));
+    let mut one = shard(2, "a", "", 5);
+    one.epoch.members = 4;
+    one.settled = 3;
+    one.leaving = vec![Replica { id: 8, node: 9 }];
+    let mut golden = vec![2];
+    golden.extend([0, 0, 0, 0, 0, 0, 0, 2]); // id
+    golden.extend([0, 0, 0, 1]); // namespace
+    golden.extend([0, 0, 0, 1, b'a', 0, 0, 0, 0]); // start and end
+    golden.extend([0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 4]); // epoch
+    golden.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1]); // replicas
+    let of_format_1 = golden.len();
+    golden.extend([0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0, 0, 9]); // leaving
+    golden.extend([0, 0, 0, 0, 0, 0, 0, 3]); // settled
+    assert_eq!(one.to_bytes(), golden);
+    assert_eq!(Shard::from_bytes(&golden).as_ref(), Ok(&one));
+    golden.truncate(of_format_1);
+    golden[0] = 1;
+    (one.leaving, one.settled) = (Vec::new(), 4);
+    assert_eq!(Shard::from_bytes(&golden), Ok(one));
 }
 
 fn encodings() -> impl Strategy<Value = Encoding> {

@@ -121,6 +121,10 @@ pub struct Shard {
     pub epoch: ShardEpoch,
     /// Its replicas; the first is the preferred leader.
     pub replicas: Vec<Replica>,
+    /// Replicas that are on their way out: the group may still count on them.
+    pub leaving: Vec<Replica>,
+    /// The members version that the group is known to have taken on.
+    pub settled: u64,
 }
 
 impl Shard {
@@ -132,6 +136,11 @@ impl Shard {
     /// Whether it shares keys with the encoded range `start..end` (an empty end: no end).
     pub fn overlaps(&self, start: &[u8], end: &[u8]) -> bool {
         (end.is_empty() || &self.start[..] < end) && (self.end.is_empty() || start < &self.end[..])
+    }
+
+    /// Whether the group has exactly these replicas, as far as is known: nothing is on its way.
+    pub fn is_settled(&self) -> bool {
+        self.settled == self.epoch.members && self.leaving.is_empty()
     }
 
     /// The replica on a node, if it has one.

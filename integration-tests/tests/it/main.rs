@@ -15,6 +15,7 @@ mod failover;
 mod faults;
 mod lifecycle;
 mod linearizability;
+mod members;
 mod outbox;
 mod snapshots;
 mod storage;

@@ -12,7 +12,8 @@ use quorate_proto::v1::cluster_client::ClusterClient;
 use quorate_proto::v1::kv_client::KvClient;
 use quorate_proto::{MESSAGE_BYTES_MAX, error_of_status, v1};
 use quorate_sharding::{
-    Failure, GroupId, NamespaceSpec, NodeStatus, ReplicaHash, Request, Response, ShardMap,
+    Failure, GroupId, NamespaceSpec, NodeId, NodeStatus, ReplicaHash, ReplicaId, Request, Response,
+    ShardMap,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -142,6 +143,48 @@ impl Transport for GrpcTransport {
         Box::pin(async move {
             let call = async move { client?.drop_namespace(request).await.map_err(write_error) };
             within(timeout, Outcome::Unknown, call).await.map(drop)
+        })
+    }
+
+    fn move_replica(
+        &self,
+        address: &str,
+        shard: GroupId,
+        from: NodeId,
+        to: NodeId,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<(ReplicaId, ShardMap)>> {
+        let client = self.cluster(address);
+        let request = v1::MoveReplicaRequest {
+            shard,
+            from,
+            to,
+            timeout_ms: millis(timeout),
+        };
+        Box::pin(async move {
+            let call = async move { client?.move_replica(request).await.map_err(write_error) };
+            let answer = within(timeout, Outcome::Unknown, call).await?.into_inner();
+            let map = answer.map.ok_or_else(|| bad_answer("no map"))?;
+            Ok((answer.replica, ShardMap::try_from(map)?))
+        })
+    }
+
+    fn remove_node(
+        &self,
+        address: &str,
+        node: NodeId,
+        timeout: Duration,
+    ) -> BoxFuture<'_, Result<ShardMap>> {
+        let client = self.cluster(address);
+        let request = v1::RemoveNodeRequest {
+            node,
+            timeout_ms: millis(timeout),
+        };
+        Box::pin(async move {
+            let call = async move { client?.remove_node(request).await.map_err(write_error) };
+            let answer = within(timeout, Outcome::Unknown, call).await?.into_inner();
+            let map = answer.map.ok_or_else(|| bad_answer("no map"))?;
+            ShardMap::try_from(map)
         })
     }
 

@@ -28,7 +28,7 @@ impl Rig {
     fn open(sim: &Sim) -> Rig {
         let engine = open_engine(&sim.env()).expect("the engine opens");
         let (sender, map) = watch::channel(Arc::new(ShardMap::new(0)));
-        let machine = CoordinatorMachine::open(Arc::clone(&engine), sender).expect("opens");
+        let machine = CoordinatorMachine::open(Arc::clone(&engine), sender, 1).expect("opens");
         Rig {
             sim: sim.clone(),
             engine,
@@ -179,6 +179,43 @@ fn coordinator_grows_to_known_nodes_once_each() {
     let shard = map.shard(COORDINATOR_GROUP).expect("its own shard");
     assert_eq!(shard.replicas.len(), 3);
     assert_eq!(shard.epoch.members, 3);
+}
+
+#[test]
+fn coordinator_moves_a_replica_and_removes_a_node_that_is_empty() {
+    let rig = Rig::of_three(1);
+    rig.run(create("a", 1, 1)).expect("creates");
+    let map = rig.map();
+    let shard = &map.shards_of(1)[0];
+    let from = shard.replicas[0].node;
+    let to = from % 3 + 1;
+    let shard = shard.id;
+    let command = ClusterCommand::MoveReplica { shard, from, to };
+    let made = rig.run(command.clone()).expect("moves");
+    assert_eq!(
+        rig.run(command),
+        Err(ErrorKind::Unavailable),
+        "one at a time"
+    );
+    let remove = ClusterCommand::RemoveNode { node: from };
+    assert_eq!(rig.run(remove.clone()), Err(ErrorKind::InvalidArgument));
+    let settle = |members| rig.run(ClusterCommand::SettleMembers { shard, members });
+    assert_eq!(settle(1), Ok(0));
+    assert_eq!(settle(2), Ok(1));
+    assert_eq!(
+        rig.map().shard(shard).expect("there").replicas,
+        [Replica { id: made, node: to }]
+    );
+    if from != 1 {
+        assert_eq!(rig.run(remove), Ok(from));
+        let again = join(&format!("n{from}"), from);
+        assert_eq!(
+            rig.run(again),
+            Err(ErrorKind::InvalidArgument),
+            "its data is of a removed node"
+        );
+        assert_eq!(rig.run(join(&format!("n{from}"), 9)), Ok(4));
+    }
 }
 
 #[test]

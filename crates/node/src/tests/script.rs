@@ -47,6 +47,8 @@ pub(super) fn shard(kind: NamespaceKind) -> Shard {
             members: 1,
         },
         replicas: vec![Replica { id: 21, node: 1 }],
+        leaving: Vec::new(),
+        settled: 1,
     }
 }
 

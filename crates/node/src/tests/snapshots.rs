@@ -115,7 +115,7 @@ fn snapshot_leaves_the_neighbours_of_its_range_alone() {
     let spool_dir = Path::new(SPOOL).to_owned();
     let open = crate::machine::ShardMachine::open;
     let engine = std::sync::Arc::clone(&rig.engine);
-    let machine = open(sim.env(), engine, spool_dir, below, ORDERED).expect("opens");
+    let machine = open(sim.env(), engine, spool_dir, (below, 21), ORDERED).expect("opens");
     let neighbour = Rig {
         machine,
         engine: std::sync::Arc::clone(&rig.engine),

@@ -55,16 +55,27 @@ impl From<&Shard> for v1::Shard {
             start: shard.start.clone(),
             end: shard.end.clone(),
             epoch: Some(shard.epoch.into()),
-            replicas: shard
-                .replicas
-                .iter()
-                .map(|r| v1::Replica {
-                    id: r.id,
-                    node: r.node,
-                })
-                .collect(),
+            replicas: replicas_to_wire(&shard.replicas),
+            leaving: replicas_to_wire(&shard.leaving),
+            settled: shard.settled,
         }
     }
+}
+
+fn replicas_to_wire(replicas: &[Replica]) -> Vec<v1::Replica> {
+    let wire = |r: &Replica| v1::Replica {
+        id: r.id,
+        node: r.node,
+    };
+    replicas.iter().map(wire).collect()
+}
+
+fn replicas_from_wire(wire: Vec<v1::Replica>) -> Vec<Replica> {
+    let replica = |r: v1::Replica| Replica {
+        id: r.id,
+        node: r.node,
+    };
+    wire.into_iter().map(replica).collect()
 }
 
 impl From<Shard> for v1::Shard {
@@ -86,14 +97,9 @@ impl TryFrom<v1::Shard> for Shard {
             start: wire.start,
             end: wire.end,
             epoch: wire.epoch.unwrap_or_default().into(),
-            replicas: wire
-                .replicas
-                .into_iter()
-                .map(|r| Replica {
-                    id: r.id,
-                    node: r.node,
-                })
-                .collect(),
+            replicas: replicas_from_wire(wire.replicas),
+            leaving: replicas_from_wire(wire.leaving),
+            settled: wire.settled,
         })
     }
 }

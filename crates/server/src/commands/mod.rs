@@ -16,6 +16,7 @@ mod database;
 mod feed;
 mod keys;
 mod load;
+mod members;
 mod namespace;
 mod order;
 #[cfg(feature = "outbox")]
@@ -29,6 +30,7 @@ mod verify;
 pub use bench::bench;
 pub use keys::{del, get, put, scan};
 pub use load::load;
+pub use members::{node, shard};
 pub use namespace::namespace;
 #[cfg(feature = "outbox")]
 pub use outbox::outbox;

@@ -89,10 +89,7 @@ impl Cluster for ClusterService {
         let node = self.node()?;
         let passed_on = request.metadata().contains_key(PASSED_ON);
         let create = request.into_inner();
-        let timeout = match create.timeout_ms {
-            0 => TIMEOUT,
-            ms => Duration::from_millis(ms.into()),
-        };
+        let timeout = timeout_of(create.timeout_ms);
         let spec = NamespaceSpec::try_from(create.clone()).map_err(|e| status_of_error(&e))?;
         match node
             .coordinate(ClusterCommand::CreateNamespace(spec), timeout)
@@ -124,6 +121,70 @@ impl Cluster for ClusterService {
         )))
     }
 
+    async fn move_replica(
+        &self,
+        request: Request<v1::MoveReplicaRequest>,
+    ) -> Answer<v1::MoveReplicaResponse> {
+        let node = self.node()?;
+        let passed_on = request.metadata().contains_key(PASSED_ON);
+        let asked = request.into_inner();
+        let command = ClusterCommand::MoveReplica {
+            shard: asked.shard,
+            from: asked.from,
+            to: asked.to,
+        };
+        match node.coordinate(command, timeout_of(asked.timeout_ms)).await {
+            Ok(replica) => {
+                let map = Some((&*node.map()).into());
+                Ok(Response::new(v1::MoveReplicaResponse { replica, map }))
+            }
+            Err(failure) => {
+                let mut leader = self.leader(&node, failure, passed_on).await?;
+                leader.move_replica(mark(asked)).await
+            }
+        }
+    }
+
+    async fn settle_members(
+        &self,
+        request: Request<v1::SettleMembersRequest>,
+    ) -> Answer<v1::SettleMembersResponse> {
+        let node = self.node()?;
+        let passed_on = request.metadata().contains_key(PASSED_ON);
+        let asked = request.into_inner();
+        let command = ClusterCommand::SettleMembers {
+            shard: asked.shard,
+            members: asked.members,
+        };
+        match node.coordinate(command, TIMEOUT).await {
+            Ok(_) => Ok(Response::new(v1::SettleMembersResponse {})),
+            Err(failure) => {
+                let mut leader = self.leader(&node, failure, passed_on).await?;
+                leader.settle_members(mark(asked)).await
+            }
+        }
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<v1::RemoveNodeRequest>,
+    ) -> Answer<v1::RemoveNodeResponse> {
+        let node = self.node()?;
+        let passed_on = request.metadata().contains_key(PASSED_ON);
+        let asked = request.into_inner();
+        let command = ClusterCommand::RemoveNode { node: asked.node };
+        match node.coordinate(command, timeout_of(asked.timeout_ms)).await {
+            Ok(_) => {
+                let map = Some((&*node.map()).into());
+                Ok(Response::new(v1::RemoveNodeResponse { map }))
+            }
+            Err(failure) => {
+                let mut leader = self.leader(&node, failure, passed_on).await?;
+                leader.remove_node(mark(asked)).await
+            }
+        }
+    }
+
     async fn status(&self, _request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
         Ok(Response::new(wire_status(&self.node()?).into()))
     }
@@ -134,10 +195,7 @@ impl Cluster for ClusterService {
     ) -> Answer<v1::ReplicaHashesResponse> {
         let node = self.node()?;
         let asked = request.into_inner();
-        let timeout = match asked.timeout_ms {
-            0 => TIMEOUT,
-            ms => Duration::from_millis(ms.into()),
-        };
+        let timeout = timeout_of(asked.timeout_ms);
         let me = node.identity().node;
         let map = node.map();
         let replica = map
@@ -162,6 +220,14 @@ impl Cluster for ClusterService {
         Ok(Response::new(v1::ReplicaHashesResponse {
             hash: Some(hash.into()),
         }))
+    }
+}
+
+/// How long a caller waits; 0: it did not say.
+fn timeout_of(ms: u32) -> Duration {
+    match ms {
+        0 => TIMEOUT,
+        ms => Duration::from_millis(ms.into()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quorate_kv::{Error, ErrorKind};
-use quorate_node::DataDir;
+use quorate_node::{ClusterCommand, DataDir, Node};
 use quorate_proto::{PROTOCOL_VERSION, cluster_from_wire, v1};
 use quorate_sharding::ShardMap;
 use tonic::Request;
@@ -45,7 +45,8 @@ pub async fn run(host: Arc<Host>) -> anyhow::Result<()> {
     loop {
         tokio::time::sleep(PAUSE).await;
         let Ok(node) = host.node() else { return Ok(()) };
-        if node.holds_coordinator() {
+        settle(&host, &node).await;
+        if node.hears_of_maps() {
             continue;
         }
         for address in others(&host) {
@@ -197,6 +198,32 @@ async fn announce(host: &Host) {
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Has the coordinator note what this node's groups have become. What fails is sent again in the next round.
+async fn settle(host: &Host, node: &Node) {
+    for command in node.unsettled() {
+        let ClusterCommand::SettleMembers { shard, members } = command else {
+            continue;
+        };
+        if node.coordinate(command, CALL).await.is_ok() {
+            continue;
+        }
+        for address in others(host) {
+            match call_settle(&address, shard, members).await {
+                Ok(()) => break,
+                Err(error) => tracing::debug!(address, shard, %error, "settling members: not yet"),
+            }
+        }
+    }
+}
+
+async fn call_settle(address: &str, shard: u64, members: u64) -> Result<(), Error> {
+    let mut client = connect(address).await?;
+    let mut request = Request::new(v1::SettleMembersRequest { shard, members });
+    request.set_timeout(CALL);
+    let settled = client.settle_members(request).await;
+    settled.map(drop).map_err(|status| call_error(&status))
 }
 
 async fn fetch_map(host: &Host, address: &str) -> Result<(), Error> {

@@ -1,0 +1,136 @@
+//! Replicas that this node holds and the map gives it no more: they are closed, and their log and data removed.
+//!
+//! A replica may go when the map no longer names it: neither among a shard's replicas nor among those that are
+//! leaving. It may also go when this node is given another replica of the same shard: then it is to be made anew.
+//! Ids of replicas are never given out twice, so one that went stays gone.
+//!
+//! A crash may come between any two steps. What is left is found by what the engine and the log have of groups, and
+//! removed once more.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use quorate_replication::Error as GroupError;
+use quorate_sharding::{COORDINATOR_GROUP, GroupId, NodeId, ReplicaId, Shard, ShardMap};
+use quorate_storage::{Engine, IterOptions, KeyRange, Lsm, ReadAt};
+
+use crate::error::{Error, Result};
+use crate::jobs;
+use crate::keys::{DATA, GROUPS, GroupField, META, group_key, group_of, group_range, shard_range};
+use crate::machine::{engine_error, invalid};
+use crate::node::Inner;
+use crate::snapshot;
+
+/// Removes what may go; false if something could not be, and has to be tried again.
+pub(crate) async fn remove(inner: &Arc<Inner>, map: &ShardMap) -> bool {
+    if map.cluster == 0 {
+        return false;
+    }
+    let held = match held(inner).await {
+        Ok(held) => held,
+        Err(error) => {
+            tracing::error!(%error, "what this node holds could not be read");
+            return false;
+        }
+    };
+    let mut all = true;
+    for (group, replica) in held {
+        if !may_stay(map, inner.identity.node, group, replica) {
+            match remove_replica(inner, group).await {
+                Ok(()) => tracing::info!(
+                    shard = group,
+                    replica,
+                    "a replica that left the shard is removed"
+                ),
+                Err(error) => {
+                    all = false;
+                    tracing::error!(shard = group, replica, %error, "a replica could not be removed");
+                }
+            }
+        }
+    }
+    all
+}
+
+fn may_stay(map: &ShardMap, node: NodeId, group: GroupId, replica: ReplicaId) -> bool {
+    map.shard(group)
+        .is_some_and(|shard| match shard.replica_on(node) {
+            Some(named) => named.id == replica,
+            None => shard.leaving.iter().any(|leaving| leaving.id == replica),
+        })
+}
+
+/// The replicas of which log or engine have anything.
+async fn held(inner: &Arc<Inner>) -> Result<BTreeSet<(GroupId, ReplicaId)>> {
+    let engine = Arc::clone(&inner.engine);
+    let in_engine = jobs::run(inner.env(), move || replicas_of(&engine)).await;
+    let in_engine = in_engine.map_err(failed)?;
+    let in_log = inner.groups.stored_groups();
+    Ok(in_engine.into_iter().chain(in_log).collect())
+}
+
+fn replicas_of(engine: &Lsm) -> io::Result<BTreeMap<GroupId, ReplicaId>> {
+    let range = IterOptions::range(GROUPS.0, GROUPS.1);
+    let mut iter = engine.iterate(META, range).map_err(engine_error)?;
+    let mut found = BTreeMap::new();
+    iter.seek_to_first().map_err(engine_error)?;
+    while iter.valid() {
+        if let Some((group, field)) = group_of(iter.key())
+            && field == GroupField::Replica as u8
+        {
+            let id = iter.value().try_into();
+            let id = id
+                .map_err(|_| invalid(format!("the replica id of group {group} has not 8 bytes")))?;
+            found.insert(group, u64::from_be_bytes(id));
+        }
+        iter.next().map_err(engine_error)?;
+    }
+    Ok(found)
+}
+
+/// Closes this node's replica of a group, if it is open, and removes its log, then its data.
+async fn remove_replica(inner: &Arc<Inner>, group: GroupId) -> Result<()> {
+    inner.shards.write().remove(&group);
+    if group == COORDINATOR_GROUP {
+        *inner.coordinator.write() = None;
+    }
+    match inner.groups.close_group(group).await {
+        Ok(()) | Err(GroupError::NoSuchGroup(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    inner.groups.remove_group(group).await?;
+    let engine = Arc::clone(&inner.engine);
+    let (disk, spool) = (
+        Arc::clone(&inner.env().disk),
+        inner.dir.path().join("snapshots"),
+    );
+    let removed = jobs::run(inner.env(), move || {
+        snapshot::forget(&*disk, &spool, group)?;
+        remove_state(&engine, group)
+    });
+    removed.await.map_err(failed)?;
+    inner.broken.lock().remove(&group);
+    Ok(())
+}
+
+fn failed(error: io::Error) -> Error {
+    Error::Io(error.to_string())
+}
+
+/// First the data, then what says that there is some. Durable on return.
+fn remove_state(engine: &Lsm, group: GroupId) -> io::Result<()> {
+    let key = group_key(group, GroupField::Shard);
+    let stored = engine
+        .get(META, &key, &ReadAt::NEWEST)
+        .map_err(engine_error)?;
+    if let Some(entry) = stored {
+        let shard = Shard::from_bytes(&entry.value).map_err(invalid)?;
+        let (lower, upper) = shard_range(&shard);
+        let data = engine.remove_range(DATA, KeyRange::new(&lower, &upper));
+        data.map_err(engine_error)?;
+    }
+    let (lower, upper) = group_range(group);
+    let meta = engine.remove_range(META, KeyRange::new(&lower, &upper));
+    meta.map_err(engine_error)
+}
