@@ -233,7 +233,7 @@ impl State {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         let ids: Vec<_> = self.data_ids.iter().collect();
         put_list(&mut out, &ids, |out, (node, id)| {

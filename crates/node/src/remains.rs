@@ -70,7 +70,7 @@ async fn held(inner: &Arc<Inner>) -> Result<BTreeSet<(GroupId, ReplicaId)>> {
     Ok(in_engine.into_iter().chain(in_log).collect())
 }
 
-fn replicas_of(engine: &Lsm) -> io::Result<BTreeMap<GroupId, ReplicaId>> {
+pub(crate) fn replicas_of(engine: &Lsm) -> io::Result<BTreeMap<GroupId, ReplicaId>> {
     let range = IterOptions::range(GROUPS.0, GROUPS.1);
     let mut iter = engine.iterate(META, range).map_err(engine_error)?;
     let mut found = BTreeMap::new();
@@ -119,7 +119,7 @@ fn failed(error: io::Error) -> Error {
 }
 
 /// First the data, then what says that there is some. Durable on return.
-fn remove_state(engine: &Lsm, group: GroupId) -> io::Result<()> {
+pub(crate) fn remove_state(engine: &Lsm, group: GroupId) -> io::Result<()> {
     let key = group_key(group, GroupField::Shard);
     let stored = engine
         .get(META, &key, &ReadAt::NEWEST)

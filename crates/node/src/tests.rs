@@ -7,6 +7,7 @@ mod coordinator;
 mod crash;
 mod full_disk;
 mod harness;
+mod remains;
 mod requests;
 mod script;
 mod snapshots;

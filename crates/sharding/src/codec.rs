@@ -1,6 +1,6 @@
 //! The bytes of maps, namespaces and shards, as the coordinator's state machine stores them.
 //!
-//! Each begins with a format byte (now 2; 1 had no members on their way). Numbers are big-endian and fixed, strings and byte
+//! Each begins with a format byte: of maps and shards it is 2 (1 had no members on their way), of namespaces 1. Numbers are big-endian and fixed, strings and byte
 //! strings are a `u32` length and the bytes, lists a `u32` count and the items. Decoding checks
 //! every length against what is there, and refuses bytes behind the end.
 
@@ -14,6 +14,7 @@ use crate::{
 };
 
 const FORMAT: u8 = 2;
+const NAMESPACE_FORMAT: u8 = 1;
 /// The oldest that is read.
 const FORMAT_MIN: u8 = 1;
 
@@ -42,7 +43,7 @@ impl ShardMap {
     /// # Errors
     /// [`Error::Damaged`] or [`Error::NewerFormat`].
     pub fn from_bytes(bytes: &[u8]) -> Result<ShardMap> {
-        decode_whole(bytes, |r| {
+        decode_whole(bytes, FORMAT, |r| {
             let cluster = u128::from_be_bytes(r.array()?);
             let version = r.u64()?;
             let next = NextIds {
@@ -74,14 +75,14 @@ impl Shard {
     /// # Errors
     /// [`Error::Damaged`] or [`Error::NewerFormat`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Shard> {
-        decode_whole(bytes, shard)
+        decode_whole(bytes, FORMAT, shard)
     }
 }
 
 impl Namespace {
     /// The namespace as bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = vec![FORMAT];
+        let mut out = vec![NAMESPACE_FORMAT];
         put_namespace(&mut out, self);
         out
     }
@@ -91,17 +92,21 @@ impl Namespace {
     /// # Errors
     /// [`Error::Damaged`] or [`Error::NewerFormat`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Namespace> {
-        decode_whole(bytes, namespace)
+        decode_whole(bytes, NAMESPACE_FORMAT, namespace)
     }
 }
 
-fn decode_whole<T>(bytes: &[u8], read: impl FnOnce(&mut Reader<'_>) -> Result<T>) -> Result<T> {
+fn decode_whole<T>(
+    bytes: &[u8],
+    newest: u8,
+    read: impl FnOnce(&mut Reader<'_>) -> Result<T>,
+) -> Result<T> {
     let mut reader = Reader {
         rest: bytes,
-        format: FORMAT,
+        format: newest,
     };
     reader.format = match reader.u8()? {
-        format @ FORMAT_MIN..=FORMAT => format,
+        format if (FORMAT_MIN..=newest).contains(&format) => format,
         0 => return Err(Error::Damaged("format 0 does not exist")),
         newer => return Err(Error::NewerFormat(newer)),
     };

@@ -25,14 +25,28 @@ async fn refused(cluster: &Cluster, arguments: &[&str]) -> String {
     ended.err
 }
 
-async fn map(client: &Client) -> ShardMap {
-    client.refresh().await;
-    client.map()
+/// The map, once some node gives one in which nothing is on its way and this holds.
+async fn map(client: &Client, holds: impl Fn(&ShardMap) -> bool) -> ShardMap {
+    eventually("the map is as it should be", SOON, || async {
+        client.refresh().await;
+        let map = client.map();
+        let is_so = map.shards().all(|shard| shard.is_settled()) && holds(&map);
+        if is_so {
+            Ok(map)
+        } else {
+            Err(format!("{map:?}"))
+        }
+    })
+    .await
+}
+
+fn any(_: &ShardMap) -> bool {
+    true
 }
 
 /// The id of the node in a place of `nodes`.
 async fn id_of(cluster: &Cluster, client: &Client, place: usize) -> NodeId {
-    let map = map(client).await;
+    let map = map(client, any).await;
     let mut nodes = map.nodes.values();
     let node = nodes.find(|node| node.address == cluster.nodes[place].address);
     node.expect("the node is of the cluster").id
@@ -79,8 +93,7 @@ async fn node_drained_and_removed_under_load_loses_nothing() {
     assert!(said.contains(&format!("removed node {gone}")), "{said}");
     cluster.nodes[0].kill();
     writers.progress(BETWEEN).await;
-    let left = map(&client).await;
-    assert_eq!(left.nodes.len(), 3);
+    let left = map(&client, |map| map.nodes.len() == 3).await;
     assert!(
         left.shards()
             .all(|shard| shard.is_settled() && shard.replicas.len() == 3)
@@ -117,8 +130,7 @@ async fn node_that_died_is_replaced_by_a_new_one_under_load() {
     cluster.nodes[place].kill();
     run(&cluster, &["node", "remove", &dead.to_string()]).await;
     writers.progress(BETWEEN).await;
-    let left = map(&client).await;
-    assert!(left.node(dead).is_none());
+    let left = map(&client, |map| map.node(dead).is_none()).await;
     assert!(
         left.shards()
             .all(|shard| shard.is_settled() && shard.replica_on(dead).is_none())
@@ -149,7 +161,7 @@ async fn replicas_made_anew_and_moved_there_and_back_agree() {
             )
             .await;
         }
-        let nodes = map(&client).await;
+        let nodes = map(&client, any).await;
         let free = nodes
             .nodes
             .keys()
@@ -169,19 +181,13 @@ async fn replicas_made_anew_and_moved_there_and_back_agree() {
             &["shard", "move", &id, "--from", &to, "--to", &from],
         )
         .await;
-        let now = map(&client)
-            .await
-            .shard(shard)
-            .expect("it is there")
-            .clone();
-        let anew = now
-            .replicas
-            .iter()
-            .all(|r| known.replicas.iter().all(|before| before.id < r.id));
-        assert!(
-            anew && now.is_settled() && now.replicas.len() == 3,
-            "{known:?} {now:?}"
-        );
+        // All of them are others by now.
+        let is_new = |id| known.replicas.iter().all(|before| before.id < id);
+        map(&client, |map| {
+            let shard = map.shard(shard).expect("it is there");
+            shard.replicas.len() == 3 && shard.replicas.iter().all(|replica| is_new(replica.id))
+        })
+        .await;
     }
     let written = writers.stop_and_verify().await;
     assert!(cluster.assert_replicas_agree(&client).await >= written);

@@ -167,6 +167,14 @@ fn cluster_command() -> impl Strategy<Value = ClusterCommand> {
                 })
             }),
         any::<u64>().prop_map(|node| ClusterCommand::GrowCoordinator { node }),
+        any::<(u64, u64, u64)>().prop_map(|(shard, from, to)| ClusterCommand::MoveReplica {
+            shard,
+            from,
+            to
+        }),
+        any::<(u64, u64)>()
+            .prop_map(|(shard, members)| ClusterCommand::SettleMembers { shard, members }),
+        any::<u64>().prop_map(|node| ClusterCommand::RemoveNode { node }),
     ]
 }
 
@@ -457,6 +465,15 @@ fn cluster_command_bytes_are_those_of_format_1() {
     assert_eq!(hex(&create.encode()), without_spaces(expected));
     let grow = ClusterCommand::GrowCoordinator { node: 5 };
     assert_eq!(hex(&grow.encode()), "01040000000000000005");
+    let (shard, from, to) = (7, 8, 9);
+    let moved = ClusterCommand::MoveReplica { shard, from, to };
+    let expected = "01 05 0000000000000007 0000000000000008 0000000000000009";
+    assert_eq!(hex(&moved.encode()), without_spaces(expected));
+    let settled = ClusterCommand::SettleMembers { shard, members: 2 };
+    let expected = "01 06 0000000000000007 0000000000000002";
+    assert_eq!(hex(&settled.encode()), without_spaces(expected));
+    let removed = ClusterCommand::RemoveNode { node: 5 };
+    assert_eq!(hex(&removed.encode()), "01070000000000000005");
 }
 
 #[test]

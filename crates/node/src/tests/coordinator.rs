@@ -13,7 +13,7 @@ use quorate_storage::Lsm;
 use tokio::sync::watch;
 
 use super::harness::{crash, open_engine};
-use crate::coordinator::{ClusterCommand, Coordinator, CoordinatorMachine, decode_answer};
+use crate::coordinator::{ClusterCommand, Coordinator, CoordinatorMachine, State, decode_answer};
 
 struct Rig {
     sim: Sim,
@@ -278,16 +278,24 @@ fn coordinator_state_bytes_are_those_of_format_1() {
     let mut source = rig.machine.snapshot().expect("a snapshot");
     let chunk = source.next_chunk(1).expect("a chunk").expect("one chunk");
     let found: String = chunk.iter().map(|b| format!("{b:02x}")).collect();
+    let of_state = chunk;
     let state = "01 00000001 0000000000000001 0000000000000009";
-    let map = "01 00000000000000000000000000000005 0000000000000002
+    let map = "02 00000000000000000000000000000005 0000000000000002
         0000000000000002 0000000000000002 0000000000000002 00000001";
     let node = "00000001 0000000000000001 00000002 6e31 00000000";
     let namespace = "00000001 00000000 00000007 5f73797374656d 0000 00000001 00000000";
     let shard = "00000001 0000000000000001 00000000 00000000 00000000
         0000000000000001 0000000000000001 00000001 0000000000000001 0000000000000001";
-    let expected: String = [state, map, node, namespace, shard]
+    let settled = "00000000 0000000000000001";
+    let expected: String = [state, map, node, namespace, shard, settled]
         .iter()
         .flat_map(|part| part.split_whitespace())
         .collect();
     assert_eq!(found, expected);
+    // The map as an older program wrote it, whose shards have no members on their way.
+    let mut older = of_state.to_vec();
+    older.truncate(of_state.len() - settled.replace(' ', "").len() / 2);
+    older[state.replace(' ', "").len() / 2] = 1;
+    let read = State::decode(older.into()).expect("is read");
+    assert_eq!(read.encode(), of_state);
 }

@@ -63,9 +63,17 @@ impl Rig {
     }
 
     pub(super) fn open_shard(sim: &Sim, shard: Shard, kind: NamespaceKind) -> Result<Rig, String> {
+        Rig::open_replica(sim, (shard, 21), kind)
+    }
+
+    pub(super) fn open_replica(
+        sim: &Sim,
+        replica: (Shard, u64),
+        kind: NamespaceKind,
+    ) -> Result<Rig, String> {
         let engine = open_engine(&sim.env()).map_err(|e| e.to_string())?;
         let spool = Path::new(SPOOL).to_owned();
-        let machine = ShardMachine::open(sim.env(), Arc::clone(&engine), spool, (shard, 21), kind)
+        let machine = ShardMachine::open(sim.env(), Arc::clone(&engine), spool, replica, kind)
             .map_err(|e| e.to_string())?;
         Ok(Rig {
             sim: sim.clone(),
