@@ -149,7 +149,7 @@ async fn replicas_made_anew_and_moved_there_and_back_agree() {
     let id = shard.to_string();
     for _ in 0..2 {
         writers.progress(BETWEEN).await;
-        let known = map(&client)
+        let known = map(&client, any)
             .await
             .shard(shard)
             .expect("it is there")

@@ -111,6 +111,42 @@ impl v1::cluster_server::Cluster for Service {
         }))
     }
 
+    async fn move_replica(
+        &self,
+        request: tonic::Request<v1::MoveReplicaRequest>,
+    ) -> Result<Response<v1::MoveReplicaResponse>, Status> {
+        let asked = request.into_inner();
+        let some = |node| (node != 0).then_some(node);
+        let mut state = self.0.state.lock();
+        let moved = state
+            .map
+            .move_replica(asked.shard, some(asked.from), some(asked.to));
+        let replica = moved.map_err(|e| status_of_error(&e.into()))?;
+        Ok(Response::new(v1::MoveReplicaResponse {
+            replica,
+            map: Some(v1::ShardMap::from(&state.map)),
+        }))
+    }
+
+    async fn settle_members(
+        &self,
+        _: tonic::Request<v1::SettleMembersRequest>,
+    ) -> Result<Response<v1::SettleMembersResponse>, Status> {
+        Err(Status::unimplemented("not here"))
+    }
+
+    async fn remove_node(
+        &self,
+        request: tonic::Request<v1::RemoveNodeRequest>,
+    ) -> Result<Response<v1::RemoveNodeResponse>, Status> {
+        let mut state = self.0.state.lock();
+        let removed = state.map.remove_node(request.into_inner().node);
+        removed.map_err(|e| status_of_error(&e.into()))?;
+        Ok(Response::new(v1::RemoveNodeResponse {
+            map: Some(v1::ShardMap::from(&state.map)),
+        }))
+    }
+
     async fn init(
         &self,
         _: tonic::Request<v1::InitRequest>,
@@ -206,6 +242,60 @@ async fn conformance_over_streams_and_over_calls() {
             .unwrap();
         run(&kv, &Suite::new("suite")).await;
     }
+}
+
+#[tokio::test]
+async fn replicas_are_moved_and_waited_for_and_nodes_removed() {
+    let fake = cluster(Encoding::Ordered);
+    let (address, _server) = serve(&fake).await;
+    let client = connect(address, ClientOptions::default()).await;
+    let (shard, new) = {
+        let map = &mut fake.state.lock().map;
+        let shard = map.shards().next().unwrap().clone();
+        (
+            shard,
+            map.register_node("elsewhere:1", std::collections::BTreeMap::new()),
+        )
+    };
+    let old = shard.replicas[0].node;
+    let made = client
+        .move_replica(shard.id, Some(old), Some(new))
+        .await
+        .unwrap();
+    let known = client.map().shard(shard.id).unwrap().replica_on(new);
+    assert_eq!(known.map(|replica| replica.id), Some(made));
+    let late = client
+        .settled(shard.id, Duration::from_millis(50))
+        .await
+        .unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::DeadlineExceeded);
+    let held = client.remove_node(new).await.unwrap_err();
+    assert_eq!(held.kind(), ErrorKind::InvalidArgument);
+    assert!(
+        fake.state
+            .lock()
+            .map
+            .settle_members(shard.id, shard.epoch.members + 1)
+    );
+    client
+        .settled(shard.id, Duration::from_secs(10))
+        .await
+        .unwrap();
+    let unknown = client.settled(99, Duration::ZERO).await.unwrap_err();
+    assert_eq!(unknown.kind(), ErrorKind::InvalidArgument);
+    let back = client
+        .move_replica(shard.id, Some(new), Some(old))
+        .await
+        .unwrap();
+    assert!(back > made);
+    assert!(
+        fake.state
+            .lock()
+            .map
+            .settle_members(shard.id, shard.epoch.members + 2)
+    );
+    client.remove_node(new).await.unwrap();
+    assert!(client.map().node(new).is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
