@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorate_env::{Env, JobClass};
+use quorate_env::{Env, JobClass, switch};
 use quorate_storage::{Engine, Iter, IterOptions, Lsm, ReadAt, Snapshot};
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::Xxh3;
@@ -36,6 +36,7 @@ impl Hashes {
     pub(crate) fn start(
         self: &Arc<Self>,
         env: &Env,
+        group: u64,
         engine: Arc<Lsm>,
         snapshot: Snapshot,
         index: u64,
@@ -45,6 +46,9 @@ impl Hashes {
         let hashes = Arc::clone(self);
         let job = move || {
             let found = hash_range(&engine, &snapshot, index, lower, upper);
+            if let Ok(found) = &found {
+                switch::probe("hash", || [group, index, found.hash, found.keys]);
+            }
             let mut done = hashes.done.lock();
             if done.len() == KEPT {
                 done.pop_front();

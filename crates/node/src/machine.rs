@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_env::Env;
+use quorate_env::{Env, switch};
 use quorate_kv::Version;
 use quorate_replication::{
     Applied, Command as Committed, CommandBody, EntryId, SnapshotSink, SnapshotSource, StateMachine,
@@ -157,6 +157,8 @@ impl ShardMachine {
         let (position, sequence) = applier.commit()?;
         if let Some(entry) = position.entry {
             self.flushed.applied(sequence, entry.index);
+            let version = position.version;
+            switch::probe("position", || [self.shard.id, entry.index, version]);
         }
         self.set_position(held, position);
         Ok(())
@@ -207,8 +209,9 @@ impl ShardMachine {
         let (lower, upper) = crate::keys::shard_range(&self.shard);
         let snapshot = self.engine.snapshot();
         let engine = Arc::clone(&self.engine);
+        let group = self.shard.id;
         self.hashes
-            .start(&self.env, engine, snapshot, at.index, lower, upper);
+            .start(&self.env, group, engine, snapshot, at.index, lower, upper);
     }
 }
 

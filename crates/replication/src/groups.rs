@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use openraft::{Raft, SnapshotPolicy};
 use parking_lot::RwLock;
-use quorate_env::{Env, JobClass};
+use quorate_env::{Env, JobClass, switch};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -239,6 +239,7 @@ async fn start(
     machine: Arc<dyn StateMachine>,
 ) -> Result<Group> {
     let config = Arc::clone(&host.config);
+    switch::probe("opened", || [group, replica]);
     let log = host
         .log
         .open_replica(group, replica)?

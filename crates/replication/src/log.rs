@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_env::Env;
+use quorate_env::{Env, switch};
 use quorate_log::{Completion, Durability, Log, LogOptions, Position, WhenFull};
 
 use crate::codec::{decode_payload, payload_size};
@@ -46,7 +46,8 @@ use crate::raft::{Entry, EntryPayload, LogId, Vote};
 use crate::types::{GroupId, ReplicaId};
 
 use cache::Cache;
-use record::{Of, Place, Record, ReplicaState};
+pub(crate) use record::Of;
+use record::{Place, Record, ReplicaState};
 use replica::{Meta, Replica};
 
 pub(crate) use storage::GroupLog;
@@ -244,6 +245,7 @@ impl SharedLog {
             let done = if later.is_empty() { done.take() } else { None };
             let at = self.submit(&record, done).map_err(log_error)?;
             for (entry, (offset, length)) in rest.into_iter().zip(places) {
+                switch::probe("appended", || probe_of(replica.of, &entry));
                 let place = Place {
                     record: at,
                     at: offset,
@@ -290,7 +292,10 @@ impl SharedLog {
             .log
             .submit(&[&record], Durability::Buffered, None)
             .map_err(log_error)?;
-        state.truncate(after.map(|id| id.index + 1));
+        let from = after.map(|id| id.index + 1);
+        let of = replica.of;
+        switch::probe("truncated", || [of.group, of.replica, from.unwrap_or(0)]);
+        state.truncate(from);
         Ok(())
     }
 
@@ -395,6 +400,14 @@ fn payload_at(record: &Bytes, tag: u8, place: Place) -> io::Result<EntryPayload>
         return Err(damaged());
     }
     decode_payload(tag, record.slice(range)).map_err(|_| damaged())
+}
+
+/// What the oracles of a simulation hear of an entry.
+pub(crate) fn probe_of(of: Of, entry: &Entry) -> [u64; 6] {
+    let id = entry.log_id;
+    let (term, leader) = (id.leader_id.term, id.leader_id.node_id);
+    let says = crate::codec::checksum(entry);
+    [of.group, of.replica, id.index, term, leader, says]
 }
 
 /// How many entries go into one record: at least one.

@@ -15,11 +15,11 @@ use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::errors::Fatal;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use quorate_env::{JobClass, Jobs};
+use quorate_env::{JobClass, Jobs, switch};
 use tokio::sync::{oneshot, watch};
 
 use crate::codec::{Reader, payload_size, put_membership, put_stored_membership};
-use crate::log::GroupLog;
+use crate::log::{GroupLog, Of, probe_of};
 use crate::raft::{
     Entry, EntryPayload, LogId, Payload, StoredMembership, TypeConfig, entry_id, log_id,
 };
@@ -254,7 +254,8 @@ struct Step {
 }
 
 impl Step {
-    fn add(&mut self, (entry, responder): EntryResponder<TypeConfig>) {
+    fn add(&mut self, of: Of, (entry, responder): EntryResponder<TypeConfig>) {
+        switch::probe("applied", || probe_of(of, &entry));
         self.bytes += payload_size(&entry) + 64;
         self.last = Some(entry.log_id);
         self.responders.push(responder);
@@ -296,7 +297,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let mut step = Step::default();
         while let Some(item) = entries.next().await {
-            step.add(self.failure.note(item)?);
+            step.add(self.log.of(), self.failure.note(item)?);
             if step.bytes >= self.apply_bytes_max {
                 self.apply_step(&mut step).await?;
             }
@@ -333,6 +334,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let installed = run_job(&self.jobs, JobClass::Apply, work).await;
         self.failure.note(installed.flatten())?;
         self.last = meta.last_log_id;
+        if let Some(last) = self.last {
+            let (of, by) = (self.log.of(), last.leader_id);
+            switch::probe("installed", || {
+                [of.group, of.replica, last.index, by.term, by.node_id]
+            });
+        }
         self.memberships = VecDeque::from([meta.last_membership.clone()]);
         if let Some(last) = self.last {
             self.watch.advance(last.index);

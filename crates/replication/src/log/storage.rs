@@ -12,7 +12,7 @@ use quorate_env::JobClass;
 use tokio::sync::oneshot;
 
 use super::replica::Replica;
-use super::{Found, SharedLog};
+use super::{Found, Of, SharedLog};
 use crate::error::Error;
 use crate::raft::{Entry, LogId, TypeConfig, Vote};
 
@@ -51,6 +51,11 @@ impl GroupLog {
         }
         let at = state.positions(index..index.saturating_add(1));
         state.entries.range(at).next().map(|meta| meta.id)
+    }
+
+    /// Which replica's it is.
+    pub fn of(&self) -> Of {
+        self.replica.of
     }
 
     /// The last id purged.

@@ -1,0 +1,1 @@
+//! The checkers reject what they must and accept what they may.
