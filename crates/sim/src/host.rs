@@ -70,7 +70,7 @@ pub fn runtime() -> Runtime {
 
 /// Gives a runtime so much time.
 pub fn give_time(runtime: &Runtime, ms: u64) {
-    runtime.block_on(tokio::time::sleep(Duration::from_millis(ms)));
+    runtime.block_on(async { tokio::time::sleep(Duration::from_millis(ms)).await });
 }
 
 impl Host {
