@@ -65,6 +65,12 @@ pub fn fires(place: &'static str) -> bool {
     with(|switches| switches.fires(place)).unwrap_or(false)
 }
 
+/// Whether the place fires now, where that is to be rarer still: once in `n` times that it would.
+#[inline(always)]
+pub fn rarely(place: &'static str, n: u64) -> bool {
+    with(|switches| switches.below(n.max(1)) == 0 && switches.fires(place)).unwrap_or(false)
+}
+
 /// How long to wait here, up to `most`, if the place fires.
 #[inline(always)]
 pub fn delay(place: &'static str, most: Duration) -> Option<Duration> {

@@ -192,9 +192,11 @@ impl ShardMachine {
             }
             applier.advance(command.id);
             results.push(result);
-            if hash_here {
+            if hash_here || switch::fires("node.commit_each_command") {
                 self.commit(&mut held, applier)?;
-                self.hash(command.id);
+                if hash_here {
+                    self.hash(command.id);
+                }
                 applier = self.applier(*held);
             }
         }
@@ -233,6 +235,9 @@ impl StateMachine for Machine {
     }
 
     fn flushed(&self) -> Option<u64> {
+        if switch::bug("applied_called_flushed") {
+            return self.0.position.lock().entry.map(|entry| entry.index);
+        }
         self.0.flushed.flushed(self.0.engine.flushed_sequence())
     }
 

@@ -210,7 +210,7 @@ impl SharedLog {
                 .values()
                 .map(|r| r.state.lock().checkpoint(r.of))
                 .collect();
-            if !broken(Break::StateLeftOut) {
+            if !broken(Break::StateLeftOut) && !switch::bug("votes_released_with_segments") {
                 let record = record::state(&states);
                 self.submit(&record, None).map_err(log_error)?;
             }
@@ -273,6 +273,12 @@ impl SharedLog {
     /// Keeps a vote; `done` hears when it is durable.
     fn save_vote(&self, replica: &Replica, vote: &Vote, done: Completion) -> Result<()> {
         let mut state = replica.state.lock();
+        if switch::bug("vote_not_kept") {
+            state.vote = Some(*vote);
+            drop(state);
+            done(Ok(()));
+            return Ok(());
+        }
         let record = record::vote(replica.of, vote);
         let durability = match broken(Break::VoteUnsynced) {
             true => Durability::Buffered,
@@ -323,11 +329,11 @@ impl SharedLog {
                 break;
             }
             found.push(match &meta.cached {
-                Some(payload) => Found::Here(Entry {
+                Some(payload) if !switch::fires("replication.cache_is_cold") => Found::Here(Entry {
                     log_id: meta.id,
                     payload: payload.clone(),
                 }),
-                None => Found::At(meta.id, meta.tag, meta.place),
+                _ => Found::At(meta.id, meta.tag, meta.place),
             });
         }
         found

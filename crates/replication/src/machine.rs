@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -31,6 +32,9 @@ use crate::watch::AppliedWatch;
 
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<crate::raft::LeaderId, u64, u64>;
 pub(crate) type Snapshot = openraft::Snapshot<crate::raft::LeaderId, u64, u64, SnapshotData>;
+
+/// How late a simulation may have entries applied.
+const LATE_MAX: Duration = Duration::from_millis(60);
 
 const COPY_CHUNK_BYTES: usize = 1 << 20;
 
@@ -195,6 +199,9 @@ impl Machine {
 
     async fn apply_step(&mut self, step: &mut Step) -> io::Result<()> {
         let Some(last) = step.last else { return Ok(()) };
+        if let Some(late) = switch::delay("replication.apply_late", LATE_MAX) {
+            tokio::time::sleep(late).await;
+        }
         let commands = std::mem::take(&mut step.commands);
         let machine = Arc::clone(&self.machine);
         let count = commands.len();
@@ -298,7 +305,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut step = Step::default();
         while let Some(item) = entries.next().await {
             step.add(self.log.of(), self.failure.note(item)?);
-            if step.bytes >= self.apply_bytes_max {
+            let alone = switch::fires("replication.apply_one_by_one");
+            if step.bytes >= self.apply_bytes_max || alone {
                 self.apply_step(&mut step).await?;
             }
         }

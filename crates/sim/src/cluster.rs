@@ -53,6 +53,7 @@ pub struct Cluster {
     pub on_step: Box<dyn Fn(u64)>,
     /// The cluster's id.
     pub cluster: u128,
+    made: u64,
 }
 
 /// Sizes of a run: small ones make rare things frequent.
@@ -120,6 +121,7 @@ impl Cluster {
             sizes: Sizes::random(&random),
             cluster: u128::from(random.next_u64()) | 1,
             random,
+            made: 0,
             board,
             trace,
             oracles: Oracles::default(),
@@ -359,21 +361,91 @@ impl Cluster {
         wide: bool,
         shards: u32,
     ) -> Result<(), Violation> {
+        let spec = Self::spec(name, wide, shards);
+        self.coordinate(ClusterCommand::CreateNamespace(spec))
+            .map(|_| ())
+    }
+
+    fn spec(name: &str, wide: bool, shards: u32) -> NamespaceSpec {
         let prefix = RoutingPrefix::default();
         let encoding = Encoding::Hashed { prefix };
         let kind = match wide {
             true => NamespaceKind::Wide { encoding },
             false => NamespaceKind::Compact,
         };
-        let spec = NamespaceSpec {
+        NamespaceSpec {
             name: name.into(),
             kind,
             shards,
             replicas: 3,
             splits: Vec::new(),
+        }
+    }
+
+    /// The shards of clients' namespaces, as the first node that runs knows them.
+    pub fn shards(&self) -> Vec<u64> {
+        let life = self.hosts.values().find_map(|host| host.life.as_ref());
+        let map = life.map(|life| life.node.map());
+        let shards = map.iter().flat_map(|map| map.shards());
+        shards.map(|s| s.id).filter(|id| *id != 1).collect()
+    }
+
+    /// Asks for one more namespace, whether that comes about or not.
+    pub fn make_namespace_some_time(&mut self) -> bool {
+        if self.made >= 2 {
+            return false;
+        }
+        self.made += 1;
+        let spec = Self::spec(&format!("more-{}", self.made), true, 1);
+        for id in self.alive() {
+            let command = ClusterCommand::CreateNamespace(spec.clone());
+            drop(self.ask(id, |node| async move {
+                node.coordinate(command, Duration::from_secs(2))
+                    .await
+                    .is_ok()
+            }));
+        }
+        true
+    }
+
+    /// Lets a machine join if the coordinator answers at once.
+    ///
+    /// # Errors
+    /// What must not be meanwhile, or a node that does not open.
+    pub fn join_once(&mut self, id: NodeId) -> Result<bool, Violation> {
+        let failed = |why: String| Violation::new("setup", why);
+        let Some(host) = self.hosts.get(&id) else {
+            return Ok(false);
         };
-        self.coordinate(ClusterCommand::CreateNamespace(spec))
-            .map(|_| ())
+        let command = ClusterCommand::Join {
+            address: Host::address(id),
+            data_id: host.data_id().map_err(failed)?,
+        };
+        let asked: Vec<_> = self
+            .alive()
+            .into_iter()
+            .map(|node| {
+                let sent = command.clone();
+                self.ask(node, |node| async move {
+                    node.coordinate(sent, Duration::from_millis(500)).await
+                })
+            })
+            .collect();
+        (0..600).try_for_each(|_| self.step())?;
+        let given = asked.iter().find_map(|answer| match &*answer.lock() {
+            Some(Ok(given)) => Some(*given),
+            _ => None,
+        });
+        if given != Some(id) {
+            return Ok(false);
+        }
+        if let Some(host) = self.hosts.get(&id) {
+            host.become_node(self.cluster, false).map_err(failed)?;
+        }
+        match self.start(id) {
+            true => Ok(true),
+            false => Err(failed(format!("node {id}, which joined, does not open"))),
+        }
     }
 
     /// The node that leads a group, as far as it knows itself.

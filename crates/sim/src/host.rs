@@ -209,6 +209,15 @@ impl Host {
         }
     }
 
+    /// The bytes of all files.
+    pub fn used_bytes(&self) -> u64 {
+        let bytes = |path: &std::path::PathBuf| {
+            let file = self.disk.open_read(path);
+            file.and_then(|file| file.size()).unwrap_or(0)
+        };
+        self.files().iter().map(bytes).sum()
+    }
+
     /// The files of the node, largest first.
     pub fn files(&self) -> Vec<std::path::PathBuf> {
         let mut found = Vec::new();

@@ -214,7 +214,7 @@ fn start_clients(
 /// No faults any more: every key takes a write and answers a read, and the replicas become the same.
 fn serves_again(
     cluster: &mut Cluster,
-    faults: &Faults,
+    faults: &mut Faults,
     shared: &Shared,
     spare: &Mutex<Vec<Worker>>,
 ) -> Result<(), Violation> {
@@ -243,7 +243,8 @@ fn serves_again(
     if let Some(clients) = &cluster.clients {
         clients.spawn(task);
     }
-    cluster.step_until("every key is served again", SERVES_WITHIN, |_| {
+    cluster.step_until("every key is served again", SERVES_WITHIN, |cluster| {
+        faults.keep_members(cluster);
         done.load(Ordering::Relaxed)
     })?;
     check_panic()?;
@@ -260,7 +261,7 @@ fn serves_again(
 }
 
 /// All replicas of a shard that can must come to one state; the oracle compares their hashes.
-fn replicas_meet(cluster: &mut Cluster, faults: &Faults, shard: u64) -> Result<(), Violation> {
+fn replicas_meet(cluster: &mut Cluster, faults: &mut Faults, shard: u64) -> Result<(), Violation> {
     let asked = Arc::new(Mutex::new(None));
     let mut ask_at_us = 0;
     let answer = Arc::clone(&asked);
@@ -301,6 +302,7 @@ fn replicas_meet(cluster: &mut Cluster, faults: &Faults, shard: u64) -> Result<(
     };
     let what = "the replicas of a shard meet";
     let met = cluster.step_until(what, SERVES_WITHIN, |cluster| {
+        faults.keep_members(cluster);
         holders.iter().filter(|id| holds(cluster, **id)).all(|id| {
             let life = cluster.hosts.get(id).and_then(|host| host.life.as_ref());
             let group = life.and_then(|life| life.node.group(shard));
