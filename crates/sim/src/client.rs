@@ -76,6 +76,12 @@ fn update(life: &Life, known_version: u64) -> MapUpdate {
 impl Transport for ClientTransport {
     fn send(&self, address: &str, request: Request, reply: Reply) {
         let node = node_of(address);
+        if self.network.is_down(node) {
+            let error = Error::new(ErrorKind::Unavailable, "the connection is refused");
+            // Who asked may have given up.
+            let _ = reply.send(Err(error.into()));
+            return;
+        }
         let mail = Mail::Request {
             request: Box::new(request),
             reply,

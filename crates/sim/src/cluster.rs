@@ -258,12 +258,46 @@ impl Cluster {
         let end_us = self.now_us + most.as_micros() as u64;
         while !holds(self) {
             if self.now_us >= end_us {
-                let message = format!("not within {most:?}: {what}");
+                let message = format!("not within {most:?}: {what}; {}", self.state());
                 return Err(Violation::new("liveness", message));
             }
             self.step()?;
         }
         Ok(())
+    }
+
+    /// Whether every group has three voters or more, as its leader knows.
+    pub fn all_have_three_voters(&self) -> bool {
+        let has = |group: u64| {
+            let host = self.leads(group).and_then(|id| self.hosts.get(&id));
+            let life = host.and_then(|host| host.life.as_ref());
+            let group = life.and_then(|life| life.node.group(group));
+            let members = group.map(|group| group.status().members);
+            members.is_some_and(|members| members.voters.len() >= 3 && !members.joint)
+        };
+        std::iter::once(1).chain(self.shards()).all(has)
+    }
+
+    /// How all nodes are, in words.
+    fn state(&self) -> String {
+        let of = |host: &Host| match &host.life {
+            None => format!("node {}: down {:?}", host.id, host.refused),
+            Some(life) => {
+                let status = life.node.status();
+                let replicas = status.replicas.iter().map(|r| {
+                    let g = &r.group;
+                    let voters: Vec<_> = g.members.voters.keys().collect();
+                    format!(
+                        "{}/{} {:?} term {} applied {:?} of {:?} voters {voters:?} {:?}",
+                        r.shard, g.replica, g.role, g.term, g.applied, g.last_index, g.health
+                    )
+                });
+                let replicas: Vec<String> = replicas.collect();
+                format!("node {}: {replicas:?} {:?}", host.id, status.broken)
+            }
+        };
+        let each: Vec<String> = self.hosts.values().map(of).collect();
+        each.join("; ")
     }
 
     /// Runs something on a node, as a task of it, and hands out what it answers.

@@ -302,7 +302,8 @@ impl Faults {
 
     /// One bit of a stopped node's files, where damage can be told from the end of a log.
     fn damage(&mut self, cluster: &mut Cluster) -> bool {
-        if !self.damaged.is_empty() {
+        // The others must be a quorum of every group, now and later.
+        if !self.damaged.is_empty() || !cluster.all_have_three_voters() {
             return false;
         }
         let Some(id) = self.victim(cluster) else {

@@ -211,6 +211,11 @@ impl Network {
         drop(gone);
     }
 
+    /// Whether no process is there.
+    pub fn is_down(&self, node: u64) -> bool {
+        self.state.lock().down.contains(&node)
+    }
+
     /// Loses one message in so many; 0 loses none.
     pub fn lose_one_in(&self, n: u64) {
         self.state.lock().lose_one_in = n;

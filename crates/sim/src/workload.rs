@@ -261,7 +261,10 @@ impl Worker {
                 };
                 self.note(key, action, began_us, outcome);
                 self.tokens[Self::space(key)] = Some(written.token);
-                self.saw(key, written.version);
+                // The version that was found may be of a value that nobody reads.
+                if written.applied {
+                    self.saw(key, written.version);
+                }
                 true
             }
             Err(error) => {

@@ -248,6 +248,7 @@ fn asked(faults: &mut Faults, cluster: &mut Cluster, kind: &str) -> bool {
             }));
             true
         }
+        "members_change" if !faults.damaged.is_empty() => false,
         "members_change" => faults.members.change(cluster, shard),
         "namespace_made" => cluster.make_namespace_some_time(),
         "flush" => match faults.victim(cluster) {

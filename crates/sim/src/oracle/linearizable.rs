@@ -3,6 +3,7 @@
 //! The state is the value of the key. A conditional write looks at the version of that value, which is known,
 //! since a client can only name a version that somebody saw. A write of unknown outcome may take effect at any
 //! time after it began, or never; one that nobody ever saw is left out, for it may as well never have been.
+//! Only a delete may have met it without saying which.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -14,11 +15,15 @@ const STEPS_MAX: u64 = 4_000_000;
 /// Judges the operations on one key, stale and token reads left out.
 pub fn check(key: u64, ops: &[Op]) -> Result<(), Violation> {
     let versions = versions_of(ops);
-    let mut ops: Vec<Op> = relevant(ops, &versions);
+    let all = ops;
+    let mut ops: Vec<Op> = relevant(all, &versions);
+    let left_out = all.iter().filter(|op| !op.is_known() && !ops.contains(op));
+    let hidden_us = left_out.map(|op| op.began_us).min();
     ops.sort_unstable_by_key(|op| op.began_us);
     let mut search = Search {
         ops: &ops,
         versions: &versions,
+        hidden_us: hidden_us.unwrap_or(u64::MAX),
         seen: HashSet::new(),
         steps: 0,
         furthest: (0, 0),
@@ -86,6 +91,8 @@ fn relevant(ops: &[Op], versions: &BTreeMap<Value, u64>) -> Vec<Op> {
 struct Search<'a> {
     ops: &'a [Op],
     versions: &'a BTreeMap<Value, u64>,
+    /// When the first write that is left out began.
+    hidden_us: u64,
     /// Which operations are placed, and the value then.
     seen: HashSet<(Vec<u64>, Value)>,
     steps: u64,
@@ -202,7 +209,8 @@ impl Search<'_> {
             (Action::Read(_), Outcome::Unknown) => Some(value),
             // A delete of what is absent changes nothing.
             (Action::Write(0), Outcome::Done { applied, .. }) => {
-                (applied == (value != 0)).then_some(0)
+                let met_hidden = applied && self.hidden_us < op.ended_us;
+                (applied == (value != 0) || met_hidden).then_some(0)
             }
             (Action::Write(written), _) => Some(written),
             (Action::WriteIf { expected, value: written }, Outcome::Unknown) => {

@@ -1,4 +1,6 @@
 //! Reads are never below their token, and stale reads show only what was once there.
+//!
+//! Of a token one may expect all that was acknowledged before the read began with a version up to the token's.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +18,7 @@ pub fn check(key: u64, ops: &[Op]) -> Result<(), Violation> {
                 value,
                 version,
             } => {
-                written.insert(version, op.began_us);
+                written.insert(version, op.ended_us);
                 if value == 0 {
                     deletes.push(version);
                 }
@@ -56,7 +58,9 @@ pub fn check(key: u64, ops: &[Op]) -> Result<(), Violation> {
         let Level::AtLeast(token) = level else {
             continue;
         };
-        let due = written.range(..=token).next_back().map(|(v, _)| *v);
+        let mut before = written.range(..=token).rev();
+        let due = before.find(|(_, ended)| **ended < op.began_us);
+        let due = due.map(|(version, _)| *version);
         let due = due.unwrap_or(0);
         let fits = match value {
             0 => {
