@@ -190,7 +190,8 @@ impl Inner {
         state.syncs |= synced;
         // Where records are synced, making a file takes long.
         let quarters = if state.syncs { 2 } else { 3 };
-        let late = end.offset >= self.options.segment_bytes / 4 * quarters;
+        let early = switch::rarely("log.segment_made_early", 100);
+        let late = end.offset >= self.options.segment_bytes / 4 * quarters || early;
         let prepare = late && state.prepared_in < end.segment && self.options.prepare_segments;
         if prepare {
             state.prepared_in = end.segment;
@@ -294,7 +295,7 @@ impl Inner {
         let inner = Arc::clone(self);
         let job = move || {
             let next = end.segment + 1;
-            if !inner.folder.wants(next) || switch::fires("log.no_segment_ahead") {
+            if !inner.folder.wants(next) {
                 return;
             }
             // If it can't be made now, the writer will try, and report why.

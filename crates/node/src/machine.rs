@@ -185,6 +185,13 @@ impl ShardMachine {
                         answer_bytes_max,
                         writes,
                     } => {
+                        // What only this node knows must not matter here.
+                        let mut writes = writes;
+                        if switch::bug("outcome_depends_on_the_replica")
+                            && self.env.clock.unix_ms() << 15 < stamp
+                        {
+                            writes.clear();
+                        }
                         result = applier.writes(stamp, answer_bytes_max as usize, writes)?;
                     }
                     Command::Hash => hash_here = true,

@@ -249,6 +249,11 @@ async fn start(
     let jobs = Arc::clone(&host.env.jobs);
     let opened = Arc::clone(&machine);
     let applied = run_job(&jobs, JobClass::Read, move || opened.applied()).await??;
+    if let Some(id) = applied.entry {
+        switch::probe("recovered", || {
+            [group, replica, id.index, id.term, id.leader]
+        });
+    }
     let next = applied.entry.map_or(0, |entry| entry.index + 1);
     if log.purged().is_some_and(|purged| purged.index >= next) {
         return Err(Error::Corrupt(format!(

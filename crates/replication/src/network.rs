@@ -239,6 +239,7 @@ impl InFlight {
                 );
             }
             Ok(response) => response,
+            Err(_) if switch::bug("learner_counted") => AppendEntriesResponse::Success,
             Err(_) if switch::bug("commit_without_quorum") => AppendEntriesResponse::Success,
             Err(error) => return (Err(error), false),
         };

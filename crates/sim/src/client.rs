@@ -60,6 +60,17 @@ impl ClientTransport {
     }
 }
 
+/// The planted bug: an answer that is lost is told as a request that was not sent.
+fn say_not_applied(reply: Reply) -> Reply {
+    let (inner, answer) = oneshot::channel();
+    tokio::spawn(async move {
+        let gone = Error::new(ErrorKind::Unavailable, "the connection broke");
+        let response = answer.await.unwrap_or_else(|_| Err(gone.into()));
+        let _ = reply.send(response);
+    });
+    inner
+}
+
 fn update(life: &Life, known_version: u64) -> MapUpdate {
     let map = life.node.map();
     let newer = map.version > known_version;
@@ -82,6 +93,10 @@ impl Transport for ClientTransport {
             let _ = reply.send(Err(error.into()));
             return;
         }
+        let reply = match self.board.has_bug("lost_answer_said_not_applied") {
+            true => say_not_applied(reply),
+            false => reply,
+        };
         let mail = Mail::Request {
             request: Box::new(request),
             reply,

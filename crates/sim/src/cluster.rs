@@ -189,7 +189,13 @@ impl Cluster {
     }
 
     fn deliver(&mut self) {
-        let mut held: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();
+        for host in self.hosts.values_mut() {
+            if !host.is_frozen(self.now_us) {
+                for parcel in std::mem::take(&mut host.held) {
+                    host.receive(parcel, &self.network);
+                }
+            }
+        }
         for parcel in self.network.advance(self.now_us) {
             if parcel.to >= CLIENTS {
                 if let Mail::Back(back) = parcel.mail {
@@ -201,14 +207,10 @@ impl Cluster {
                 continue;
             };
             if host.is_frozen(self.now_us) {
-                held.entry(parcel.to).or_default().push(parcel);
+                host.held.push(parcel);
             } else {
                 host.receive(parcel, &self.network);
             }
-        }
-        for (id, parcels) in held {
-            let until = self.hosts.get(&id).map_or(0, |host| host.frozen_until_us);
-            self.network.hold(parcels, until);
         }
     }
 

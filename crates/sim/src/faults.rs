@@ -274,6 +274,11 @@ impl Faults {
     fn kill_for(&mut self, cluster: &mut Cluster, id: u64, most_us: u64) {
         let crash = any_crash(&cluster.random);
         cluster.kill(id, crash);
+        if cluster.board.has_bug("wiped_node_returns")
+            && let Some(host) = cluster.hosts.get(&id)
+        {
+            host.wipe();
+        }
         self.failed.remove(&id);
         self.down.insert(id);
         let up_us = cluster.now_us + 20_000 + cluster.random.below(most_us);

@@ -42,6 +42,8 @@ pub struct Host {
     pace_left: u64,
     /// It does nothing until then.
     pub frozen_until_us: u64,
+    /// What arrived while it was frozen.
+    pub held: Vec<Parcel>,
     /// Why it does not open any more.
     pub refused: Option<String>,
 }
@@ -86,6 +88,7 @@ impl Host {
             pace: 1000,
             pace_left: 0,
             frozen_until_us: 0,
+            held: Vec::new(),
             refused: None,
         }
     }
@@ -170,6 +173,7 @@ impl Host {
         network.set_down(self.id, true);
         self.stop_disk(crash);
         self.frozen_until_us = 0;
+        self.held.clear();
         if let Some(mut life) = self.life.take() {
             life.jobs.end();
             if let Some(runtime) = life.runtime.take() {
@@ -206,6 +210,20 @@ impl Host {
         let id = self.id;
         if let Some(life) = &mut self.life {
             life.receive(id, parcel, network);
+        }
+    }
+
+    /// Loses all but the node's identity.
+    pub fn wipe(&self) {
+        for path in self.files() {
+            let name = path.file_name().unwrap_or_default();
+            if name != "IDENTITY" && name != "MAP" {
+                // It is a fault, whether it is done in full or not.
+                let _ = self.disk.remove(&path);
+            }
+        }
+        for folder in ["", "/engine", "/log", "/snapshots"] {
+            let _ = self.disk.sync_dir(Path::new(&format!("{DATA}{folder}")));
         }
     }
 

@@ -1,5 +1,11 @@
 //! `quorate-sim`: plays seeds. `cargo xtask sim` builds and calls it.
+//!
+//! Each seed is played in a process of its own, so that counters and hashers inside libraries begin anew; this
+//! program starts itself for that.
 
+mod runner;
+
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate_sim::run::{self, Wish};
@@ -22,16 +28,40 @@ extern "C" fn getrandom(buf: *mut u8, len: usize, _flags: u32) -> isize {
     len as isize
 }
 
-fn main() {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let seed: u64 = args.first().and_then(|a| a.parse().ok()).unwrap_or(1);
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words.as_slice() {
+        ["one", seed, bugs @ ..] => one(seed, bugs),
+        words => runner::run(words),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Plays one seed here, and prints its line. `QUORATE_SIM_TRACE` names a file for its trace.
+fn one(seed: &str, bugs: &[&str]) -> Result<bool, String> {
+    let seed: u64 = seed
+        .parse()
+        .map_err(|_| format!("a seed is a number, not {seed}"))?;
     ENTROPY.store(seed, Ordering::Relaxed);
     run::watch_panics();
-    let trace = std::env::var("QUORATE_SIM_TRACE").ok();
+    let trace = match std::env::var_os("QUORATE_SIM_TRACE") {
+        Some(path) => Some(std::fs::File::create(&path).map_err(|e| format!("{path:?}: {e}"))?),
+        None => None,
+    };
     let report = run::play(Wish {
         seed,
-        bugs: args.iter().skip(1).cloned().collect(),
-        trace: trace.map(|path| std::fs::File::create(path).expect("the trace can be written")),
+        bugs: bugs.iter().map(|bug| (*bug).to_owned()).collect(),
+        trace,
     });
     println!("{}", report.line());
+    // Not by way of destructors: threads that sleep for ever are left to the system.
+    std::process::exit(i32::from(report.verdict.is_some()));
 }

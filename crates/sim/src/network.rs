@@ -3,7 +3,8 @@
 //! What one side sends another in one class goes over a *connection*: in order, each message as late as the
 //! seed says. A message that is lost breaks its connection. Of what was under way on it some arrives all the
 //! same, after what the next connection carries: that is how messages come twice (they are sent again) and in
-//! another order. Who waits for a reply learns at once, later, or by its own deadline.
+//! another order; their replies go nowhere. Who waits for a reply learns at once that the connection is gone,
+//! later, or by its own deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -68,6 +69,37 @@ pub struct Parcel {
     generation: u64,
     /// What is in it.
     pub mail: Mail,
+}
+
+impl Parcel {
+    /// The same, whose reply goes nowhere, and what waited for it.
+    fn without_reply(self) -> (Parcel, Mail) {
+        let (mail, waits) = match self.mail {
+            Mail::Peer {
+                class,
+                group,
+                payload,
+                reply,
+            } => {
+                let mail = Mail::Peer {
+                    class,
+                    group,
+                    payload,
+                    reply: oneshot::channel().0,
+                };
+                (mail, Mail::Back(Box::new(move || drop(reply))))
+            }
+            Mail::Request { request, reply } => {
+                let mail = Mail::Request {
+                    request,
+                    reply: oneshot::channel().0,
+                };
+                (mail, Mail::Back(Box::new(move || drop(reply))))
+            }
+            other => (other, Mail::Back(Box::new(|| ()))),
+        };
+        (Parcel { mail, ..self }, waits)
+    }
 }
 
 #[derive(Default)]
@@ -177,16 +209,6 @@ impl Network {
         }
         let at_us = state.now_us + state.delay(from, to);
         state.put(at_us, from, to, None, 0, mail);
-    }
-
-    /// Delivers again a little later: the receiver is frozen.
-    pub fn hold(&self, parcels: Vec<Parcel>, until_us: u64) {
-        let mut state = self.state.lock();
-        for parcel in parcels {
-            let sequence = state.next();
-            let at = until_us.max(state.now_us + 1);
-            state.under_way.insert((at, sequence), parcel);
-        }
     }
 
     /// A process is there, or not.
@@ -368,6 +390,8 @@ impl State {
         for (n, ((at_us, sequence), parcel)) in taken.into_iter().enumerate() {
             if (n as u64) < cut_at {
                 self.late += 1;
+                let (parcel, reply) = parcel.without_reply();
+                gone.push(reply);
                 let at = (at_us.max(self.now_us) + later_us, sequence);
                 self.under_way.insert(at, parcel);
             } else {

@@ -70,6 +70,14 @@ impl Logs {
         log.insert(index, by);
     }
 
+    /// A replica is opened with a state up to an index: beyond its log, if that is of a snapshot.
+    pub fn recover(&mut self, of: Of, index: u64, by: Leadership) {
+        let log = self.logs.entry(of).or_default();
+        if log.last_key_value().is_none_or(|(last, _)| *last < index) {
+            self.install(of, index, by);
+        }
+    }
+
     /// What a replica has at an index; `Err` where that is not known.
     pub fn at(&self, of: Of, index: u64) -> Result<Option<Leadership>, ()> {
         let log = self.logs.get(&of).ok_or(())?;

@@ -54,6 +54,11 @@ impl Oracles {
                 self.logs.install(of, *index, (*term, *leader));
                 Ok(())
             }
+            ("recovered", [group, replica, index, term, leader]) => {
+                let of = (*group, *replica);
+                self.logs.recover(of, *index, (*term, *leader));
+                Ok(())
+            }
             ("applied", [group, replica, index, term, leader, hash]) => {
                 let newest = self.leaders.newest(*group);
                 let entry = (*term, *leader, *hash);
