@@ -233,8 +233,7 @@ impl<'a> Applier<'a> {
         let current = self.current(&data_key)?;
         let holds =
             condition.holds(current.version) || switch::bug("conditions_judged_on_arrival_only");
-        let refused =
-            !holds || (value.is_none() && current.version == 0);
+        let refused = !holds || (value.is_none() && current.version == 0);
         let version = if refused {
             current.version
         } else {

@@ -94,12 +94,13 @@ async fn look_at_space(inner: &Arc<Inner>) {
 }
 
 async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
-    let at_once = switch::fires("node.log_purged_at_once");
+    let purges = switch::pick("node.log_purged_at_once", 2);
+    let at_once = purges.is_some();
     let (kept, fewest) = match at_once {
         true => (0, 0),
         false => (ENTRIES_KEPT, ENTRIES_MIN),
     };
-    if at_once {
+    if purges == Some(1) {
         let engine = Arc::clone(&inner.engine);
         jobs::run(inner.env(), move || engine.flush()).await?;
     }

@@ -301,7 +301,9 @@ impl SharedLog {
         let from = after.map(|id| id.index + 1);
         let of = replica.of;
         switch::probe("truncated", || [of.group, of.replica, from.unwrap_or(0)]);
-        state.truncate(from);
+        if !switch::bug("conflicting_entries_kept") {
+            state.truncate(from);
+        }
         Ok(())
     }
 
@@ -329,10 +331,12 @@ impl SharedLog {
                 break;
             }
             found.push(match &meta.cached {
-                Some(payload) if !switch::fires("replication.cache_is_cold") => Found::Here(Entry {
-                    log_id: meta.id,
-                    payload: payload.clone(),
-                }),
+                Some(payload) if !switch::fires("replication.cache_is_cold") => {
+                    Found::Here(Entry {
+                        log_id: meta.id,
+                        payload: payload.clone(),
+                    })
+                }
                 _ => Found::At(meta.id, meta.tag, meta.place),
             });
         }

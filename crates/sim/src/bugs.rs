@@ -84,10 +84,6 @@ pub const BUGS: &[Bug] = &[
         what: "a snapshot is installed without its applied index",
     },
     Bug {
-        name: "read_of_half_a_snapshot",
-        what: "reads are answered while a snapshot is being installed",
-    },
-    Bug {
         name: "versions_follow_the_clock",
         what: "a leader whose clock is behind gives smaller versions",
     },

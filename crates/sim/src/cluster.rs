@@ -237,8 +237,7 @@ impl Cluster {
                     network.send_loose(other, id, Mail::Back(Box::new(back)));
                 }
             };
-            self.network
-                .send_loose(id, other, Mail::Ask(Box::new(ask)));
+            self.network.send_loose(id, other, Mail::Ask(Box::new(ask)));
         }
     }
 
@@ -386,7 +385,8 @@ impl Cluster {
                 Some(life) => life.node.map(),
                 None => return false,
             };
-            map.namespaces().count() >= 2 && map.shards().all(|shard| cluster.leads(shard.id).is_some())
+            map.namespaces().count() >= 2
+                && map.shards().all(|shard| cluster.leads(shard.id).is_some())
         })
     }
 

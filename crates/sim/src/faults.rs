@@ -56,6 +56,10 @@ pub struct Faults {
     errors: Arc<Mutex<Vec<String>>>,
 }
 
+fn is_log(path: &Path) -> bool {
+    path.starts_with(Path::new(DATA).join("log")) && path.extension().is_some_and(|e| e == "log")
+}
+
 impl Faults {
     /// What the seed chooses of them.
     pub fn new(random: &Random, nodes: u64, late: u64, errors: Arc<Mutex<Vec<String>>>) -> Faults {
@@ -93,7 +97,8 @@ impl Faults {
     /// # Errors
     /// A node that should open and does not.
     pub fn step(&mut self, cluster: &mut Cluster) -> Result<(), Violation> {
-        while let Some(((at_us, n), mend)) = self.plan.first_key_value().map(|(k, m)| (*k, m.clone()))
+        while let Some(((at_us, n), mend)) =
+            self.plan.first_key_value().map(|(k, m)| (*k, m.clone()))
         {
             if at_us > cluster.now_us {
                 break;
@@ -295,8 +300,7 @@ impl Faults {
             false => "engine",
         };
         if let Some(host) = cluster.hosts.get(&id) {
-            host.disk
-                .inject_under(fault, &Path::new(DATA).join(folder));
+            host.disk.inject_under(fault, &Path::new(DATA).join(folder));
         }
         self.failed.insert(id);
         self.down.insert(id);
@@ -323,6 +327,12 @@ impl Faults {
         if files.is_empty() {
             return false;
         }
+        // The log is what replicas promise by.
+        let logs: Vec<_> = files.iter().filter(|path| is_log(path)).cloned().collect();
+        let files = match logs.is_empty() || random.one_in(2) {
+            true => files,
+            false => logs,
+        };
         let path = &files[random.below(files.len() as u64) as usize];
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if name == "spare" || name == "LOCK" {
@@ -333,7 +343,7 @@ impl Faults {
         };
         // What nothing proves to have been synced is taken for torn, as it must be.
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64;
-        let part = match name.ends_with(".log") || path.starts_with(Path::new(DATA).join("log")) {
+        let part = match is_log(path) {
             true => used / 2,
             false => used,
         };

@@ -99,7 +99,19 @@ impl Line {
     /// Reads the line of a run; `None` if it is something else.
     pub fn parse(line: &str) -> Option<Line> {
         let words: Vec<&str> = line.split('\t').collect();
-        let ["seed", seed, ms, ops, trace, faults, fired, bugs, seen, oracle, message] = words[..]
+        let [
+            "seed",
+            seed,
+            ms,
+            ops,
+            trace,
+            faults,
+            fired,
+            bugs,
+            seen,
+            oracle,
+            message,
+        ] = words[..]
         else {
             return None;
         };

@@ -268,7 +268,9 @@ fn replicas_meet(cluster: &mut Cluster, faults: &mut Faults, shard: u64) -> Resu
     cluster.step_until("a shard has a leader", SERVES_WITHIN, move |cluster| {
         if let Some(index) = answer.lock().as_ref().and_then(|a: &Arc<Mutex<_>>| {
             let found: &Option<Result<u64, quorate_sharding::Failure>> = &a.lock();
-            found.as_ref().and_then(|found| found.as_ref().ok().copied())
+            found
+                .as_ref()
+                .and_then(|found| found.as_ref().ok().copied())
         }) {
             let _ = index;
             return true;

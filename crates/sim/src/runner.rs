@@ -172,7 +172,11 @@ impl Sum {
             .sum();
         let total: u64 = self.faults.values().sum::<u64>() - messages;
         let kinds = KINDS.iter().filter(|kind| self.faults.contains_key(**kind));
-        println!("faults: {total} of {} kinds of {}", kinds.count(), KINDS.len());
+        println!(
+            "faults: {total} of {} kinds of {}",
+            kinds.count(),
+            KINDS.len()
+        );
         for (name, count) in &self.faults {
             println!("  {name} {count}");
         }
@@ -181,7 +185,11 @@ impl Sum {
             println!("  {place} {}", self.fired.get(*place).unwrap_or(&0));
         }
         if twice {
-            println!("played twice: {} of {} traces differ", self.differ.len(), self.seeds);
+            println!(
+                "played twice: {} of {} traces differ",
+                self.differ.len(),
+                self.seeds
+            );
         }
         println!("failures: {}", self.failures.len() + self.differ.len());
         for line in &self.failures {
@@ -194,7 +202,10 @@ impl Sum {
 }
 
 fn report_failure(line: &Line) {
-    println!("seed {} failed: {}: {}", line.seed, line.oracle, line.message);
+    println!(
+        "seed {} failed: {}: {}",
+        line.seed, line.oracle, line.message
+    );
     println!("  again: cargo xtask sim --seed {} --seeds 1", line.seed);
 }
 
@@ -243,7 +254,10 @@ fn bugs(wish: &Wish) -> Result<bool, String> {
         }
         match until_found(bug.name, wish.first, wish.seeds) {
             Some((seeds, line)) => {
-                println!("| `{}`: {} | {} | {seeds} |", bug.name, bug.what, line.oracle);
+                println!(
+                    "| `{}`: {} | {} | {seeds} |",
+                    bug.name, bug.what, line.oracle
+                );
                 println!("    {}", line.message.chars().take(300).collect::<String>());
             }
             None => {

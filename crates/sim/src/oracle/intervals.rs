@@ -133,7 +133,8 @@ fn check_conditions(ops: &[Op], writes: &BTreeMap<u64, Write>) -> Result<(), Str
 }
 
 fn has_unknown_delete(ops: &[Op]) -> bool {
-    ops.iter().any(|op| !op.is_known() && op.written() == Some(0))
+    ops.iter()
+        .any(|op| !op.is_known() && op.written() == Some(0))
 }
 
 fn check_reads(ops: &[Op], writes: &BTreeMap<u64, Write>) -> Result<(), String> {

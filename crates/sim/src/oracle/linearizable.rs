@@ -205,7 +205,9 @@ impl Search<'_> {
             value => self.versions.get(&value).copied(),
         };
         match (op.action, op.outcome) {
-            (Action::Read(_), Outcome::Done { value: read, .. }) => (read == value).then_some(value),
+            (Action::Read(_), Outcome::Done { value: read, .. }) => {
+                (read == value).then_some(value)
+            }
             (Action::Read(_), Outcome::Unknown) => Some(value),
             // A delete of what is absent changes nothing.
             (Action::Write(0), Outcome::Done { applied, .. }) => {
@@ -213,12 +215,23 @@ impl Search<'_> {
                 (applied == (value != 0) || met_hidden).then_some(0)
             }
             (Action::Write(written), _) => Some(written),
-            (Action::WriteIf { expected, value: written }, Outcome::Unknown) => {
-                (version == Some(expected)).then_some(written)
-            }
             (
-                Action::WriteIf { expected, value: written },
-                Outcome::Done { applied, version: found, .. },
+                Action::WriteIf {
+                    expected,
+                    value: written,
+                },
+                Outcome::Unknown,
+            ) => (version == Some(expected)).then_some(written),
+            (
+                Action::WriteIf {
+                    expected,
+                    value: written,
+                },
+                Outcome::Done {
+                    applied,
+                    version: found,
+                    ..
+                },
             ) => match applied {
                 true => (version == Some(expected)).then_some(written),
                 false => {

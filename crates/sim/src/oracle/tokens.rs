@@ -81,6 +81,8 @@ pub fn check(key: u64, ops: &[Op]) -> Result<(), Violation> {
 
 /// By value: when somebody began to write it.
 fn writers_of(ops: &[Op]) -> BTreeMap<u64, u64> {
-    let writes = ops.iter().filter_map(|op| Some((op.written()?, op.began_us)));
+    let writes = ops
+        .iter()
+        .filter_map(|op| Some((op.written()?, op.began_us)));
     writes.collect()
 }
