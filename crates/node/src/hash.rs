@@ -32,14 +32,13 @@ pub(crate) struct Hashes {
 const KEPT: usize = 16;
 
 impl Hashes {
-    /// Hashes a state in the background.
+    /// Hashes the state of a group at an index in the background.
     pub(crate) fn start(
         self: &Arc<Self>,
         env: &Env,
-        group: u64,
         engine: Arc<Lsm>,
         snapshot: Snapshot,
-        index: u64,
+        (group, index): (u64, u64),
         lower: Vec<u8>,
         upper: Vec<u8>,
     ) {

@@ -218,9 +218,9 @@ impl ShardMachine {
         let (lower, upper) = crate::keys::shard_range(&self.shard);
         let snapshot = self.engine.snapshot();
         let engine = Arc::clone(&self.engine);
-        let group = self.shard.id;
+        let place = (self.shard.id, at.index);
         self.hashes
-            .start(&self.env, group, engine, snapshot, at.index, lower, upper);
+            .start(&self.env, engine, snapshot, place, lower, upper);
     }
 }
 

@@ -182,7 +182,7 @@ impl Cluster {
         if let Some(clients) = &self.clients {
             host::give_time(clients, STEP_US / 1000);
         }
-        if self.now_us % MAP_PERIOD_US == 0 {
+        if self.now_us.is_multiple_of(MAP_PERIOD_US) {
             self.spread_maps();
         }
         self.judge()

@@ -65,7 +65,7 @@ impl Leaders {
         self.led.insert((group, by), life);
         let before = committed.before(group, by).take(LOOKED_AT);
         for (at, entry) in before.filter(|(at, _)| *at < index) {
-            if let Ok(mine) = logs.at(of, at)
+            if let Some(mine) = logs.at(of, at)
                 && mine != Some(entry)
             {
                 let message = format!(

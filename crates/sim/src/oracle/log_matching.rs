@@ -78,12 +78,12 @@ impl Logs {
         }
     }
 
-    /// What a replica has at an index; `Err` where that is not known.
-    pub fn at(&self, of: Of, index: u64) -> Result<Option<Leadership>, ()> {
-        let log = self.logs.get(&of).ok_or(())?;
+    /// What a replica has at an index, if anything; `None` where that is not known.
+    pub fn at(&self, of: Of, index: u64) -> Option<Option<Leadership>> {
+        let log = self.logs.get(&of)?;
         match log.first_key_value() {
-            Some((first, _)) if *first <= index => Ok(log.get(&index).copied()),
-            _ => Err(()),
+            Some((first, _)) if *first <= index => Some(log.get(&index).copied()),
+            _ => None,
         }
     }
 }

@@ -8,27 +8,11 @@ use crate::history::{Action, Level, Op, Outcome, Violation};
 
 /// Judges the reads of one key.
 pub fn check(key: u64, ops: &[Op]) -> Result<(), Violation> {
-    let mut written = BTreeMap::new();
-    let mut deletes = Vec::new();
-    let mut unknown_delete_us = u64::MAX;
-    for op in ops.iter().filter(|op| op.is_write()) {
-        match op.outcome {
-            Outcome::Done {
-                applied: true,
-                value,
-                version,
-            } => {
-                written.insert(version, op.ended_us);
-                if value == 0 {
-                    deletes.push(version);
-                }
-            }
-            Outcome::Unknown if op.written() == Some(0) => {
-                unknown_delete_us = unknown_delete_us.min(op.began_us);
-            }
-            _ => {}
-        }
-    }
+    let Known {
+        written,
+        deletes,
+        unknown_delete_us,
+    } = known_of(ops);
     let writers = writers_of(ops);
     for op in ops {
         let (
@@ -85,4 +69,43 @@ fn writers_of(ops: &[Op]) -> BTreeMap<u64, u64> {
         .iter()
         .filter_map(|op| Some((op.written()?, op.began_us)));
     writes.collect()
+}
+
+/// What is known of a key's writes.
+struct Known {
+    /// By version: when the write ended.
+    written: BTreeMap<u64, u64>,
+    /// The versions of deletes.
+    deletes: Vec<u64>,
+    /// When the first delete of unknown outcome began.
+    unknown_delete_us: u64,
+}
+
+fn known_of(ops: &[Op]) -> Known {
+    let mut written = BTreeMap::new();
+    let mut deletes = Vec::new();
+    let mut unknown_delete_us = u64::MAX;
+    for op in ops.iter().filter(|op| op.is_write()) {
+        match op.outcome {
+            Outcome::Done {
+                applied: true,
+                value,
+                version,
+            } => {
+                written.insert(version, op.ended_us);
+                if value == 0 {
+                    deletes.push(version);
+                }
+            }
+            Outcome::Unknown if op.written() == Some(0) => {
+                unknown_delete_us = unknown_delete_us.min(op.began_us);
+            }
+            _ => {}
+        }
+    }
+    Known {
+        written,
+        deletes,
+        unknown_delete_us,
+    }
 }
