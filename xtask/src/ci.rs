@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{codegen, services, tidy};
+use crate::{codegen, services, sim, tidy};
 
 /// What tests want beyond the defaults.
 const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox";
@@ -27,7 +27,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox",
+                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox,quorate-sim/switches",
                 "--quiet",
                 "--",
                 "-D",
@@ -49,7 +49,8 @@ pub fn ci(root: &Path) -> Result<()> {
             &["test", "-p", "quorate-storage", "--lib", "--quiet", refused],
         )
     })?;
-    step("test", || test(root, &[]))
+    step("test", || test(root, &[]))?;
+    step("sim", || sim::check(root))
 }
 
 /// All tests: of the crates, then with real processes. `filter` goes to the test runner.

@@ -6,6 +6,7 @@ mod ci;
 mod cluster;
 mod codegen;
 mod services;
+mod sim;
 mod tidy;
 mod torture;
 
@@ -33,6 +34,10 @@ usage: cargo xtask <task>
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
                       crashes, faults, damage, threads, kills: the engine's safety checks, for long
+  sim [--seeds N] [--seed S] [--twice] [--minutes M]
+                      whole clusters in simulated time, from seeds; faults, oracles; twice: the same traces
+  sim --bugs [--seeds N] [--only A,B]
+                      plants known bugs and says which oracle finds each, after how many seeds
   cluster start|stop|kill N|pause N|resume N|restart N
                       a cluster of real processes, in target/cluster
 ";
@@ -55,6 +60,7 @@ fn main() -> Result<()> {
         ["bench", "outbox"] => bench::outbox(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),
+        ["sim", more @ ..] => sim::run(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),
         [] | ["help" | "--help" | "-h"] => {
             print!("{USAGE}");

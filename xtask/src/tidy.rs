@@ -48,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("outbox", &["kv"]),
     ("quorate", &["*"]),
     ("bench", &["*"]),
+    ("sim", &["*"]),
 ];
 
 /// The one crate that may name each of these.

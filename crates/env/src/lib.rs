@@ -13,6 +13,7 @@ mod jobs;
 mod random;
 mod real_disk;
 pub mod sim;
+pub mod switch;
 #[cfg(test)]
 mod tests;
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
-use quorate_env::{Env, Event, File};
+use quorate_env::{Env, Event, File, switch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, HEADER_LEN, RECORD_HEADER_LEN, SegmentId};
@@ -525,7 +525,9 @@ impl Inner {
         }
         let room = self.options.segment_bytes - SEAL_LEN;
         let is_new = state.tail.offset == HEADER_LEN as u64;
-        if state.tail.offset + length as u64 > room && !is_new {
+        let is_full = state.tail.offset + length as u64 > room;
+        let ends_early = || switch::rarely("log.segment_ends_early", 60);
+        if !is_new && (is_full || ends_early()) {
             state.tail = start_of(state.tail.segment + 1);
         }
         let at = state.tail;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use quorate_env::{File, JobClass};
+use quorate_env::{File, JobClass, switch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{Header, SEAL, SegmentId, encode_header, encode_record};
@@ -51,7 +51,10 @@ impl Inner {
         }
         let (chunks, written, file) = {
             let mut state = self.state.lock();
-            state.in_flight = state.queue.drain(..).collect();
+            let most = state.queue.len();
+            let few = switch::pick("log.few_records_at_once", 3);
+            let count = few.map_or(most, |few| most.min(few as usize + 1));
+            state.in_flight = state.queue.drain(..count).collect();
             let file = state.files.get(&state.written.segment).cloned();
             (state.in_flight.clone(), state.written, file)
         };
@@ -146,7 +149,12 @@ impl Inner {
             return Err((error.clone(), end));
         }
         if chunks.iter().any(|c| c.is_synced() && c.end() <= end) {
-            self.state.lock().written = end;
+            let mut state = self.state.lock();
+            state.written = end;
+            if switch::bug("acknowledged_before_synced") {
+                state.synced = end;
+            }
+            drop(state);
             self.sync_to(end).map_err(|e| (e, end))?;
         }
         wrote.map_err(|e| (e, end))?;
@@ -182,7 +190,8 @@ impl Inner {
         state.syncs |= synced;
         // Where records are synced, making a file takes long.
         let quarters = if state.syncs { 2 } else { 3 };
-        let late = end.offset >= self.options.segment_bytes / 4 * quarters;
+        let early = switch::rarely("log.segment_made_early", 100);
+        let late = end.offset >= self.options.segment_bytes / 4 * quarters || early;
         let prepare = late && state.prepared_in < end.segment && self.options.prepare_segments;
         if prepare {
             state.prepared_in = end.segment;
@@ -239,7 +248,9 @@ impl Inner {
     fn sync_segment(&self, segment: u64, end: Position) -> Result<()> {
         let synced = self.file(segment)?.sync();
         let path = self.folder.path(segment);
-        synced.map_err(|e| Error::io("can't sync", &path, &e).not_full())?;
+        if !switch::bug("failed_sync_forgotten") {
+            synced.map_err(|e| Error::io("can't sync", &path, &e).not_full())?;
+        }
         let mut state = self.state.lock();
         state.synced = state.synced.max(end);
         Ok(())

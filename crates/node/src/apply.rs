@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use quorate_env::switch;
 use quorate_kv::{Condition, Mutation, Op, OpResult, VERSION_MAX, Version};
 use quorate_replication::EntryId;
 use quorate_sharding::{Answer, Encoding, NamespaceKind, Operation, Shard};
@@ -120,11 +121,11 @@ impl<'a> Applier<'a> {
     ) -> Result<Bytes, ApplyError> {
         self.answer_bytes_max = answer_bytes_max;
         if self.wide {
-            self.position.version = self
-                .position
-                .version
-                .max(stamp.saturating_sub(1))
-                .min(VERSION_MAX - 1);
+            let last = match switch::bug("versions_follow_the_clock") {
+                true => 0,
+                false => self.position.version,
+            };
+            self.position.version = last.max(stamp.saturating_sub(1)).min(VERSION_MAX - 1);
         }
         let mut outcomes = Outcomes::new();
         for write in writes {
@@ -165,7 +166,19 @@ impl<'a> Applier<'a> {
     /// Writes everything at once; the position is the group's from now on.
     pub(crate) fn commit(mut self) -> Result<(Position, Sequence), ApplyError> {
         let key = group_key(self.shard.id, GroupField::Applied);
-        self.batch.put(META, &key, &self.position.encode());
+        let mut stored = self.position;
+        if switch::bug("applied_again_after_restart") {
+            stored.entry = stored.entry.map(|entry| EntryId {
+                index: entry.index.saturating_sub(1),
+                ..entry
+            });
+        }
+        if switch::bug("position_apart_from_data") {
+            let mut ahead = Batch::new();
+            ahead.put(META, &key, &stored.encode());
+            self.engine.write(&ahead, WriteOptions::APPLY)?;
+        }
+        self.batch.put(META, &key, &stored.encode());
         let sequence = self.engine.write(&self.batch, WriteOptions::APPLY)?;
         Ok((self.position, sequence))
     }
@@ -218,8 +231,9 @@ impl<'a> Applier<'a> {
         }
         let data_key = data_key(self.shard.namespace, &encoded);
         let current = self.current(&data_key)?;
-        let refused =
-            !condition.holds(current.version) || (value.is_none() && current.version == 0);
+        let holds =
+            condition.holds(current.version) || switch::bug("conditions_judged_on_arrival_only");
+        let refused = !holds || (value.is_none() && current.version == 0);
         let version = if refused {
             current.version
         } else {

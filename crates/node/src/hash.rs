@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorate_env::{Env, JobClass};
+use quorate_env::{Env, JobClass, switch};
 use quorate_storage::{Engine, Iter, IterOptions, Lsm, ReadAt, Snapshot};
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::Xxh3;
@@ -32,19 +32,22 @@ pub(crate) struct Hashes {
 const KEPT: usize = 16;
 
 impl Hashes {
-    /// Hashes a state in the background.
+    /// Hashes the state of a group at an index in the background.
     pub(crate) fn start(
         self: &Arc<Self>,
         env: &Env,
         engine: Arc<Lsm>,
         snapshot: Snapshot,
-        index: u64,
+        (group, index): (u64, u64),
         lower: Vec<u8>,
         upper: Vec<u8>,
     ) {
         let hashes = Arc::clone(self);
         let job = move || {
             let found = hash_range(&engine, &snapshot, index, lower, upper);
+            if let Ok(found) = &found {
+                switch::probe("hash", || [group, index, found.hash, found.keys]);
+            }
             let mut done = hashes.done.lock();
             if done.len() == KEPT {
                 done.pop_front();

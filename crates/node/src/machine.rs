@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_env::Env;
+use quorate_env::{Env, switch};
 use quorate_kv::Version;
 use quorate_replication::{
     Applied, Command as Committed, CommandBody, EntryId, SnapshotSink, SnapshotSource, StateMachine,
@@ -161,6 +161,8 @@ impl ShardMachine {
         let (position, sequence) = applier.commit()?;
         if let Some(entry) = position.entry {
             self.flushed.applied(sequence, entry.index);
+            let version = position.version;
+            switch::probe("position", || [self.shard.id, entry.index, version]);
         }
         self.set_position(held, position);
         Ok(())
@@ -187,6 +189,13 @@ impl ShardMachine {
                         answer_bytes_max,
                         writes,
                     } => {
+                        // What only this node knows must not matter here.
+                        let mut writes = writes;
+                        if switch::bug("outcome_depends_on_the_replica")
+                            && self.env.clock.unix_ms() << 15 < stamp
+                        {
+                            writes.clear();
+                        }
                         result = applier.writes(stamp, answer_bytes_max as usize, writes)?;
                     }
                     Command::Hash => hash_here = true,
@@ -194,9 +203,11 @@ impl ShardMachine {
             }
             applier.advance(command.id);
             results.push(result);
-            if hash_here {
+            if hash_here || switch::fires("node.commit_each_command") {
                 self.commit(&mut held, applier)?;
-                self.hash(command.id);
+                if hash_here {
+                    self.hash(command.id);
+                }
                 applier = self.applier(*held);
             }
         }
@@ -211,8 +222,9 @@ impl ShardMachine {
         let (lower, upper) = crate::keys::shard_range(&self.shard);
         let snapshot = self.engine.snapshot();
         let engine = Arc::clone(&self.engine);
+        let place = (self.shard.id, at.index);
         self.hashes
-            .start(&self.env, engine, snapshot, at.index, lower, upper);
+            .start(&self.env, engine, snapshot, place, lower, upper);
     }
 }
 
@@ -234,6 +246,9 @@ impl StateMachine for Machine {
     }
 
     fn flushed(&self) -> Option<u64> {
+        if switch::bug("applied_called_flushed") {
+            return self.0.position.lock().entry.map(|entry| entry.index);
+        }
         self.0.flushed.flushed(self.0.engine.flushed_sequence())
     }
 

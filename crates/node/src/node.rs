@@ -261,6 +261,23 @@ impl Node {
         }
     }
 
+    /// This node's replica of a group, for a simulation that changes members and asks for leaders.
+    #[cfg(feature = "switches")]
+    pub fn group(&self, group: GroupId) -> Option<Group> {
+        self.inner.groups.group(group).ok()
+    }
+
+    /// Writes all memtables out, for a simulation that wants tables.
+    ///
+    /// # Errors
+    /// Whatever keeps the engine from flushing.
+    #[cfg(feature = "switches")]
+    pub async fn flush(&self) -> Result<()> {
+        let engine = Arc::clone(&self.inner.engine);
+        crate::jobs::run(self.inner.env(), move || engine.flush()).await?;
+        Ok(())
+    }
+
     /// Hands a peer's message to its group. REQUIRES: called in the order in which messages of a
     /// class came from that peer.
     pub fn handle_peer(

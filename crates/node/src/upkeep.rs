@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use quorate_env::switch;
 use quorate_replication::Group;
 
 use crate::error::Result;
@@ -93,12 +94,22 @@ async fn look_at_space(inner: &Arc<Inner>) {
 }
 
 async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
+    let purges = switch::pick("node.log_purged_at_once", 2);
+    let at_once = purges.is_some();
+    let (kept, fewest) = match at_once {
+        true => (0, 0),
+        false => (ENTRIES_KEPT, ENTRIES_MIN),
+    };
+    if purges == Some(1) {
+        let engine = Arc::clone(&inner.engine);
+        jobs::run(inner.env(), move || engine.flush()).await?;
+    }
     for group in inner.groups.all() {
         let status = group.status();
         let upto = status
             .flushed
-            .map_or(0, |flushed| flushed.saturating_sub(ENTRIES_KEPT));
-        if upto > status.purged.unwrap_or(0) + ENTRIES_MIN {
+            .map_or(0, |flushed| flushed.saturating_sub(kept));
+        if upto > status.purged.unwrap_or(0) + fewest {
             purge(&group, upto).await;
         }
     }

@@ -110,6 +110,16 @@ pub(crate) fn payload_size(entry: &Entry) -> usize {
     }
 }
 
+/// A checksum of an entry's payload, for the oracles of a simulation.
+pub(crate) fn checksum(entry: &Entry) -> u64 {
+    use std::hash::{DefaultHasher, Hasher};
+    let mut bytes = Vec::new();
+    put_entry(&mut bytes, entry);
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&bytes);
+    hasher.finish()
+}
+
 /// Reads from the front of shared bytes; byte strings come out as slices of them, not copies.
 pub(crate) struct Reader {
     rest: Bytes,

@@ -85,6 +85,10 @@ impl From<Error> for quorate_kv::Error {
             Error::Corrupt(_) => (ErrorKind::Corruption, Outcome::NotApplied),
             Error::Io(_) => (ErrorKind::Internal, Outcome::NotApplied),
         };
+        let outcome = match quorate_env::switch::bug("unknown_outcome_said_not_applied") {
+            true => Outcome::NotApplied,
+            false => outcome,
+        };
         quorate_kv::Error::new(kind, error.to_string()).with_outcome(outcome)
     }
 }

@@ -23,6 +23,7 @@ use openraft::impls::ProgressResponder;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
+use quorate_env::switch;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
@@ -181,6 +182,9 @@ impl Group {
         if let Err(fatal) = &self.inner.metrics.borrow_watched().running_state {
             return Err(stopped(fatal));
         }
+        if switch::rarely("replication.proposal_refused", 5) {
+            return Err(Error::Overloaded);
+        }
         let _counted = InFlight::enter(&self.inner, command.len())?;
         let (responder, done) = ProgressResponder::complete_only();
         // Out of tokio's budget: with none left, this poll would not queue it, and order would be lost.
@@ -226,6 +230,13 @@ impl Group {
 
     /// A round to a quorum, as the leader.
     async fn local_read_index(&self) -> Result<u64> {
+        if switch::rarely("replication.read_index_refused", 5) {
+            return Err(Error::NoQuorum);
+        }
+        if switch::bug("read_index_without_quorum") {
+            let committed = self.status().committed;
+            return committed.ok_or(Error::NoQuorum);
+        }
         let raft = self.raft().clone();
         let round = move || {
             let raft = raft.clone();
@@ -270,7 +281,9 @@ impl Group {
         let group = self.clone();
         let barrier = async move {
             let index = group.read_index(timeout).await?;
-            group.wait_applied(index, timeout).await?;
+            if !switch::bug("read_before_applied") {
+                group.wait_applied(index, timeout).await?;
+            }
             Ok(index)
         };
         within(timeout, "the read", barrier).await?

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use openraft::{Raft, SnapshotPolicy};
 use parking_lot::RwLock;
-use quorate_env::{Env, JobClass};
+use quorate_env::{Env, JobClass, switch};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -247,6 +247,7 @@ async fn start(
     machine: Arc<dyn StateMachine>,
 ) -> Result<Group> {
     let config = Arc::clone(&host.config);
+    switch::probe("opened", || [group, replica]);
     let log = host
         .log
         .open_replica(group, replica)?
@@ -256,6 +257,11 @@ async fn start(
     let jobs = Arc::clone(&host.env.jobs);
     let opened = Arc::clone(&machine);
     let applied = run_job(&jobs, JobClass::Read, move || opened.applied()).await??;
+    if let Some(id) = applied.entry {
+        switch::probe("recovered", || {
+            [group, replica, id.index, id.term, id.leader]
+        });
+    }
     let next = applied.entry.map_or(0, |entry| entry.index + 1);
     if log.purged().is_some_and(|purged| purged.index >= next) {
         return Err(Error::Corrupt(format!(

@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use quorate_env::Env;
+use quorate_env::{Env, switch};
 use quorate_log::{Completion, Durability, Log, LogOptions, Position, WhenFull};
 
 use crate::codec::{decode_payload, payload_size};
@@ -46,7 +46,8 @@ use crate::raft::{Entry, EntryPayload, LogId, Vote};
 use crate::types::{GroupId, ReplicaId};
 
 use cache::Cache;
-use record::{Of, Place, Record, ReplicaState};
+pub(crate) use record::Of;
+use record::{Place, Record, ReplicaState};
 use replica::{Meta, Replica};
 
 pub(crate) use storage::GroupLog;
@@ -209,7 +210,7 @@ impl SharedLog {
                 .values()
                 .map(|r| r.state.lock().checkpoint(r.of))
                 .collect();
-            if !broken(Break::StateLeftOut) {
+            if !broken(Break::StateLeftOut) && !switch::bug("votes_released_with_segments") {
                 let record = record::state(&states);
                 self.submit(&record, None).map_err(log_error)?;
             }
@@ -244,6 +245,7 @@ impl SharedLog {
             let done = if later.is_empty() { done.take() } else { None };
             let at = self.submit(&record, done).map_err(log_error)?;
             for (entry, (offset, length)) in rest.into_iter().zip(places) {
+                switch::probe("appended", || probe_of(replica.of, &entry));
                 let place = Place {
                     record: at,
                     at: offset,
@@ -271,6 +273,12 @@ impl SharedLog {
     /// Keeps a vote; `done` hears when it is durable.
     fn save_vote(&self, replica: &Replica, vote: &Vote, done: Completion) -> Result<()> {
         let mut state = replica.state.lock();
+        if switch::bug("vote_not_kept") {
+            state.vote = Some(*vote);
+            drop(state);
+            done(Ok(()));
+            return Ok(());
+        }
         let record = record::vote(replica.of, vote);
         let durability = match broken(Break::VoteUnsynced) {
             true => Durability::Buffered,
@@ -290,7 +298,12 @@ impl SharedLog {
             .log
             .submit(&[&record], Durability::Buffered, None)
             .map_err(log_error)?;
-        state.truncate(after.map(|id| id.index + 1));
+        let from = after.map(|id| id.index + 1);
+        let of = replica.of;
+        switch::probe("truncated", || [of.group, of.replica, from.unwrap_or(0)]);
+        if !switch::bug("conflicting_entries_kept") {
+            state.truncate(from);
+        }
         Ok(())
     }
 
@@ -318,11 +331,13 @@ impl SharedLog {
                 break;
             }
             found.push(match &meta.cached {
-                Some(payload) => Found::Here(Entry {
-                    log_id: meta.id,
-                    payload: payload.clone(),
-                }),
-                None => Found::At(meta.id, meta.tag, meta.place),
+                Some(payload) if !switch::fires("replication.cache_is_cold") => {
+                    Found::Here(Entry {
+                        log_id: meta.id,
+                        payload: payload.clone(),
+                    })
+                }
+                _ => Found::At(meta.id, meta.tag, meta.place),
             });
         }
         found
@@ -395,6 +410,14 @@ fn payload_at(record: &Bytes, tag: u8, place: Place) -> io::Result<EntryPayload>
         return Err(damaged());
     }
     decode_payload(tag, record.slice(range)).map_err(|_| damaged())
+}
+
+/// What the oracles of a simulation hear of an entry.
+pub(crate) fn probe_of(of: Of, entry: &Entry) -> [u64; 6] {
+    let id = entry.log_id;
+    let (term, leader) = (id.leader_id.term, id.leader_id.node_id);
+    let says = crate::codec::checksum(entry);
+    [of.group, of.replica, id.index, term, leader, says]
 }
 
 /// How many entries go into one record: at least one.

@@ -9,17 +9,18 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::OptionalSend;
 use openraft::errors::Fatal;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-use quorate_env::{JobClass, Jobs};
+use quorate_env::{JobClass, Jobs, switch};
 use tokio::sync::{oneshot, watch};
 
 use crate::codec::{Reader, payload_size, put_membership, put_stored_membership};
-use crate::log::GroupLog;
+use crate::log::{GroupLog, Of, probe_of};
 use crate::raft::{
     Entry, EntryPayload, LogId, Payload, StoredMembership, TypeConfig, entry_id, log_id,
 };
@@ -31,6 +32,9 @@ use crate::watch::AppliedWatch;
 
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<crate::raft::LeaderId, u64, u64>;
 pub(crate) type Snapshot = openraft::Snapshot<crate::raft::LeaderId, u64, u64, SnapshotData>;
+
+/// How late a simulation may have entries applied.
+const LATE_MAX: Duration = Duration::from_millis(60);
 
 const COPY_CHUNK_BYTES: usize = 1 << 20;
 
@@ -195,6 +199,9 @@ impl Machine {
 
     async fn apply_step(&mut self, step: &mut Step) -> io::Result<()> {
         let Some(last) = step.last else { return Ok(()) };
+        if let Some(late) = switch::delay("replication.apply_late", LATE_MAX) {
+            tokio::time::sleep(late).await;
+        }
         let commands = std::mem::take(&mut step.commands);
         let machine = Arc::clone(&self.machine);
         let count = commands.len();
@@ -254,7 +261,8 @@ struct Step {
 }
 
 impl Step {
-    fn add(&mut self, (entry, responder): EntryResponder<TypeConfig>) {
+    fn add(&mut self, of: Of, (entry, responder): EntryResponder<TypeConfig>) {
+        switch::probe("applied", || probe_of(of, &entry));
         self.bytes += payload_size(&entry) + 64;
         self.last = Some(entry.log_id);
         self.responders.push(responder);
@@ -296,8 +304,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
     {
         let mut step = Step::default();
         while let Some(item) = entries.next().await {
-            step.add(self.failure.note(item)?);
-            if step.bytes >= self.apply_bytes_max {
+            step.add(self.log.of(), self.failure.note(item)?);
+            let alone = switch::fires("replication.apply_one_by_one");
+            if step.bytes >= self.apply_bytes_max || alone {
                 self.apply_step(&mut step).await?;
             }
         }
@@ -333,6 +342,12 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let installed = run_job(&self.jobs, JobClass::Apply, work).await;
         self.failure.note(installed.flatten())?;
         self.last = meta.last_log_id;
+        if let Some(last) = self.last {
+            let (of, by) = (self.log.of(), last.leader_id);
+            switch::probe("installed", || {
+                [of.group, of.replica, last.index, by.term, by.node_id]
+            });
+        }
         self.memberships = VecDeque::from([meta.last_membership.clone()]);
         if let Some(last) = self.last {
             self.watch.advance(last.index);

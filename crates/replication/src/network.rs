@@ -24,7 +24,7 @@ use openraft::raft::{
     TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{OptionalSend, RPCTypes};
-use quorate_env::{Env, JobClass};
+use quorate_env::{Env, JobClass, switch};
 
 use crate::codec::{Malformed, Reader};
 use crate::error::Error;
@@ -128,6 +128,9 @@ impl Peer {
             .send(self.node, class, group, payload);
         async move {
             match tokio::time::timeout(timeout, reply).await {
+                Ok(Ok(_)) if switch::rarely("replication.reply_lost", 20) => {
+                    Err(network_error("the reply was lost"))
+                }
                 Ok(Ok(bytes)) => wire::decode_reply(group, bytes).map_err(peer_error),
                 Ok(Err(TransportError::Unreachable(why))) => Err(unreachable_error(why)),
                 Ok(Err(TransportError::Broken(why))) => Err(network_error(why)),
@@ -188,7 +191,10 @@ impl Peer {
         let session = self.network.env.random.next_u64();
         self.snapshot_step(wire::snapshot_begin(route, session))
             .await?;
-        let chunk_bytes = self.network.snapshot_chunk_bytes;
+        let chunk_bytes = match switch::fires("replication.snapshot_in_small_chunks") {
+            true => 256,
+            false => self.network.snapshot_chunk_bytes,
+        };
         let mut number = 0;
         loop {
             let read = move || {
@@ -233,6 +239,8 @@ impl InFlight {
                 );
             }
             Ok(response) => response,
+            Err(_) if switch::bug("learner_counted") => AppendEntriesResponse::Success,
+            Err(_) if switch::bug("commit_without_quorum") => AppendEntriesResponse::Success,
             Err(error) => return (Err(error), false),
         };
         let goes_on = match &response {

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use quorate_env::switch;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -42,6 +43,7 @@ impl Rounds {
                 let running = Running(&rounds);
                 while let Some(waiters) = running.0.next() {
                     let answer = round().await;
+                    let waiters = running.0.with_latecomers(waiters);
                     for waiter in waiters {
                         let _ = waiter.send(answer.clone());
                     }
@@ -51,6 +53,14 @@ impl Rounds {
         }
         rx.await
             .unwrap_or_else(|_| Err(Error::Stopped("the node is stopping".into())))
+    }
+
+    /// With those who came while the round was under way, if a simulation plants that bug.
+    fn with_latecomers(&self, mut waiters: Vec<Waiter>) -> Vec<Waiter> {
+        if switch::bug("late_reads_join_a_round") {
+            waiters.append(&mut self.state.lock().waiting);
+        }
+        waiters
     }
 
     fn next(&self) -> Option<Vec<Waiter>> {

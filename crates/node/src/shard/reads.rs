@@ -5,7 +5,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quorate_env::JobClass;
+use quorate_env::{JobClass, switch};
 use quorate_kv::{Error, ErrorKind, ReadLevel};
 use quorate_sharding::{Answer, Failure, NamespaceKind, Operation, Request, Response};
 use tokio::time::Instant;
@@ -16,6 +16,9 @@ use crate::replies::Replies;
 
 /// After so long the next reads no longer wait for a barrier that is under way.
 const BARRIER_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How late a simulation may have reads done.
+const LATE_MAX: Duration = Duration::from_millis(60);
 
 /// Reads that wait for a barrier.
 #[derive(Default)]
@@ -111,6 +114,10 @@ impl ShardReplica {
             tokio::select! {
                 biased;
                 passed = &mut barrier => {
+                    let late = switch::delay("node.read_late_after_barrier", LATE_MAX);
+                    if let Some(late) = late {
+                        tokio::time::sleep(late).await;
+                    }
                     return match passed {
                         Ok(_) => self.run_reads(reads),
                         Err(error) => fail(reads, &self.failure(error)),
@@ -131,6 +138,7 @@ impl ShardReplica {
     fn can_read_now(&self, request: &Request) -> bool {
         match request.operation.level() {
             Some(ReadLevel::Stale) => true,
+            Some(ReadLevel::AtLeast(_)) if switch::bug("token_not_looked_at") => true,
             Some(ReadLevel::AtLeast(token)) => {
                 !self.machine.is_installing() && self.machine.version() >= token.version
             }

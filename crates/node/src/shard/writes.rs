@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use quorate_env::switch;
 use quorate_kv::{Error, ErrorKind, Outcome as Known};
 use quorate_replication::{Error as GroupError, Proposed};
 use quorate_sharding::{Failure, Request};
@@ -63,7 +64,7 @@ impl ShardReplica {
         }
         let bytes = command::size_bytes(&request.operation);
         let mut queue = self.writes.lock();
-        if queue.bytes + bytes > QUEUE_BYTES {
+        if queue.bytes + bytes > QUEUE_BYTES || switch::rarely("node.queue_full", 5) {
             let error = Error::new(ErrorKind::Overloaded, "the shard's queue of writes is full");
             return Err(error.with_retry_after(Duration::from_millis(50)).into());
         }
@@ -148,7 +149,8 @@ impl ShardReplica {
         let mut batch = Vec::with_capacity(queue.waiting.len());
         let (mut taken, mut answer_bytes) = (0, 0);
         for waiting in &queue.waiting {
-            if builder.size_bytes() > COMMAND_BYTES || answer_bytes > ANSWER_BYTES {
+            let alone = taken > 0 && switch::fires("node.command_of_one_write");
+            if builder.size_bytes() > COMMAND_BYTES || answer_bytes > ANSWER_BYTES || alone {
                 break;
             }
             taken += 1;

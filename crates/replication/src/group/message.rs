@@ -7,11 +7,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use openraft::errors::RaftError;
 use openraft::raft::AppendEntriesResponse;
+use quorate_env::switch;
 use tokio::time::Instant;
 
 use super::{Group, stopped};
 use crate::error::{Error, Result};
 use crate::machine::{Snapshot, SnapshotData};
+use crate::types::Role;
 use crate::wire::{self, Message, Route};
 
 impl Group {
@@ -41,6 +43,9 @@ impl Group {
             Message::Append(request) => {
                 let came = Instant::now();
                 let response = raft.append_entries(request).await.map_err(fatal)?;
+                switch::probe("followed", || {
+                    [self.id(), u64::from(self.status().role == Role::Learner)]
+                });
                 if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
                     self.note_leader(came);
                 }

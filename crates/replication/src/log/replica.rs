@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use parking_lot::Mutex;
+use quorate_env::switch;
 
 use super::record::{Of, Place, ReplicaState};
 use crate::codec::tag_of;
@@ -87,6 +88,9 @@ impl State {
         if let Some(last) = self.entries.back().map(|meta| meta.id.index) {
             if index > last + 1 {
                 return false;
+            }
+            if index <= last && switch::bug("conflicting_entries_kept") {
+                return true;
             }
             if index <= last {
                 self.truncate(Some(index));

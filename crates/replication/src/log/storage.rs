@@ -8,11 +8,11 @@ use std::sync::Arc;
 use futures_util::{Stream, stream};
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use openraft::{OptionalSend, RaftTypeConfig};
-use quorate_env::JobClass;
+use quorate_env::{JobClass, switch};
 use tokio::sync::oneshot;
 
 use super::replica::Replica;
-use super::{Found, SharedLog};
+use super::{Found, Of, SharedLog};
 use crate::error::Error;
 use crate::raft::{Entry, LogId, TypeConfig, Vote};
 
@@ -51,6 +51,11 @@ impl GroupLog {
         }
         let at = state.positions(index..index.saturating_add(1));
         state.entries.range(at).next().map(|meta| meta.id)
+    }
+
+    /// Which replica's it is.
+    pub fn of(&self) -> Of {
+        self.replica.of
     }
 
     /// The last id purged.
@@ -94,7 +99,11 @@ impl RaftLogReader<TypeConfig> for GroupLog {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start, end, self.append_bytes_max).await
+        let bytes_max = match switch::fires("replication.append_of_one_entry") {
+            true => 0,
+            false => self.append_bytes_max,
+        };
+        self.read(start, end, bytes_max).await
     }
 
     /// What is to be applied, read in steps, so that a replica that is far behind does not take all

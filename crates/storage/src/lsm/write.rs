@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use quorate_env::{Env, Event};
+use quorate_env::{Env, Event, switch};
 use quorate_log::Ticket;
 
 use super::conditions::LastWrites;
@@ -211,7 +211,9 @@ impl Inner {
         let last = commit.last + batch.len() as u64;
         let need = bytes_needed(batch.payload_bytes(), first, batch.len());
         let memtable = &commit.memtable;
-        if commit.reserved + need > memtable.capacity() || memtable.has_many_ranges() {
+        let ends_early = commit.reserved > 0 && switch::rarely("storage.memtable_ends_early", 10);
+        let is_full = commit.reserved + need > memtable.capacity();
+        if is_full || memtable.has_many_ranges() || ends_early {
             self.rotate(&mut commit, need);
         }
         let ticket = match (self.wal.get(), durability) {

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use super::{Choice, CompactionPolicy, View, choose, pick_heavy};
+use quorate_env::switch;
+
 use crate::levels::{LEVELS, Levels};
 use crate::options::Options;
 
@@ -35,6 +37,10 @@ impl Leveled {
 
     /// How much a level needs compaction; from 1 on it does.
     fn score(&self, levels: &Levels, level: usize) -> f64 {
+        let tables = levels.level(0).len();
+        if level == 0 && tables > 0 && switch::fires("storage.compaction_begins_early") {
+            return 1.0;
+        }
         match level {
             0 => levels.level(0).len() as f64 / self.l0_compact as f64,
             _ => levels.bytes(level) as f64 / self.target_bytes(level) as f64,
