@@ -157,8 +157,7 @@ impl Client {
     }
 
     /// Gives a shard a new replica on one node, takes that on another away, or both at once; gives the new replica's
-    /// id, 0 if there is none. The same node twice: its replica is made anew from the others. The group changes in
-    /// the background: see [`Client::settled`].
+    /// id, 0 if there is none. The group changes in the background: see [`Client::settled`].
     ///
     /// # Errors
     /// `InvalidArgument` if that makes no sense; `DeadlineExceeded` while an earlier change of the shard is under

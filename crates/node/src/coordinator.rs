@@ -66,7 +66,7 @@ pub enum ClusterCommand {
         shard: GroupId,
         /// Whose replica goes; 0: none.
         from: NodeId,
-        /// Who gets one; 0: nobody. The same as `from`: its replica is made anew.
+        /// Who gets one; 0: nobody.
         to: NodeId,
     },
     /// The group of a shard has taken on the members of this version; answers 1 if that was news.

@@ -1,7 +1,7 @@
 //! Replicas that this node holds and the map gives it no more: they are closed, and their log and data removed.
 //!
 //! A replica may go when the map no longer names it: neither among a shard's replicas nor among those that are
-//! leaving. It may also go when this node is given another replica of the same shard: then it is to be made anew.
+//! leaving, so its group counts on it no more.
 //! Ids of replicas are never given out twice, so one that went stays gone.
 //!
 //! A crash may come between any two steps. What is left is found by what the engine and the log have of groups, and
@@ -12,7 +12,7 @@ use std::io;
 use std::sync::Arc;
 
 use quorate_replication::Error as GroupError;
-use quorate_sharding::{COORDINATOR_GROUP, GroupId, NodeId, ReplicaId, Shard, ShardMap};
+use quorate_sharding::{COORDINATOR_GROUP, GroupId, ReplicaId, Shard, ShardMap};
 use quorate_storage::{Engine, IterOptions, KeyRange, Lsm, ReadAt};
 
 use crate::error::{Error, Result};
@@ -36,7 +36,7 @@ pub(crate) async fn remove(inner: &Arc<Inner>, map: &ShardMap) -> bool {
     };
     let mut all = true;
     for (group, replica) in held {
-        if !may_stay(map, inner.identity.node, group, replica) {
+        if !may_stay(map, group, replica) {
             match remove_replica(inner, group).await {
                 Ok(()) => tracing::info!(
                     shard = group,
@@ -53,12 +53,11 @@ pub(crate) async fn remove(inner: &Arc<Inner>, map: &ShardMap) -> bool {
     all
 }
 
-fn may_stay(map: &ShardMap, node: NodeId, group: GroupId, replica: ReplicaId) -> bool {
-    map.shard(group)
-        .is_some_and(|shard| match shard.replica_on(node) {
-            Some(named) => named.id == replica,
-            None => shard.leaving.iter().any(|leaving| leaving.id == replica),
-        })
+fn may_stay(map: &ShardMap, group: GroupId, replica: ReplicaId) -> bool {
+    map.shard(group).is_some_and(|shard| {
+        let mut counted = shard.replicas.iter().chain(&shard.leaving);
+        counted.any(|counted| counted.id == replica)
+    })
 }
 
 /// The replicas of which log or engine have anything.

@@ -198,8 +198,9 @@ impl ShardMap {
     }
 
     /// Gives a shard a new replica on one node, takes the one on another away, or both at once, and raises its
-    /// members version; gives the new replica's id, 0 if there is none. The same node twice: its replica is to be
-    /// made anew. What is taken away stays among the leaving until the change is settled.
+    /// members version; gives the new replica's id, 0 if there is none. What is taken away stays among the
+    /// leaving until the change is settled: until then the group may need it for its quorum. So a replica is made
+    /// anew on its node by taking it away, and adding one once that is settled.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if that makes no sense; [`Error::Unsettled`] while an earlier change is under way.
@@ -218,6 +219,11 @@ impl ShardMap {
             return Err(Error::Unsettled(shard));
         }
         let mut changed = Shard::clone(&known);
+        if from == to {
+            return refuse(
+                "name the node to move from, the node to move to, or two different ones".into(),
+            );
+        }
         if let Some(from) = from {
             let Some(place) = changed.replicas.iter().position(|r| r.node == from) else {
                 return refuse(format!("shard {shard} has no replica on node {from}"));
@@ -239,9 +245,6 @@ impl ShardMap {
         }
         if changed.replicas.is_empty() {
             return refuse(format!("shard {shard} would have no replica left"));
-        }
-        if changed.replicas == known.replicas {
-            return refuse("name the node to move from, the node to move to, or both".into());
         }
         changed.epoch.members += 1;
         self.next.replica = self.next.replica.max(id + 1);

@@ -959,7 +959,7 @@ pub struct MoveReplicaRequest {
     /// The node whose replica goes; 0: none.
     #[prost(uint64, tag = "2")]
     pub from: u64,
-    /// The node that gets a new one; 0: none. The same as `from`: its replica is made anew.
+    /// The node that gets a new one; 0: none.
     #[prost(uint64, tag = "3")]
     pub to: u64,
     #[prost(uint32, tag = "4")]

@@ -156,13 +156,18 @@ async fn move_replica(args: MoveArgs) -> Result<()> {
     Ok(())
 }
 
+/// Takes the replica away and adds another one: not before the group does without it.
 async fn rebuild(args: RebuildArgs) -> Result<()> {
     let client = connect(&args.connect).await?;
-    let node = Some(args.node);
-    let map = client.map();
-    if map
+    client.refresh().await;
+    let (node, map) = (Some(args.node), client.map());
+    let shard = map
         .shard(args.shard)
-        .is_some_and(|shard| shard.replicas.len() == 1)
+        .with_context(|| format!("there is no shard {}", args.shard))?;
+    if shard
+        .replicas
+        .iter()
+        .all(|replica| replica.node == args.node)
     {
         bail!(
             "the replica of shard {} on node {} is its only one: there is nothing to make it from",
@@ -170,7 +175,16 @@ async fn rebuild(args: RebuildArgs) -> Result<()> {
             args.node
         );
     }
-    change(&client, args.shard, (node, node), args.wait.wait()).await?;
+    client.settled(args.shard, args.wait.wait()).await?;
+    change(&client, args.shard, (node, None), args.wait.wait()).await?;
+    let added = change(&client, args.shard, (None, node), args.wait.wait()).await;
+    added.with_context(|| {
+        format!(
+            "the old replica is gone, the new one is not there yet: if nothing is under way, \
+             `quorate shard move {} --to {}` adds it",
+            args.shard, args.node
+        )
+    })?;
     println!(
         "the replica of shard {} on node {} was made anew",
         args.shard, args.node
