@@ -9,7 +9,9 @@ use quorate_env::Random;
 use quorate_env::sim::Crash;
 use quorate_kv::Limits;
 use quorate_node::{ClusterCommand, Config};
-use quorate_sharding::{Encoding, NamespaceKind, NamespaceSpec, NodeId, RoutingPrefix, ShardMap};
+use quorate_sharding::{
+    COORDINATOR_GROUP, Encoding, NamespaceKind, NamespaceSpec, NodeId, RoutingPrefix, ShardMap,
+};
 use quorate_storage::Options;
 use tokio::runtime::Runtime;
 
@@ -184,6 +186,7 @@ impl Cluster {
         }
         if self.now_us.is_multiple_of(MAP_PERIOD_US) {
             self.spread_maps();
+            self.settle();
         }
         self.judge()
     }
@@ -214,14 +217,14 @@ impl Cluster {
         }
     }
 
-    /// Nodes without the coordinator ask another for a newer map, as servers do.
+    /// Nodes that hear of no maps ask another for a newer one, as servers do.
     fn spread_maps(&mut self) {
         let alive = self.alive();
         for id in &alive {
             let Some(life) = self.hosts.get(id).and_then(|host| host.life.as_ref()) else {
                 continue;
             };
-            if life.node.holds_coordinator() || alive.len() < 2 {
+            if life.node.hears_of_maps() || alive.len() < 2 {
                 continue;
             }
             let other = alive[self.random.below(alive.len() as u64) as usize];
@@ -238,6 +241,27 @@ impl Cluster {
                 }
             };
             self.network.send_loose(id, other, Mail::Ask(Box::new(ask)));
+        }
+    }
+
+    /// Nodes tell the coordinator what their groups have become, as servers do.
+    fn settle(&mut self) {
+        let Some(leader) = self.leads(COORDINATOR_GROUP) else {
+            return;
+        };
+        for (id, host) in &self.hosts {
+            let unsettled = host.life.as_ref().map(|life| life.node.unsettled());
+            for command in unsettled.into_iter().flatten() {
+                let ask = move |life: &host::Life| {
+                    let node = life.node.clone();
+                    // It is told again until it is noted.
+                    life.spawn(async move {
+                        let _ = node.coordinate(command, Duration::from_secs(3)).await;
+                    });
+                };
+                self.network
+                    .send_loose(*id, leader, Mail::Ask(Box::new(ask)));
+            }
         }
     }
 

@@ -1,100 +1,91 @@
-//! Changes of a shard's members: a replica loses its vote and its place, and gets them back.
-//!
-//! Nodes move no replicas yet, so what changes is the group: one of its replicas, not the leader, is taken out
-//! of it and put back in later, as a learner first, under load and faults. Its data stays where it is.
+//! Changes of a shard's members: a replica moves to another node, or goes, and another one comes, under load and
+//! faults; of the coordinator's group too. What is told to the cluster is what its operator would tell it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use quorate_node::ClusterCommand;
+use quorate_sharding::{COORDINATOR_GROUP, NodeId, Shard};
 
 use crate::cluster::Cluster;
 
-/// Groups whose members are not what the map says.
+/// How many replicas a shard is to have in the end.
+const REPLICAS: usize = 3;
+
+/// Whether all shards are to be whole again, and when that is looked after next.
 #[derive(Default)]
 pub(super) struct Members {
-    changed: BTreeSet<u64>,
+    is_healing: bool,
     next_us: u64,
 }
 
-/// The replicas of a shard, as the map has them.
-fn all(cluster: &Cluster, shard: u64) -> BTreeMap<u64, u64> {
-    let life = cluster.hosts.values().find_map(|host| host.life.as_ref());
-    let map = life.map(|life| life.node.map());
-    let shard = map.and_then(|map| map.shard(shard).cloned());
-    let replicas = shard.map(|shard| shard.replicas.clone());
-    let replicas = replicas.unwrap_or_default().into_iter();
-    replicas.map(|replica| (replica.id, replica.node)).collect()
+/// A shard as the map has it, and the nodes without a replica of it.
+fn known(cluster: &Cluster, shard: u64) -> Option<(Shard, Vec<NodeId>)> {
+    let maps = cluster.hosts.values().filter_map(|host| host.life.as_ref());
+    let map = maps
+        .map(|life| life.node.map())
+        .max_by_key(|map| map.version)?;
+    let shard = map.shard(shard)?;
+    let free = map
+        .nodes
+        .keys()
+        .filter(|node| shard.replica_on(**node).is_none());
+    Some((Shard::clone(shard), free.copied().collect()))
 }
 
-fn tell(cluster: &Cluster, shard: u64, voters: BTreeMap<u64, u64>) -> bool {
-    let Some(leader) = cluster.leads(shard) else {
+fn tell(cluster: &Cluster, shard: u64, from: NodeId, to: NodeId) -> bool {
+    let Some(leader) = cluster.leads(COORDINATOR_GROUP) else {
         return false;
     };
+    let command = ClusterCommand::MoveReplica { shard, from, to };
     drop(cluster.ask(leader, move |node| async move {
-        if let Some(group) = node.group(shard) {
-            // What it left half done the next one ends.
-            let _ = group.change_members(voters, Duration::from_secs(3)).await;
-        }
+        // Refused or lost: then it is not done.
+        node.coordinate(command, Duration::from_secs(3))
+            .await
+            .is_ok()
     }));
     true
 }
 
 impl Members {
-    /// Takes a replica out, or puts all back in.
+    /// Moves a replica, takes one away or adds one.
     pub(super) fn change(&mut self, cluster: &Cluster, shard: u64) -> bool {
-        let mut voters = all(cluster, shard);
-        let Some(leader) = cluster.leads(shard) else {
-            return false;
+        let shard = match cluster.random.one_in(4) {
+            true => COORDINATOR_GROUP,
+            false => shard,
         };
-        if self.changed.remove(&shard) {
-            return tell(cluster, shard, voters);
-        }
-        // openraft alpha.37 does not bear a leader that removes itself and is asked for another change.
-        let others: Vec<u64> = voters
-            .iter()
-            .filter(|(_, node)| **node != leader)
-            .map(|(replica, _)| *replica)
-            .collect();
-        let Some(out) = others.get(cluster.random.below(others.len().max(1) as u64) as usize)
+        let Some((known, free)) = known(cluster, shard).filter(|(known, _)| known.is_settled())
         else {
             return false;
         };
-        voters.remove(out);
-        self.changed.insert(shard);
-        tell(cluster, shard, voters)
+        let pick = |count: usize| cluster.random.below(count.max(1) as u64) as usize;
+        let from = known.replicas[pick(known.replicas.len())].node;
+        match free.get(pick(free.len())) {
+            Some(to) if known.replicas.len() < REPLICAS => tell(cluster, shard, 0, *to),
+            Some(to) if cluster.random.one_in(2) => tell(cluster, shard, from, *to),
+            _ if known.replicas.len() >= REPLICAS => tell(cluster, shard, from, 0),
+            _ => false,
+        }
     }
 
-    /// No faults any more: all are to be in again.
+    /// No faults any more: every shard is to have all its replicas again.
     pub(super) fn heal(&mut self, cluster: &Cluster) {
-        self.changed.extend(cluster.shards());
+        self.is_healing = true;
         self.next_us = cluster.now_us;
     }
 
     /// Goes on with that until it is so.
     pub(super) fn step(&mut self, cluster: &Cluster) {
-        if cluster.now_us < self.next_us {
+        if !self.is_healing || cluster.now_us < self.next_us {
             return;
         }
         self.next_us = cluster.now_us + 1_000_000;
-        let open: Vec<u64> = self.changed.iter().copied().collect();
-        for shard in open {
-            let Some(leader) = cluster.leads(shard) else {
-                continue;
-            };
-            let life = cluster
-                .hosts
-                .get(&leader)
-                .and_then(|host| host.life.as_ref());
-            let status = life
-                .and_then(|life| life.node.group(shard))
-                .map(|group| group.status());
-            let wanted = all(cluster, shard);
-            match status {
-                Some(status) if status.members.voters == wanted && !status.members.joint => {
-                    self.changed.remove(&shard);
-                }
-                _ => {
-                    tell(cluster, shard, wanted);
-                }
+        for shard in cluster.shards() {
+            if let Some((known, free)) = known(cluster, shard)
+                && known.is_settled()
+                && known.replicas.len() < REPLICAS
+                && let Some(to) = free.first()
+            {
+                tell(cluster, shard, 0, *to);
             }
         }
     }
