@@ -22,7 +22,7 @@ pub fn run(root: &Path, words: &[&str]) -> Result<()> {
 pub fn check(root: &Path) -> Result<()> {
     run(root, &["--seeds", "200"])?;
     run(root, &["--seeds", "10", "--seed", "1000", "--twice"])?;
-    run(root, &["--bugs", "--seeds", "30", "--only", QUICKLY_FOUND])
+    run(root, &["--bugs", "--seeds", "60", "--only", QUICKLY_FOUND])
 }
 
 /// Planted bugs that few seeds find.

@@ -170,6 +170,7 @@ impl Host {
 
     /// The process ends at once; of the disk remains what `crash` says.
     pub fn kill(&mut self, crash: Crash, network: &Network) {
+        // Where nodes are told that a peer's connection was refused, they are told so here.
         network.set_down(self.id, true);
         self.stop_disk(crash);
         self.frozen_until_us = 0;
