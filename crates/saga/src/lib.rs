@@ -1,0 +1,12 @@
+//! Sagas: work over several services that ends done, or undone, and never between.
+//!
+//! A step of a saga is a transaction of one service. What a later step can't do, the earlier ones make
+//! good: each has a *compensation*. One step may be the *pivot*, after which nothing is undone; what comes
+//! after it is tried until it is done.
+//!
+//! Without features the crate has the machine, and journals in memory and over a
+//! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`.
+
+mod error;
+
+pub use error::{Error, ErrorKind, Result};
