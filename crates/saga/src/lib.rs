@@ -7,6 +7,10 @@
 //! Without features the crate has the machine, and journals in memory and over a
 //! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`.
 
+pub mod definition;
 mod error;
+pub mod machine;
 
+pub use definition::{Context, Definition, Kind, Op, Registry, Retry, Saga, Step};
 pub use error::{Error, ErrorKind, Result};
+pub use machine::{Order, Outcome, Status};
