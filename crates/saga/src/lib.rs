@@ -9,7 +9,12 @@
 
 pub mod definition;
 mod error;
+pub mod journal;
 pub mod machine;
+pub mod message;
+mod points;
+#[cfg(all(test, feature = "postgres", feature = "sqlite"))]
+mod tests;
 
 pub use definition::{Context, Definition, Kind, Op, Registry, Retry, Saga, Step};
 pub use error::{Error, ErrorKind, Result};
