@@ -7,15 +7,21 @@
 //! Without features the crate has the machine, and journals in memory and over a
 //! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`.
 
+pub mod coordinator;
 pub mod definition;
 mod error;
 pub mod journal;
 pub mod machine;
 pub mod message;
+pub mod ops;
+pub mod plan;
 mod points;
 #[cfg(all(test, feature = "postgres", feature = "sqlite"))]
 mod tests;
 
+pub use coordinator::{Begun, Coordinator, CoordinatorOptions, CoordinatorStatus, Sagas};
 pub use definition::{Context, Definition, Kind, Op, Registry, Retry, Saga, Step};
 pub use error::{Error, ErrorKind, Result};
 pub use machine::{Order, Outcome, Status};
+pub use ops::Operations;
+pub use plan::{Begin, Planner};

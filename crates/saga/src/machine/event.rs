@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::definition::Op;
 use crate::{Error, ErrorKind, Result};
 
 /// Which way a step goes.
@@ -112,6 +113,11 @@ pub enum Event {
     Turned(String),
     /// An operator ordered something: who, why, what.
     Ordered(String, String, Order),
+    /// An answer that the coordinator which got it could not take, since it does not know the definition:
+    /// branch, operation, try, outcome. One that does takes it from here.
+    Mail(String, Op, u32, Outcome),
+    /// All such answers so far were taken.
+    Taken,
     /// It ended.
     Ended(End),
 }

@@ -125,16 +125,21 @@ pub fn step(
     dice: u64,
     now_ms: i64,
 ) -> Result<Turn<'_>> {
-    let mut turn = Turn {
+    let mut turn = resume(definition, state, dice, now_ms);
+    turn.take(input)?;
+    Ok(turn)
+}
+
+/// A saga in whose state nothing happened yet: what came in is given to [`Turn::take`].
+pub fn resume(definition: &Definition, state: State, dice: u64, now_ms: i64) -> Turn<'_> {
+    Turn {
         definition,
         dice,
         now_ms,
         state,
         events: Vec::new(),
         sends: Vec::new(),
-    };
-    turn.take(input)?;
-    Ok(turn)
+    }
 }
 
 impl Turn<'_> {
@@ -143,6 +148,14 @@ impl Turn<'_> {
     /// # Errors
     /// As [`step`].
     pub fn take(&mut self, input: Input) -> Result<()> {
+        if !self.state.mail.is_empty() {
+            let mail = self.state.mail.clone();
+            self.emit(Event::Taken);
+            for (branch, op, attempt, outcome) in mail {
+                self.reply(&branch, op, attempt, outcome)?;
+            }
+            self.go_on();
+        }
         match input {
             Input::Reply {
                 branch,

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::event::{Dir, End, Entry, Event, Start};
-use crate::definition::{Definition, Kind};
+use super::event::{Dir, End, Entry, Event, Outcome, Start};
+use crate::definition::{Definition, Kind, Op};
 use crate::{Error, ErrorKind, Result};
 
 /// Where a saga stands, in one word.
@@ -131,6 +131,8 @@ pub struct State {
     pub steps: Vec<StepState>,
     /// Why it is being undone, if it is.
     pub turned: Option<String>,
+    /// Answers that wait to be taken: branch, operation, try, outcome.
+    pub mail: Vec<(String, Op, u32, Outcome)>,
     /// How it ended.
     pub end: Option<End>,
 }
@@ -173,6 +175,7 @@ impl State {
             started_ms: at_ms,
             steps: vec![waiting; definition.steps().len()],
             turned: None,
+            mail: Vec::new(),
             end: None,
         }
     }
@@ -203,6 +206,11 @@ impl State {
             Event::Skipped(step, Dir::Undo) => self.step(*step)?.phase = Phase::Undone,
             Event::Turned(why) => self.turned = Some(why.clone()),
             Event::Ordered(..) => {}
+            Event::Mail(branch, op, attempt, outcome) => {
+                self.mail
+                    .push((branch.clone(), *op, *attempt, outcome.clone()));
+            }
+            Event::Taken => self.mail.clear(),
             Event::Ended(end) => self.end = Some(*end),
         }
         Ok(())

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::machine::{self, Dir, Input, Order, Outcome, Phase, Start, State, Status, Turn};
+use crate::machine::{
+    self, Dir, Entry, Event, Input, Order, Outcome, Phase, Start, State, Status, Turn,
+};
 use crate::{Definition, ErrorKind, Op, Retry, Saga, Step};
 
 fn once() -> Retry {
@@ -335,4 +337,21 @@ fn definition_that_can_not_be_is_refused() {
     for one in wrong {
         assert_eq!(one.expect_err("refused").kind(), ErrorKind::Invalid);
     }
+}
+
+#[test]
+fn machine_mail_is_taken_at_the_next_look() {
+    let definition = order();
+    let mut entries = begin(&definition).events;
+    entries.push(Entry {
+        at_ms: 5,
+        event: Event::Mail("reserve".into(), Op::Act, 1, done()),
+    });
+    let state = State::fold(&definition, &entries).expect("folds");
+    let turn = machine::step(&definition, state, Input::Tick, 1, 10).expect("steps");
+    assert_eq!(sent(&turn), [(1, Dir::Act, 1)]);
+    assert!(turn.state.mail.is_empty());
+    entries.extend(turn.events);
+    let folded = State::fold(&definition, &entries).expect("folds");
+    assert_eq!(folded, turn.state);
 }
