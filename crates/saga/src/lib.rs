@@ -14,8 +14,10 @@ pub mod journal;
 pub mod machine;
 pub mod message;
 pub mod ops;
+pub mod participant;
 pub mod plan;
 mod points;
+pub mod tcc;
 #[cfg(all(test, feature = "postgres", feature = "sqlite"))]
 mod tests;
 
@@ -24,4 +26,6 @@ pub use definition::{Context, Definition, Kind, Op, Registry, Retry, Saga, Step}
 pub use error::{Error, ErrorKind, Result};
 pub use machine::{Order, Outcome, Status};
 pub use ops::Operations;
+pub use participant::{ExternalParticipant, Participant};
 pub use plan::{Begin, Planner};
+pub use tcc::Tcc;
