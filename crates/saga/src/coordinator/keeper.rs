@@ -133,7 +133,14 @@ impl Keeper {
         let until = now_ms + crate::definition::millis(tick);
         self.shared.next_look_ms.store(until, Ordering::SeqCst);
         let known = self.shared.planner.registry().known();
-        let due = self.shared.journal.due(share, &known, now_ms, DUE).await?;
+        let journal = &self.shared.journal;
+        let mut due = journal.due(share, &known, now_ms, DUE).await?;
+        if due.ids.is_empty() && share.of > 1 {
+            // What nobody has looked at: whose share it is may not know its definition.
+            let everything = Share { rank: 0, of: 1 };
+            let late = now_ms - 2 * crate::definition::millis(tick);
+            due.ids = journal.due(everything, &known, late, DUE).await?.ids;
+        }
         if due.ids.is_empty() {
             let next = due.next_ms.unwrap_or(until).clamp(now_ms, until);
             self.shared.next_look_ms.fetch_min(next, Ordering::SeqCst);

@@ -27,6 +27,16 @@ struct Known {
     state: State,
 }
 
+/// What inputs to a saga come to.
+enum Step {
+    /// This is to be written, and then this is known.
+    Write(Append, Option<Known>),
+    /// They change nothing.
+    Nothing,
+    /// They change nothing of what is remembered, which may be old: look it up.
+    Again,
+}
+
 type Waiting = (Box<Append>, oneshot::Sender<Result<Begun>>);
 
 /// What is dealt with together.
@@ -167,13 +177,14 @@ impl Worker {
         let mut settled = HashSet::new();
         for (id, inputs) in &batch.inputs {
             match self.step(*id, inputs, &mut loaded)? {
-                Some((append, known)) => {
+                Step::Write(append, known) => {
                     appends.push(append);
                     after.extend(known.map(|known| (*id, known)));
                 }
-                None => {
+                Step::Nothing => {
                     settled.insert(*id);
                 }
+                Step::Again => {}
             }
         }
         batch.inputs.retain(|id, _| !settled.contains(id));
@@ -212,59 +223,56 @@ impl Worker {
             .collect())
     }
 
-    /// What a saga's inputs come to: what is to be written, and what is known then; `None` for nothing.
+    /// What a saga's inputs come to.
     fn step(
         &mut self,
         id: Uuid,
         inputs: &[Input],
         loaded: &mut HashMap<Uuid, Record>,
-    ) -> Result<Option<(Append, Option<Known>)>> {
+    ) -> Result<Step> {
         let counts = &self.shared.counts;
-        let replies = inputs
-            .iter()
-            .filter(|input| matches!(input, Input::Reply { .. }))
-            .count() as u64;
-        let known = match self.known.remove(&id) {
-            Some(known) => known,
-            None => {
-                let Some(record) = loaded.remove(&id) else {
-                    counts.bad.fetch_add(replies, Ordering::Relaxed);
-                    return Ok(None);
-                };
-                if record.status.is_end() {
-                    counts.late.fetch_add(replies, Ordering::Relaxed);
-                    return Ok(None);
-                }
-                let Some(definition) = self.shared.planner.definition(&record.name, record.version)
-                else {
-                    return Ok(self.mail(&record, inputs).map(|append| (append, None)));
-                };
-                match record
-                    .entries()
-                    .and_then(|entries| State::fold(&definition, &entries))
-                {
-                    Ok(state) => Known {
-                        definition,
-                        seq: record.seq,
-                        wake_ms: record.wake_ms,
-                        state,
-                    },
-                    Err(error) => {
-                        return Ok(self.put_off(&record, &error).map(|append| (append, None)));
-                    }
-                }
-            }
+        let is_reply = |input: &&Input| matches!(input, Input::Reply { .. });
+        let replies = inputs.iter().filter(is_reply).count() as u64;
+        if let Some(known) = self.known.remove(&id) {
+            return self.turn(id, inputs, known, replies, false);
+        }
+        let Some(record) = loaded.remove(&id) else {
+            counts.bad.fetch_add(replies, Ordering::Relaxed);
+            return Ok(Step::Nothing);
         };
-        self.turn(id, inputs, known, replies)
+        if record.status.is_end() {
+            counts.late.fetch_add(replies, Ordering::Relaxed);
+            return Ok(Step::Nothing);
+        }
+        let planner = &self.shared.planner;
+        let Some(definition) = planner.definition(&record.name, record.version) else {
+            return Ok(self.mail(&record, inputs));
+        };
+        let folded = record
+            .entries()
+            .and_then(|entries| State::fold(&definition, &entries));
+        let state = match folded {
+            Ok(state) => state,
+            Err(error) => return Ok(self.put_off(&record, &error)),
+        };
+        let known = Known {
+            definition,
+            seq: record.seq,
+            wake_ms: record.wake_ms,
+            state,
+        };
+        self.turn(id, inputs, known, replies, true)
     }
 
+    /// What inputs come to in a state; `is_fresh` if it was just looked up.
     fn turn(
         &mut self,
         id: Uuid,
         inputs: &[Input],
         known: Known,
         replies: u64,
-    ) -> Result<Option<(Append, Option<Known>)>> {
+        is_fresh: bool,
+    ) -> Result<Step> {
         let now_ms = self.shared.now_ms();
         let counts = &self.shared.counts;
         let definition = Arc::clone(&known.definition);
@@ -279,13 +287,16 @@ impl Worker {
         }
         // What came in time counts, although it is looked at late.
         turn.take(Input::Tick)?;
+        let wake_ms = wake(known.wake_ms, turn.state.wake_ms(&definition), now_ms);
+        let is_same = turn.events.is_empty() && wake_ms == known.wake_ms;
+        if is_same && !is_fresh {
+            return Ok(Step::Again);
+        }
         counts.bad.fetch_add(bad, Ordering::Relaxed);
         counts.replies.fetch_add(replies - bad, Ordering::Relaxed);
         if turn.events.is_empty() {
             counts.late.fetch_add(replies - bad, Ordering::Relaxed);
         }
-        let wake_ms = wake(known.wake_ms, turn.state.wake_ms(&definition), now_ms);
-        let is_same = turn.events.is_empty() && wake_ms == known.wake_ms;
         let seq = known.seq + turn.events.len() as i64;
         let planner = &self.shared.planner;
         let (append, state) = planner.append(&definition, id, known.seq, turn, wake_ms)?;
@@ -297,13 +308,13 @@ impl Worker {
         };
         if is_same {
             self.known.insert(id, after);
-            return Ok(None);
+            return Ok(Step::Nothing);
         }
-        Ok(Some((append, Some(after))))
+        Ok(Step::Write(append, Some(after)))
     }
 
     /// Replies for a saga whose definition is not known here are kept in its log for who knows it.
-    fn mail(&self, record: &Record, inputs: &[Input]) -> Option<Append> {
+    fn mail(&self, record: &Record, inputs: &[Input]) -> Step {
         let now_ms = self.shared.now_ms();
         let mail = inputs.iter().filter_map(|input| match input {
             Input::Reply {
@@ -323,11 +334,14 @@ impl Worker {
             .counts
             .mailed
             .fetch_add(count, Ordering::Relaxed);
-        (count > 0).then(|| unchanged(record, events, now_ms))
+        if count == 0 {
+            return Step::Nothing;
+        }
+        Step::Write(unchanged(record, events, now_ms), None)
     }
 
     /// A saga that can't be read is looked at again later; what is kept of it is not touched.
-    fn put_off(&self, record: &Record, error: &Error) -> Option<Append> {
+    fn put_off(&self, record: &Record, error: &Error) -> Step {
         let text = format!(
             "saga {} (`{}` of `{}`): {error}",
             record.id, record.key, record.name
@@ -336,7 +350,10 @@ impl Worker {
         *self.shared.counts.unreadable.lock() = Some(text);
         let now_ms = self.shared.now_ms();
         let is_due = record.wake_ms.is_some_and(|at| at <= now_ms);
-        is_due.then(|| unchanged(record, Vec::new(), now_ms + PUT_OFF_MS))
+        if !is_due {
+            return Step::Nothing;
+        }
+        Step::Write(unchanged(record, Vec::new(), now_ms + PUT_OFF_MS), None)
     }
 
     fn wrote(&mut self, append: &Append, known: Option<Known>) {

@@ -23,6 +23,7 @@ pub enum Slot {
 
 impl Slot {
     /// As it is stored.
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     pub(crate) fn number(self) -> i16 {
         match self {
             Slot::Act => 0,
