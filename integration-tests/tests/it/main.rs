@@ -16,6 +16,7 @@ mod faults;
 mod lifecycle;
 mod linearizability;
 mod outbox;
+mod saga;
 mod snapshots;
 mod storage;
 mod support;
