@@ -27,6 +27,7 @@ usage: cargo xtask <task>
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
+  bench saga          three-step sagas and TCC a second, on PostgreSQL and SQLite
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -50,6 +51,7 @@ fn main() -> Result<()> {
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
+        ["bench", "saga"] => bench::saga(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),
         ["cluster", words @ ..] => cluster::run(&root, words),
