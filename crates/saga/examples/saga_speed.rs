@@ -30,6 +30,7 @@ use sqlx::{AssertSqlSafe, PgConnection, SqliteConnection};
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 const EFFECTS: &str = "CREATE TABLE effects (saga TEXT NOT NULL, branch TEXT NOT NULL)";
+const COUNT: &str = "SELECT count(*) FROM effects";
 /// So many sagas may be under way.
 const UNDER_WAY: u64 = 3000;
 
@@ -210,6 +211,16 @@ where
     Ok(json!({ "three_steps": three, "tcc_two_branches": tcc }))
 }
 
+/// Every saga has all its effects, once: three rows of a saga, four of a TCC.
+fn checked(measured: Value, effects: i64) -> Result<Value> {
+    let begun = |what: &str| measured[what]["begun"].as_i64().unwrap_or(0);
+    let expected = 3 * begun("three_steps") + 4 * begun("tcc_two_branches");
+    if effects != expected {
+        return Err(format!("there are {effects} effects, and should be {expected}").into());
+    }
+    Ok(measured)
+}
+
 async fn postgres(seconds: u64) -> Result<Value> {
     let url = std::env::var("QUORATE_POSTGRES")?;
     let name = format!("quorate_bench_{}", uuid::Uuid::now_v7().simple());
@@ -228,10 +239,11 @@ async fn postgres(seconds: u64) -> Result<Value> {
     let fences = PgFences::migrate(outbox.clone()).await?;
     let inbox = PgInbox::migrate(pool.clone()).await?;
     let measured = measure(journal, Arc::new(outbox), inbox, fences, seconds).await;
+    let effects = sqlx::query_scalar(COUNT).fetch_one(&pool).await?;
     sqlx::query(AssertSqlSafe(format!("DROP SCHEMA {name} CASCADE")))
         .execute(&pool)
         .await?;
-    measured
+    checked(measured?, effects)
 }
 
 async fn sqlite(folder: &Path, seconds: u64) -> Result<Value> {
@@ -249,8 +261,10 @@ async fn sqlite(folder: &Path, seconds: u64) -> Result<Value> {
     let outbox = SqliteOutbox::migrate(pool.clone(), 1).await?;
     let journal = Arc::new(SqliteJournal::migrate(outbox.clone()).await?);
     let fences = SqliteFences::migrate(outbox.clone()).await?;
-    let inbox = SqliteInbox::migrate(pool).await?;
-    measure(journal, Arc::new(outbox), inbox, fences, seconds).await
+    let inbox = SqliteInbox::migrate(pool.clone()).await?;
+    let measured = measure(journal, Arc::new(outbox), inbox, fences, seconds).await?;
+    let effects = sqlx::query_scalar(COUNT).fetch_one(&pool).await?;
+    checked(measured, effects)
 }
 
 #[tokio::main]

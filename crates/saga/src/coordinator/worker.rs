@@ -30,7 +30,7 @@ struct Known {
 /// What inputs to a saga come to.
 enum Step {
     /// This is to be written, and then this is known.
-    Write(Append, Option<Known>),
+    Write(Box<Append>, Option<Box<Known>>),
     /// They change nothing.
     Nothing,
     /// They change nothing of what is remembered, which may be old: look it up.
@@ -178,8 +178,8 @@ impl Worker {
         for (id, inputs) in &batch.inputs {
             match self.step(*id, inputs, &mut loaded)? {
                 Step::Write(append, known) => {
-                    appends.push(append);
-                    after.extend(known.map(|known| (*id, known)));
+                    appends.push(*append);
+                    after.extend(known.map(|known| (*id, *known)));
                 }
                 Step::Nothing => {
                     settled.insert(*id);
@@ -310,7 +310,7 @@ impl Worker {
             self.known.insert(id, after);
             return Ok(Step::Nothing);
         }
-        Ok(Step::Write(append, Some(after)))
+        Ok(Step::Write(Box::new(append), Some(Box::new(after))))
     }
 
     /// Replies for a saga whose definition is not known here are kept in its log for who knows it.
@@ -337,7 +337,7 @@ impl Worker {
         if count == 0 {
             return Step::Nothing;
         }
-        Step::Write(unchanged(record, events, now_ms), None)
+        Step::Write(Box::new(unchanged(record, events, now_ms)), None)
     }
 
     /// A saga that can't be read is looked at again later; what is kept of it is not touched.
@@ -353,7 +353,10 @@ impl Worker {
         if !is_due {
             return Step::Nothing;
         }
-        Step::Write(unchanged(record, Vec::new(), now_ms + PUT_OFF_MS), None)
+        Step::Write(
+            Box::new(unchanged(record, Vec::new(), now_ms + PUT_OFF_MS)),
+            None,
+        )
     }
 
     fn wrote(&mut self, append: &Append, known: Option<Known>) {

@@ -252,8 +252,8 @@ impl State {
             step.kind() == Kind::Compensatable
                 || matches!(state.phase, Phase::Waiting | Phase::Refused)
         };
-        let all = definition.steps().iter().zip(&self.steps);
-        self.turned.is_none() && self.end.is_none() && all.map(may).all(|may| may)
+        let mut all = definition.steps().iter().zip(&self.steps);
+        self.turned.is_none() && self.end.is_none() && all.all(may)
     }
 
     /// Steps whose action may begin.
