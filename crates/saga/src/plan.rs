@@ -63,10 +63,6 @@ impl Begin {
             return Err(Error::new(ErrorKind::Invalid, text));
         }
         let input = self.input.to_string();
-        if input.contains("\\u0000") {
-            let text = "a saga's input has no byte 0 in its texts";
-            return Err(Error::new(ErrorKind::Invalid, text));
-        }
         for (what, is, limit) in [("key", key, KEY_BYTES), ("input", input.len(), INPUT_BYTES)] {
             if is > limit {
                 let text =

@@ -45,9 +45,24 @@ struct Batch {
     begins: Vec<Waiting>,
     inputs: BTreeMap<Uuid, Vec<Input>>,
     tell: Vec<oneshot::Sender<()>>,
+    /// Why it can't be written.
+    why: Option<Error>,
 }
 
 impl Batch {
+    /// Each saga by itself; none when there is nothing.
+    fn into_singles(self) -> Vec<Batch> {
+        let begins = self.begins.into_iter().map(|one| Batch {
+            begins: vec![one],
+            ..Batch::default()
+        });
+        let inputs = self.inputs.into_iter().map(|(id, inputs)| Batch {
+            inputs: BTreeMap::from([(id, inputs)]),
+            ..Batch::default()
+        });
+        begins.chain(inputs).collect()
+    }
+
     /// Takes a work in; gives it back when it has to wait for what is in it.
     fn add(&mut self, work: Work) -> Option<Work> {
         match work {
@@ -133,11 +148,37 @@ pub(super) async fn run(shared: Arc<Shared>, mut queue: mpsc::Receiver<Work>) {
 
 impl Worker {
     async fn work(&mut self, mut batch: Batch) {
+        let tell = std::mem::take(&mut batch.tell);
+        let Some(left) = self.settle(batch).await else {
+            return;
+        };
+        // One of them can't be written as it is: the others don't wait for it.
+        for one in left.into_singles() {
+            match self.settle(one).await {
+                None => return,
+                Some(left) if left.size() == 0 => {}
+                Some(left) => self.give_up(left).await,
+            }
+        }
+        self.shared.failed(None);
+        for tell in tell {
+            let _ = tell.send(());
+        }
+    }
+
+    /// Does all of it, and answers what can't be written however often it is tried; `None` when it has to stop
+    /// before its end.
+    async fn settle(&mut self, mut batch: Batch) -> Option<Batch> {
         let mut wait = self.shared.options.retry_min;
         loop {
             match self.attempt(&mut batch).await {
-                Ok(()) if batch.size() == 0 => break,
+                Ok(()) if batch.size() == 0 => return Some(batch),
                 Ok(()) => {}
+                Err(error) if is_final(&error) => {
+                    self.known.clear();
+                    batch.why = Some(error);
+                    return Some(batch);
+                }
                 Err(error) => {
                     // Whether it was written is looked up in the journal.
                     self.known.clear();
@@ -150,7 +191,7 @@ impl Worker {
                     }
                     if *self.shared.stopped.borrow() {
                         // Nobody is told, so answers come again, to this coordinator or another.
-                        return;
+                        return None;
                     }
                     tracing::warn!(%error, "sagas wait for the journal");
                     tokio::time::sleep(wait).await;
@@ -158,9 +199,25 @@ impl Worker {
                 }
             }
         }
-        self.shared.failed(None);
-        for tell in batch.tell {
-            let _ = tell.send(());
+    }
+
+    /// A saga whose next events or messages can't be written is shown, and looked at again later.
+    async fn give_up(&mut self, one: Batch) {
+        let Some(error) = one.why else {
+            return;
+        };
+        for (_, tell) in one.begins {
+            let _ = tell.send(Err(error.clone()));
+        }
+        let ids: Vec<Uuid> = one.inputs.into_keys().collect();
+        let records = self.shared.journal.load(&ids).await.unwrap_or_default();
+        for record in records {
+            if let Step::Write(append, _) = self.put_off(&record, &error) {
+                let put_off = std::slice::from_ref(append.as_ref());
+                if let Err(error) = self.shared.journal.append(None, put_off).await {
+                    tracing::debug!(%error, "it is put off at the next look");
+                }
+            }
         }
     }
 
@@ -440,6 +497,14 @@ impl Worker {
             self.known.insert(append.id, known);
         }
     }
+}
+
+/// Whether the same can never be written.
+fn is_final(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Invalid | ErrorKind::TooLarge | ErrorKind::Corrupt | ErrorKind::NotFound
+    )
 }
 
 /// The time to write: the written one stays while it is to come and not too late.

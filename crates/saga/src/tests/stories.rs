@@ -338,3 +338,38 @@ async fn saga_with_events_of_a_newer_program_is_shown_and_not_touched() {
     assert!(shown.trouble.is_some_and(|text| text.contains("event")));
     world.end().await;
 }
+
+/// A step whose command is too large for a message costs its own saga only.
+#[tokio::test(flavor = "multi_thread")]
+async fn saga_whose_command_is_too_large_is_shown_and_others_go_on() {
+    let large = |_: &crate::Context<'_>| json!("x".repeat(1 << 20));
+    let later = Saga::named("later").step(Step::new("reserve", TOPIC));
+    let later = later.step(Step::new("large", TOPIC).input(large));
+    let first = Saga::named("first").step(Step::new("large", TOPIC).input(large));
+    let registry = registry()
+        .with(later.build().expect("builds"))
+        .and_then(|all| all.with(first.build()?))
+        .expect("a registry");
+    let world = World::lite(registry, false).await;
+    let coordinator = world.coordinator(&world.registry).await;
+    let sagas = coordinator.sagas();
+    let error = sagas.begin(&Begin::new("first", "f", json!({}))).await;
+    assert_eq!(error.expect_err("too large").kind(), ErrorKind::TooLarge);
+    sagas
+        .begin(&Begin::new("later", "l", json!({})))
+        .await
+        .expect("begins");
+    for n in 0..5 {
+        let begin = Begin::new("order", format!("o{n}"), json!({}));
+        sagas.begin(&begin).await.expect("begins");
+    }
+    until(&world, Status::Completed, 5).await;
+    eventually("it is said", || async {
+        let said = coordinator.status().unreadable;
+        let fits = |text: &String| text.contains("`l` of `later`") && text.contains("payload");
+        said.filter(fits)
+            .ok_or_else(|| "nothing is said".to_owned())
+    })
+    .await;
+    world.end().await;
+}
