@@ -22,21 +22,21 @@
 //!
 //! Nothing that can be refused comes after the pivot:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0599
 //! use quorate_saga::{Saga, Step};
 //! Saga::named("order").pivot(Step::new("pay", "accounts")).step(Step::new("reserve", "stock"));
 //! ```
 //!
 //! There is one pivot:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0599
 //! use quorate_saga::{Saga, Step};
 //! Saga::named("order").pivot(Step::new("a", "t")).pivot(Step::new("b", "t"));
 //! ```
 //!
 //! After a retriable step there is no pivot:
 //!
-//! ```compile_fail
+//! ```compile_fail,E0599
 //! use quorate_saga::{Saga, Step};
 //! Saga::named("order").then(Step::new("a", "t")).pivot(Step::new("b", "t"));
 //! ```
