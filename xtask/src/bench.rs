@@ -65,6 +65,29 @@ pub fn outbox(root: &Path) -> Result<()> {
     ci::run(command)
 }
 
+/// Sagas and TCC a second, on PostgreSQL and SQLite.
+pub fn saga(root: &Path) -> Result<()> {
+    let build = [
+        "build",
+        "--release",
+        "--package",
+        "quorate-saga",
+        "--features",
+        "postgres,sqlite",
+        "--example",
+        "saga_speed",
+    ];
+    ci::cargo(root, &build)?;
+    let servers = services::Services::start(root)?;
+    let folder = root.join("target/bench");
+    std::fs::create_dir_all(&folder)?;
+    let speed = ci::target_folder(root)?.join("release/examples/saga_speed");
+    let mut command = Command::new(speed);
+    command.arg(folder.join("saga.json"));
+    servers.environment(&mut command);
+    ci::run(command)
+}
+
 /// Our storage engine against others, all in one program of a package outside the workspace.
 pub fn storage(root: &Path, more: &[&str]) -> Result<()> {
     services::require_library(&services::ROCKSDB)?;

@@ -30,6 +30,7 @@ usage: cargo xtask <task>
   bench failover [--failover N] [--rounds N] [--shards N]
                       how long writes stop when the leader is killed or frozen, N times each
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
+  bench saga          three-step sagas and TCC a second, on PostgreSQL and SQLite
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -58,6 +59,7 @@ fn main() -> Result<()> {
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "failover", more @ ..] => bench::failover(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
+        ["bench", "saga"] => bench::saga(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),
         ["sim", more @ ..] => sim::run(&root, more),

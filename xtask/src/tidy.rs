@@ -46,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("outbox", &["kv"]),
+    ("saga", &["kv", "outbox"]),
     ("quorate", &["*"]),
     ("bench", &["*"]),
     ("sim", &["*"]),

@@ -91,6 +91,21 @@ impl KvOutbox {
         self
     }
 
+    /// The namespace.
+    pub fn kv(&self) -> &Arc<dyn Kv> {
+        &self.kv
+    }
+
+    /// The prefixes, one for each part.
+    pub fn prefixes(&self) -> &[String] {
+        &self.inner.prefixes
+    }
+
+    /// Wakes relays of this process at once. Enqueuing does so itself.
+    pub fn wake(&self) {
+        self.inner.hint.notify_waiters();
+    }
+
     fn part_of(&self, prefix: &str) -> Result<u16> {
         let found = self.inner.prefixes.iter().position(|p| p == prefix);
         let found = found.and_then(|part| u16::try_from(part).ok());

@@ -207,7 +207,35 @@ pub(super) async fn handle<T: LedgerTx>(
     message: &Delivery,
 ) -> std::result::Result<(), Trouble> {
     let connection = tx.connection();
-    let called = async move { handler.handle(connection, message).await };
+    guard(
+        options,
+        async move { handler.handle(connection, message).await },
+    )
+    .await
+}
+
+/// Calls the handler for all messages at once; false when it does not do that.
+pub(super) async fn handle_all<T: LedgerTx>(
+    tx: &mut T,
+    options: &ConsumerOptions,
+    handler: &dyn Handler<T::Connection>,
+    messages: &[Delivery],
+) -> std::result::Result<bool, Trouble> {
+    if options.level != Level::AtLeastOnce || messages.iter().any(Delivery::is_skip) {
+        return Ok(false);
+    }
+    let Some(called) = handler.handle_all(tx.connection(), messages) else {
+        return Ok(false);
+    };
+    guard(options, called).await?;
+    tx.check().await.map_err(broken)?;
+    Ok(true)
+}
+
+async fn guard(
+    options: &ConsumerOptions,
+    called: impl Future<Output = std::result::Result<(), Failure>>,
+) -> std::result::Result<(), Trouble> {
     let guarded = AssertUnwindSafe(called).catch_unwind();
     let Ok(ended) = tokio::time::timeout(options.patience, guarded).await else {
         let text = format!("the handler took longer than {:?}", options.patience);

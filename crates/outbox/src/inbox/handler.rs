@@ -56,4 +56,16 @@ pub trait Handler<C>: Send + Sync + 'static {
         tx: &'a mut C,
         message: &'a Delivery,
     ) -> BoxFuture<'a, std::result::Result<(), Failure>>;
+
+    /// Applies several messages of a partition at once, with the transaction that is given; `None` (the
+    /// default) when it can only do one by one. A failure rolls all of them back, and they come one by one by
+    /// [`Handler::handle`]. Only asked at [`Level::AtLeastOnce`](crate::Level::AtLeastOnce): such a handler
+    /// tells repetitions by itself.
+    fn handle_all<'a>(
+        &'a self,
+        _tx: &'a mut C,
+        _messages: &'a [Delivery],
+    ) -> Option<BoxFuture<'a, std::result::Result<(), Failure>>> {
+        None
+    }
 }

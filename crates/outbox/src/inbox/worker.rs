@@ -117,8 +117,12 @@ impl<L: Ledger> Worker<L> {
         if !apply::advance(&mut tx, options, &mut self.at, chunk).await? {
             return Ok(done);
         }
-        for message in chunk {
-            done.push(apply::apply(&mut tx, options, handler, message).await?);
+        if apply::handle_all(&mut tx, options, handler, chunk).await? {
+            done.resize(chunk.len(), Done::Applied);
+        } else {
+            for message in chunk {
+                done.push(apply::apply(&mut tx, options, handler, message).await?);
+            }
         }
         points::pass("inbox.batch-applied");
         if let Some(last) = chunk.last() {

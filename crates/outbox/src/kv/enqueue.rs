@@ -1,6 +1,9 @@
 //! Enqueuing over a `Kv`: one compare with the caller's mutations in it.
 
-use quorate_kv::{Compare, Condition, Mutation, Op, Token};
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use quorate_kv::{Compare, Condition, Mutation, Op, Token, Version};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -71,31 +74,87 @@ impl KvOutbox {
         mutations: Vec<Mutation>,
         message: &Message,
     ) -> Result<(Enqueued, Token)> {
-        self.limits.check(message)?;
+        let mut changes = Compare::new();
+        changes.then_ops = mutations.into_iter().map(Op::Mutate).collect();
+        let one = std::slice::from_ref(message);
+        let done = self.enqueue_all(prefix, changes, one).await?;
+        let first = done.and_then(|(all, token)| Some((*all.first()?, token)));
+        first.ok_or_else(|| Error::new(ErrorKind::Corrupt, "a compare without conditions failed"))
+    }
+
+    /// Writes what `changes` does when its conditions hold, and the messages, all or none, into the shard of
+    /// `prefix`. Nothing is written, and `None` answered, when they do not hold.
+    ///
+    /// # Errors
+    /// As [`KvOutbox::enqueue`].
+    pub async fn enqueue_all(
+        &self,
+        prefix: &str,
+        changes: Compare,
+        messages: &[Message],
+    ) -> Result<Option<(Vec<Enqueued>, Token)>> {
+        for message in messages {
+            self.limits.check(message)?;
+        }
         let part = self.part_of(prefix)?;
-        let head_key = self.key(part, "head");
-        let seq_key = message
-            .key
-            .as_ref()
-            .filter(|_| message.ordered)
-            .map(|key| self.key(part, &format!("k/{}/{key}", message.topic)));
         let mut wait = Backoff::new(
             std::time::Duration::from_millis(1),
             std::time::Duration::from_millis(50),
         );
+        let mut last = None;
         for _ in 0..TRIES {
-            let head = self.get(head_key.clone()).await?;
-            let id = number(&head)? + 1;
-            let mut compare = Compare::new().when(head_key.clone(), condition(version(&head)));
-            compare = compare.then(put(head_key.clone(), id));
+            let (compare, enqueued, counters) = self.add(part, changes.clone(), messages).await?;
+            let done = self.kv.compare(compare).await?;
+            if done.succeeded {
+                if !messages.is_empty() {
+                    self.inner.hint.notify_waiters();
+                }
+                return Ok(Some((enqueued, done.token)));
+            }
+            // Our counters are where they were: so it was a condition of the caller's.
+            if last.as_ref() == Some(&counters) || messages.is_empty() {
+                return Ok(None);
+            }
+            last = Some(counters);
+            tokio::time::sleep(wait.next()).await;
+        }
+        let text = format!("`{prefix}` is written by too many at once: nothing was written");
+        Err(Error::new(ErrorKind::Unavailable, text))
+    }
+
+    /// Adds messages to a compare. Answers their places too, and the versions of the counters.
+    async fn add(
+        &self,
+        part: u16,
+        mut compare: Compare,
+        messages: &[Message],
+    ) -> Result<(Compare, Vec<Enqueued>, Vec<Version>)> {
+        let mut enqueued = Vec::with_capacity(messages.len());
+        if messages.is_empty() {
+            return Ok((compare, enqueued, Vec::new()));
+        }
+        let head_key = self.key(part, "head");
+        let head = self.get(head_key.clone()).await?;
+        let mut versions = vec![version(&head)];
+        let first = number(&head)? + 1;
+        let ids = first..first + messages.len() as i64;
+        compare = compare.when(head_key.clone(), condition(versions[0]));
+        compare = compare.then(put(head_key, ids.end - 1));
+        let mut seqs: BTreeMap<Bytes, i64> = BTreeMap::new();
+        for (id, message) in ids.zip(messages) {
+            let key = message.key.as_ref().filter(|_| message.ordered);
             let mut seq = None;
-            if let Some(seq_key) = &seq_key {
-                let last = self.get(seq_key.clone()).await?;
-                let next = number(&last)? + 1;
-                compare = compare
-                    .when(seq_key.clone(), condition(version(&last)))
-                    .then(put(seq_key.clone(), next));
-                seq = Some(next);
+            if let Some(key) = key {
+                let counter = self.key(part, &format!("k/{}/{key}", message.topic));
+                if !seqs.contains_key(&counter) {
+                    let last = self.get(counter.clone()).await?;
+                    versions.push(version(&last));
+                    compare = compare.when(counter.clone(), condition(version(&last)));
+                    seqs.insert(counter.clone(), number(&last)?);
+                }
+                let last = seqs.entry(counter).or_default();
+                *last += 1;
+                seq = Some(*last);
             }
             let row = Row {
                 id,
@@ -110,18 +169,12 @@ impl KvOutbox {
             };
             let stored = Mutation::put(self.message_key(part, id), encode_row(&row)?);
             compare = compare.then(Op::Mutate(stored));
-            for mutation in &mutations {
-                compare = compare.then(Op::Mutate(mutation.clone()));
-            }
-            let done = self.kv.compare(compare).await?;
-            if done.succeeded {
-                self.inner.hint.notify_waiters();
-                return Ok((Enqueued { part, id, seq }, done.token));
-            }
-            tokio::time::sleep(wait.next()).await;
+            enqueued.push(Enqueued { part, id, seq });
         }
-        let text = format!("`{prefix}` is written by too many at once: nothing was written");
-        Err(Error::new(ErrorKind::Unavailable, text))
+        for (counter, last) in seqs {
+            compare = compare.then(put(counter, last));
+        }
+        Ok((compare, enqueued, versions))
     }
 }
 

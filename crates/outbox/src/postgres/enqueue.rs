@@ -44,6 +44,17 @@ const UNORDERED: &str = "\
         SELECT NULL::bigint AS n,
                CASE WHEN x IS NOT NULL THEN nextval('quorate_outbox_id_{part}') END AS id FROM x
     )";
+/// Many at once. As for one, the transaction's id comes first.
+const UNORDERED_ALL: &str = "\
+    WITH x AS MATERIALIZED (SELECT pg_current_xact_id() AS x),
+    i AS MATERIALIZED (
+        SELECT m.*, CASE WHEN x IS NOT NULL THEN nextval('quorate_outbox_id_{part}') END AS id
+        FROM x, unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::bytea[])
+            AS m (message_id, topic, key, headers, payload)
+    )
+    INSERT INTO quorate_outbox (part, id, slot, message_id, topic, key, headers, payload)
+    SELECT {part}, id, {first} + ((id >> {shift}) & {mask}), message_id, topic, key, headers, payload
+    FROM i";
 const INSERT: &str = "
     INSERT INTO quorate_outbox (part, id, slot, message_id, topic, key, seq, headers, payload)
     SELECT {part}, id, {first} + ((id >> {shift}) & {mask}), $1, $2, $3, n, $4, $5 FROM i
@@ -84,7 +95,8 @@ impl PgOutbox {
     }
 
     /// Writes several messages, locking keys in one order for everybody, so that no two such calls wait
-    /// for each other in a circle. Messages of one key keep their order.
+    /// for each other in a circle. Messages of one key keep their order. Those without order go in one
+    /// statement.
     ///
     /// # Errors
     /// As [`PgOutbox::enqueue`].
@@ -92,11 +104,34 @@ impl PgOutbox {
         for message in messages {
             self.limits.check(message)?;
         }
-        let mut sorted: Vec<&Message> = messages.iter().collect();
+        let (mut sorted, unordered): (Vec<&Message>, Vec<&Message>) =
+            messages.iter().partition(|message| message.ordered);
         sorted.sort_by(|a, b| (&a.topic, &a.key).cmp(&(&b.topic, &b.key)));
         for message in sorted {
             self.enqueue(tx, message).await?;
         }
+        self.enqueue_unordered(tx, &unordered).await
+    }
+
+    /// Messages without order may be in any part: so they are all in one, by one statement.
+    async fn enqueue_unordered(&self, tx: &mut PgConnection, messages: &[&Message]) -> Result<()> {
+        let Some(first) = messages.first() else {
+            return Ok(());
+        };
+        let text = filled(UNORDERED_ALL, first.part(self.inner.parts));
+        let each = || messages.iter();
+        sqlx::query(AssertSqlSafe(text))
+            .bind(each().map(|m| m.id).collect::<Vec<Uuid>>())
+            .bind(each().map(|m| m.topic.as_str()).collect::<Vec<_>>())
+            .bind(each().map(|m| m.key.as_deref()).collect::<Vec<_>>())
+            .bind(
+                each()
+                    .map(|m| headers_to_text(&m.headers))
+                    .collect::<Vec<_>>(),
+            )
+            .bind(each().map(|m| &m.payload[..]).collect::<Vec<_>>())
+            .execute(tx)
+            .await?;
         Ok(())
     }
 
@@ -127,8 +162,11 @@ impl PgOutbox {
 
 fn statement(part: u16, ordered: bool) -> String {
     let head = if ordered { ORDERED } else { UNORDERED };
-    format!("{head}{INSERT}")
-        .replace("{part}", &part.to_string())
+    filled(&format!("{head}{INSERT}"), part)
+}
+
+fn filled(text: &str, part: u16) -> String {
+    text.replace("{part}", &part.to_string())
         .replace("{first}", &(i64::from(part) * RING).to_string())
         .replace("{shift}", &RING_SHIFT.to_string())
         .replace("{mask}", &(RING - 1).to_string())

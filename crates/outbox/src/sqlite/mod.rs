@@ -111,6 +111,20 @@ impl SqliteOutbox {
         })
     }
 
+    /// Writes several messages. Messages of one key keep their order.
+    ///
+    /// # Errors
+    /// As [`SqliteOutbox::enqueue`].
+    pub async fn enqueue_all(&self, tx: &mut SqliteConnection, messages: &[Message]) -> Result<()> {
+        for message in messages {
+            self.limits.check(message)?;
+        }
+        for message in messages {
+            self.enqueue(tx, message).await?;
+        }
+        Ok(())
+    }
+
     /// The part of a message, for those who run [`SQLITE_INSERT`] themselves. Checks the message too.
     ///
     /// # Errors

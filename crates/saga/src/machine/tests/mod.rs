@@ -1,0 +1,4 @@
+//! The machine by itself: scripts, and random interleavings.
+
+mod interleavings;
+mod scripts;
