@@ -7,6 +7,14 @@
 //! Without features the crate has the machine, and journals in memory and over a
 //! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`.
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub mod at;
 mod error;
+#[cfg(not(feature = "crash-points"))]
+mod points;
+#[cfg(feature = "crash-points")]
+pub mod points;
+#[cfg(feature = "postgres")]
+pub mod two_phase;
 
 pub use error::{Error, ErrorKind, Result};
