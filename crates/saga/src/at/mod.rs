@@ -50,11 +50,13 @@ mod resource;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 mod statement;
-#[cfg(test)]
-mod tests;
+#[cfg(all(test, feature = "postgres", feature = "sqlite"))]
+pub(crate) mod tests;
 
 pub use coordinator::{AtCoordinator, Ending, Swept};
 pub use global::{Decision, Global, GlobalStatus, NAME_MAX};
+#[cfg(feature = "postgres")]
+pub(crate) use global::{check_name, millis};
 pub use image::{Difference, Image};
 pub use resource::{Home, Order, Ordered, Resource, Undone, Which, Work};
 pub use statement::{Delete, Insert, Op, Rows, Update, Value};
