@@ -35,6 +35,8 @@
 mod log;
 mod name;
 mod sweep;
+#[cfg(all(test, feature = "sqlite"))]
+mod tests;
 mod transaction;
 
 pub use log::{TWO_PHASE_SCHEMA_VERSION, TwoPhaseOutcome};

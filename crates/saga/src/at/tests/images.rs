@@ -84,7 +84,7 @@ async fn at_images_of_every_postgres_type_come_back_exactly() {
     )
     .await;
     // Binary images: what is equal there is equal to the last bit.
-    let digest = r#"SELECT encode(record_send(t), 'hex') FROM "Odd ""name""" t ORDER BY id"#;
+    let digest = r#"SELECT encode(record_send(odd), 'hex') FROM "Odd ""name""" odd ORDER BY id"#;
     let set = [
         ("n", Value::from("2.50")),
         ("f8", Value::Real(2.5)),

@@ -11,9 +11,7 @@ use sqlx::{AssertSqlSafe, PgPool, Row, SqlitePool};
 
 use crate::at::postgres::{PgAt, PgAtTransaction, PgHome};
 use crate::at::sqlite::{SqliteAt, SqliteAtTransaction, SqliteHome};
-use crate::at::{
-    AtCoordinator, Delete, Global, Home, Image, Insert, Resource, Rows, Update, Value,
-};
+use crate::at::{AtCoordinator, Delete, Global, Home, Image, Insert, Resource, Rows, Update};
 use crate::{ErrorKind, Result};
 
 pub const SOON: Duration = Duration::from_secs(60);
@@ -187,6 +185,22 @@ impl Db {
         match self {
             Db::Pg { at, .. } => Arc::new(at.clone()),
             Db::Lite { at, .. } => Arc::new(at.clone()),
+        }
+    }
+
+    /// The same under another name, beside one that is named as all are.
+    pub async fn second(&self) -> Arc<dyn Resource> {
+        match self {
+            Db::Pg { at, .. } => Arc::new(
+                PgAt::open(at.pool().clone(), "second")
+                    .await
+                    .expect("opens"),
+            ),
+            Db::Lite { at, .. } => Arc::new(
+                SqliteAt::open(at.pool().clone(), "second")
+                    .await
+                    .expect("opens"),
+            ),
         }
     }
 
@@ -364,10 +378,6 @@ pub fn assert_kind<T: std::fmt::Debug>(result: Result<T>, kind: ErrorKind, what:
     let error = result.expect_err(what);
     assert_eq!(error.kind(), kind, "{what}: {error}");
     error.to_string()
-}
-
-pub fn text(value: &str) -> Value {
-    Value::Text(value.to_owned())
 }
 
 /// Random numbers from a seed.
