@@ -159,7 +159,7 @@ impl PgAt {
 /// How a transaction begins that the guard lets pass. Names have no quotes.
 fn begin_of(gid: &str) -> String {
     format!(
-        "BEGIN; {}; SET LOCAL quorate.gid = '{gid}'",
+        "BEGIN; SELECT {}, set_config('quorate.gid', '{gid}', true)",
         transaction::EXACT
     )
 }

@@ -8,6 +8,11 @@ use crate::{Error, ErrorKind, Result};
 pub const PG_AT_SCHEMA_VERSION: i32 = 1;
 const LOCK: i64 = 0x7175_6f72_6f75_6174;
 
+/// What `quorate_at_register` says of a branch that comes too late.
+pub(super) const ENDED: &str = "QR001";
+/// What it says of a branch that has committed before.
+pub(super) const REPEATED: &str = "QR002";
+
 /// Tables that are made together, and bear one version.
 pub(super) struct Schema {
     /// What they are for, in errors.
@@ -41,6 +46,24 @@ pub(super) const RESOURCE: Schema = Schema {
             id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, gid text NOT NULL, action text NOT NULL,
             who text NOT NULL, why text NOT NULL, differences text NOT NULL,
             at timestamptz NOT NULL DEFAULT clock_timestamp())",
+        // In its own transaction a branch registers in the row of its global transaction, or is refused.
+        "CREATE FUNCTION quorate_at_register(gid_ text, home_ text, branch_ text, left_ms bigint)
+         RETURNS void LANGUAGE plpgsql AS $quorate$
+         BEGIN
+             INSERT INTO quorate_at_work AS w (gid, home, branches, state, deadline)
+             VALUES (gid_, home_, ARRAY[branch_], 0,
+                 clock_timestamp() + left_ms * interval '1 millisecond')
+             ON CONFLICT (gid) DO UPDATE SET branches = w.branches || excluded.branches
+             WHERE w.state = 0 AND NOT w.branches @> excluded.branches;
+             IF FOUND THEN
+                 RETURN;
+             END IF;
+             PERFORM 1 FROM quorate_at_work w WHERE w.gid = gid_ AND w.state = 0;
+             IF FOUND THEN
+                 RAISE EXCEPTION 'the branch has committed already' USING ERRCODE = 'QR002';
+             END IF;
+             RAISE EXCEPTION 'the global transaction has ended' USING ERRCODE = 'QR001';
+         END $quorate$",
     ],
 };
 

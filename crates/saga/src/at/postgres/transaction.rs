@@ -7,15 +7,16 @@ use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, Transaction};
 
 use super::catalog::{Column, Table, quoted};
-use super::{PgAt, failed};
+use super::{PgAt, failed, schema};
 use crate::at::image::Image;
 use crate::at::statement::{Condition, Set};
 use crate::at::{Delete, Global, Insert, Rows, Update, Value};
 use crate::{Error, ErrorKind, Result, points};
 
 /// What images and keys are written by must not depend on the session.
-pub(super) const EXACT: &str = "SET LOCAL TimeZone = 'UTC'; SET LOCAL DateStyle = 'ISO, YMD'; \
-     SET LOCAL IntervalStyle = 'postgres'; SET LOCAL extra_float_digits = 1; SET LOCAL bytea_output = 'hex'";
+pub(super) const EXACT: &str = "set_config('TimeZone', 'UTC', true), \
+     set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'postgres', true), \
+     set_config('extra_float_digits', '1', true), set_config('bytea_output', 'hex', true)";
 
 /// Locks and images of the rows of `u (key, before, after)`. Parameters 1 to 4 are ours.
 const RECORD: &str = "\
@@ -300,50 +301,37 @@ impl PgAtTransaction {
             let text = "this transaction has met a lock or an error: nothing is committed";
             return Err(Error::new(ErrorKind::Invalid, text));
         }
-        if self.has_recorded {
-            self.register().await?;
-            points::pass("at.registered");
+        if !self.has_recorded {
+            self.tx.commit().await.map_err(super::commit_failed)?;
+            return Ok(());
         }
-        self.tx.commit().await.map_err(super::commit_failed)?;
+        points::pass("at.registering");
+        let Global { gid, home, .. } = &self.global;
+        let left_ms = crate::at::global::millis(self.global.left());
+        // In one message, so that the row of the global transaction is held for the commit alone. Names have no
+        // quotes. The transaction that is chained is empty: it ends when this is dropped.
+        let text = format!(
+            "SELECT quorate_at_register('{gid}', '{home}', '{}', {left_ms}); COMMIT AND CHAIN",
+            self.branch
+        );
+        let done = sqlx::raw_sql(AssertSqlSafe(text))
+            .execute(&mut *self.tx)
+            .await;
+        done.map_err(|error| self.commit_failed(error))?;
         points::pass("at.local-committed");
         Ok(())
     }
 
     /// The row of the global transaction is what its end and a late branch meet at.
-    async fn register(&mut self) -> Result<()> {
-        let registered = sqlx::query(
-            "INSERT INTO quorate_at_work AS w (gid, home, branches, state, deadline)
-             VALUES ($1, $2, ARRAY[$3], 0, clock_timestamp() + $4 * interval '1 millisecond')
-             ON CONFLICT (gid) DO UPDATE SET branches = w.branches || excluded.branches
-             WHERE w.state = 0 AND NOT w.branches @> excluded.branches",
-        );
-        let left_ms = crate::at::global::millis(self.global.left());
-        let registered = registered
-            .bind(&self.global.gid)
-            .bind(&self.global.home)
-            .bind(&self.branch)
-            .bind(left_ms as f64)
-            .execute(&mut *self.tx)
-            .await
-            .map_err(failed)?;
-        if registered.rows_affected() == 1 {
-            return Ok(());
+    fn commit_failed(&self, error: sqlx::Error) -> Error {
+        let code = error
+            .as_database_error()
+            .and_then(|from| Some(from.code()?.into_owned()));
+        match code.as_deref() {
+            Some(schema::REPEATED) => crate::at::refused_branch(&self.global, &self.branch, true),
+            Some(schema::ENDED) => crate::at::refused_branch(&self.global, &self.branch, false),
+            _ => super::commit_failed(error),
         }
-        let found = sqlx::query("SELECT state = 0 FROM quorate_at_work WHERE gid = $1");
-        let found = found
-            .bind(&self.global.gid)
-            .fetch_optional(&mut *self.tx)
-            .await;
-        let is_open: bool = found
-            .map_err(failed)?
-            .map(|row| row.try_get(0))
-            .transpose()?
-            .unwrap_or(false);
-        Err(crate::at::refused_branch(
-            &self.global,
-            &self.branch,
-            is_open,
-        ))
     }
 
     /// Undoes all of it, as if it had never been.

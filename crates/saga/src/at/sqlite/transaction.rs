@@ -310,6 +310,7 @@ impl SqliteAtTransaction {
         self.lock().await?;
         points::pass("at.locked");
         self.keep_images().await?;
+        points::pass("at.registering");
         self.register().await?;
         self.own(None).await?;
         points::pass("at.registered");

@@ -14,8 +14,9 @@ const LONG: Duration = Duration::from_secs(120);
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Points that both databases pass, then those of one. Numbers count how often the point was passed before.
-const POINTS: [&str; 24] = [
+const POINTS: [&str; 25] = [
     "at.changed",
+    "at.registering",
     "at.registered",
     "at.local-committed",
     "at.deciding",
@@ -40,7 +41,7 @@ const POINTS: [&str; 24] = [
     "at.locked",
     "at.images-kept",
 ];
-const SQLITE_ALONE: [&str; 2] = ["at.locked", "at.images-kept"];
+const SQLITE_ALONE: [&str; 3] = ["at.locked", "at.images-kept", "at.registered"];
 
 struct Stage {
     dbs: [Db; 2],
@@ -262,7 +263,7 @@ async fn at_process_killed_at_later_passages_leaves_nothing() {
     for (point, count) in [
         ("at.changed", 5),
         ("at.changed", 9),
-        ("at.registered", 4),
+        ("at.registering", 4),
         ("at.undo-row", 5),
         ("at.decided", 3),
     ] {
