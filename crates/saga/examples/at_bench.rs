@@ -17,7 +17,7 @@ use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const ACCOUNTS: i64 = 10_000;
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 5;
 const UPDATE: &str = "UPDATE account SET balance = balance + $1 WHERE id = $2";
 const LONG: Duration = Duration::from_secs(600);
 

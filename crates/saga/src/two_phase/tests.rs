@@ -214,7 +214,7 @@ async fn two_phase_orphan_is_rolled_back_and_others_are_left_alone() {
     let log = &coordinator.inner.log.name;
     let names = [
         format!("quorate:shop:{log}:orphan:accounts"),
-        format!("quorate:shop:otherlog:t1:accounts"),
+        "quorate:shop:otherlog:t1:accounts".to_owned(),
         format!("quorate:other:{log}:t2:accounts"),
         format!("quorate:shop:{log}:a:b:c"),
         "somebody''s own".to_owned(),
