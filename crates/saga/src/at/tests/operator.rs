@@ -68,6 +68,11 @@ async fn at_dirty_write_waits_for_an_operator_and_never_loops_seata_1991_2848_38
             .await;
         assert!(matches!(again.expect("answers"), Ending::NeedsOperator(_)));
         db.run("UPDATE account SET balance = 90 WHERE id = 1").await;
+        let unasked = coordinator.rollback(&global).await.expect("answers");
+        assert!(
+            matches!(unasked, Ending::NeedsOperator(_)),
+            "not without an order: {unasked:?}"
+        );
         let done = coordinator
             .order("shop", global.gid(), &ordered(Order::Retry))
             .await;
