@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Schema,
     /// None of our tables is there: migrate, or look for another database. Nothing was written.
     Missing,
+    /// A row is locked by another transaction, which goes first: roll back, and begin again.
+    Locked,
     /// Another process holds the lease by now. Nothing was written; stop this work.
     Fenced,
     /// The database or the broker does not answer or refused for now: retry.

@@ -7,6 +7,8 @@
 //! Without features the crate has the machine, and journals in memory and over a
 //! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`.
 
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub mod at;
 pub mod coordinator;
 pub mod definition;
 mod error;
@@ -16,10 +18,15 @@ pub mod message;
 pub mod ops;
 pub mod participant;
 pub mod plan;
+#[cfg(not(feature = "crash-points"))]
 mod points;
+#[cfg(feature = "crash-points")]
+pub mod points;
 pub mod tcc;
 #[cfg(all(test, feature = "postgres", feature = "sqlite"))]
 mod tests;
+#[cfg(feature = "postgres")]
+pub mod two_phase;
 
 pub use coordinator::{Begun, Coordinator, CoordinatorOptions, CoordinatorStatus, Sagas};
 pub use definition::{Context, Definition, Kind, Op, Registry, Retry, Saga, Step};

@@ -54,7 +54,7 @@ pub fn start() -> Result<(String, Process)> {
         "listen_addresses=127.0.0.1",
         "fsync=on",
         "max_connections=300",
-        "max_prepared_transactions=20",
+        "max_prepared_transactions=100",
         "shared_buffers=256MB",
         "max_wal_size=4GB",
     ] {
