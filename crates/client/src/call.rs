@@ -275,9 +275,12 @@ impl<'a> Call<'a> {
         now.is_some_and(|s| s.id != target.shard.id || s.epoch != target.shard.epoch)
     }
 
+    /// Whether the next attempt goes to another node because that one leads, as far as is known.
     fn is_led_by_another(&self, target: &Target) -> bool {
         let leader = self.inner.routes.read().leader(target.shard.id);
-        leader.is_some_and(|leader| leader != target.node)
+        let is_other =
+            |leader: NodeId| leader != target.node && target.shard.replica_on(leader).is_some();
+        leader.is_some_and(is_other)
     }
 
     fn follow_leader(&mut self, target: &Target, hint: Option<NodeId>) -> Verdict {

@@ -325,6 +325,25 @@ async fn leader_that_fell_silent_is_not_left_because_another_node_tells_of_a_thi
 }
 
 #[tokio::test(start_paused = true)]
+async fn leader_that_holds_the_shard_no_more_does_not_keep_requests_from_resting() {
+    let fake = Fake::new(4, HASHED, 1);
+    let kv = namespace(&fake).await;
+    {
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        let elsewhere = (1..=4).find(|node| shard.replica_on(*node).is_none());
+        state.leaders.insert(shard.id, elsewhere.unwrap());
+    }
+    // The first answer names a leader that has no replica in the map; then nobody is there.
+    fake.fault(refusal(ErrorKind::Unavailable));
+    kv.put(Put::new("k", "1")).await.unwrap_err();
+    let down = fake.state.lock().map.nodes.keys().copied().collect();
+    fake.state.lock().down = down;
+    let error = kv.put(Put::new("k", "2")).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_node_leaves_reads_and_writes_to_the_others() {
     let fake = Fake::new(3, HASHED, 1);
     let kv = namespace(&fake).await;
