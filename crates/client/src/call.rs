@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | answer | done | done |
 //! | `WrongEpoch` | take in the new shards, again at once | the same |
-//! | `NotLeader` | at the leader it names, else the next replica | the same |
+//! | `NotLeader` | at the leader it names, else the next replica; the map anew if that one is not in it | the same |
 //! | `Unavailable`, `NoQuorum`, `Overloaded`, not applied | next replica, after a pause | the same |
 //! | any, outcome unknown | next replica | fails: outcome unknown |
 //! | no answer in time | next replica, if time is left | fails: outcome unknown |
@@ -232,7 +232,15 @@ impl<'a> Call<'a> {
         }
         let verdict = match kind {
             ErrorKind::WrongEpoch => self.follow_epoch(target).await,
-            ErrorKind::NotLeader => self.follow_leader(target, redirect.and_then(|r| r.leader)),
+            ErrorKind::NotLeader => match redirect.and_then(|r| r.leader) {
+                // Replicas have moved since the map was fetched.
+                Some(leader) if target.shard.replica_on(leader).is_none() => {
+                    self.refresh().await;
+                    self.turn += 1;
+                    Verdict::AgainAfterPause(None)
+                }
+                leader => self.follow_leader(target, leader),
+            },
             ErrorKind::Unavailable if self.to_leader && self.is_led_by_another(target) => {
                 self.turn = 0;
                 Verdict::Again

@@ -344,6 +344,25 @@ async fn leader_that_holds_the_shard_no_more_does_not_keep_requests_from_resting
 }
 
 #[tokio::test(start_paused = true)]
+async fn leader_on_a_node_that_the_map_does_not_name_is_found_by_a_newer_map() {
+    let fake = Fake::new(4, HASHED, 1);
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "1")).await.unwrap();
+    {
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        let new = (1..=4).find(|node| shard.replica_on(*node).is_none());
+        let old = shard.replicas[0].node;
+        state.map.move_replica(shard.id, Some(old), new).unwrap();
+        state.leaders.insert(shard.id, new.unwrap());
+    }
+    tokio::time::advance(Duration::from_secs(1)).await;
+    let begun = tokio::time::Instant::now();
+    assert!(kv.put(Put::new("k", "2")).await.unwrap().applied);
+    assert!(begun.elapsed() < Duration::from_millis(100));
+}
+
+#[tokio::test(start_paused = true)]
 async fn dead_node_leaves_reads_and_writes_to_the_others() {
     let fake = Fake::new(3, HASHED, 1);
     let kv = namespace(&fake).await;

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"QUORID\0\0";
 const FORMAT: u16 = 1;
+const MAP_MAGIC: &[u8; 8] = b"QUORMAP\0";
 
 /// Which node of which cluster a data directory belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,16 +181,16 @@ impl DataDir {
             return Ok(None);
         }
         let bytes = self.env.disk.read(&file).map_err(failed)?;
-        let map = ShardMap::from_bytes(&bytes);
-        map.map(Some).map_err(|e| {
+        let map = decode_map(&bytes);
+        map.map(Some).map_err(|why| {
             let path = file.display();
-            Error::Corruption(format!("{path}: {e}; remove it, and it is fetched again"))
+            Error::Corruption(format!("{path}: {why}; remove it, and it is fetched again"))
         })
     }
 
     pub(crate) fn save_map(&self, map: &ShardMap) -> Result<()> {
         let file = self.path.join("MAP");
-        let wrote = self.env.disk.write_atomic(&file, &map.to_bytes());
+        let wrote = self.env.disk.write_atomic(&file, &encode_map(map));
         wrote.map_err(|e| Error::io("can't write", &file, &e))
     }
 }
@@ -200,6 +201,29 @@ impl std::fmt::Debug for DataDir {
             .field("path", &self.path)
             .finish_non_exhaustive()
     }
+}
+
+/// A map as it is kept: magic, the map, crc32c of both.
+pub(crate) fn encode_map(map: &ShardMap) -> Vec<u8> {
+    let mut out = MAP_MAGIC.to_vec();
+    out.extend_from_slice(&map.to_bytes());
+    let crc = crc32c::crc32c(&out);
+    out.extend_from_slice(&crc.to_be_bytes());
+    out
+}
+
+/// Also reads what was written before there was a checksum: the map alone.
+pub(crate) fn decode_map(bytes: &[u8]) -> std::result::Result<ShardMap, String> {
+    let read = |map| ShardMap::from_bytes(map).map_err(|error| error.to_string());
+    // The first byte of a map alone is its format, 1: since then it has magic.
+    if bytes.first() == Some(&1) {
+        return read(bytes);
+    }
+    let whole = bytes
+        .split_last_chunk::<4>()
+        .filter(|(content, crc)| crc32c::crc32c(content) == u32::from_be_bytes(**crc));
+    let map = whole.and_then(|(content, _)| content.strip_prefix(&MAP_MAGIC[..]));
+    read(map.ok_or("it is damaged")?)
 }
 
 pub(crate) fn encode(identity: &Identity) -> Vec<u8> {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use quorate_env::Env;
 use quorate_kv::{Error as KvError, ErrorKind};
-use quorate_replication::{Class, Group, Groups, Health, Transport};
+use quorate_replication::{Class, Group, Groups, Transport};
 use quorate_sharding::{COORDINATOR_GROUP, Failure, GroupId, NodeId, Redirect, Request, ShardMap};
 use quorate_storage::Lsm;
 use tokio::sync::watch;
@@ -146,11 +146,11 @@ impl Node {
         self.inner.coordinator.read().is_some()
     }
 
-    /// Whether this node hears of new maps by itself: its replica of the coordinator hears a leader. One that the
-    /// coordinator's group has let go of does not.
-    pub fn hears_of_maps(&self) -> bool {
+    /// Whether this node makes the maps: it leads the coordinator. Any other has to ask for them: a follower may have
+    /// been let go of without having heard of it.
+    pub fn leads_coordinator(&self) -> bool {
         let group = self.inner.coordinator.read().clone();
-        group.is_some_and(|group| group.status().health == Health::Works)
+        group.is_some_and(|group| group.is_leader())
     }
 
     /// Serves requests; each gets one answer through `replies`, in any order.

@@ -217,14 +217,14 @@ impl Cluster {
         }
     }
 
-    /// Nodes that hear of no maps ask another for a newer one, as servers do.
+    /// Nodes that make no maps ask another for a newer one, as servers do.
     fn spread_maps(&mut self) {
         let alive = self.alive();
         for id in &alive {
             let Some(life) = self.hosts.get(id).and_then(|host| host.life.as_ref()) else {
                 continue;
             };
-            if life.node.hears_of_maps() || alive.len() < 2 {
+            if life.node.leads_coordinator() || alive.len() < 2 {
                 continue;
             }
             let other = alive[self.random.below(alive.len() as u64) as usize];
@@ -291,8 +291,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Whether every group has three voters or more, as its leader knows.
+    /// Whether every group has three voters or more, as its leader knows, and the newest map has no other wish.
     pub fn all_have_three_voters(&self) -> bool {
+        let lives = self.hosts.values().filter_map(|host| host.life.as_ref());
+        let newest = lives
+            .map(|life| life.node.map())
+            .max_by_key(|map| map.version);
+        let is_whole = |map: &Arc<ShardMap>| {
+            let mut shards = map.shards();
+            shards.all(|shard| shard.is_settled() && shard.replicas.len() >= 3)
+        };
+        if !newest.is_some_and(|map| is_whole(&map)) {
+            return false;
+        }
         let has = |group: u64| {
             let host = self.leads(group).and_then(|id| self.hosts.get(&id));
             let life = host.and_then(|host| host.life.as_ref());

@@ -1,6 +1,8 @@
 //! The bytes of the node: what is written is read back, what is damaged is an error, and the layouts
 //! are those that older files have.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -519,4 +521,24 @@ fn data_dir_keeps_its_draft_and_refuses_a_second_owner_or_identity() {
     disk.remove(&path.join("IDENTITY")).expect("removes");
     let error = DataDir::open(path, up.env()).expect_err("lost its identity");
     assert!(error.to_string().contains("IDENTITY"), "{error}");
+}
+
+#[test]
+fn map_file_is_read_back_also_without_checksum_and_refused_with_any_bit_flipped() {
+    let mut map = ShardMap::new(5);
+    map.register_node("a:1", BTreeMap::new());
+    let bytes = identity::encode_map(&map);
+    assert_eq!(identity::decode_map(&bytes).as_ref(), Ok(&map));
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(identity::decode_map(&flipped).is_err(), "bit {bit}");
+    }
+    for cut in 0..bytes.len() {
+        assert!(identity::decode_map(&bytes[..cut]).is_err(), "{cut} bytes");
+    }
+    // Of an older program: no members on their way, and nothing around it.
+    let mut older = map.to_bytes();
+    older[0] = 1;
+    assert_eq!(identity::decode_map(&older), Ok(map));
 }

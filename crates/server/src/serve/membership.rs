@@ -46,7 +46,7 @@ pub async fn run(host: Arc<Host>) -> anyhow::Result<()> {
         tokio::time::sleep(PAUSE).await;
         let Ok(node) = host.node() else { return Ok(()) };
         settle(&host, &node).await;
-        if node.hears_of_maps() {
+        if node.leads_coordinator() {
             continue;
         }
         for address in others(&host) {
