@@ -10,7 +10,7 @@ use quorate_env::sim::Sim;
 use quorate_kv::{Condition, Entry, ErrorKind, Mutation, Op, OpResult};
 use quorate_replication::EntryId;
 use quorate_sharding::{
-    Answer, Encoding, NamespaceKind, NamespaceSpec, Operation, RoutingPrefix, WriteId,
+    Answer, Encoding, NamespaceKind, NamespaceSpec, Operation, RoutingPrefix, ShardMap, WriteId,
 };
 
 use crate::apply::Position;
