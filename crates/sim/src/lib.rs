@@ -2,7 +2,7 @@
 //!
 //! A run has whole nodes (`quorate_node::Node`, with all below it) on simulated disks and clocks, a simulated
 //! network between them, the real client, and faults of every kind, in one process and, but for jobs on a full
-//! disk, one thread. [`run`] plays one seed: it sets a cluster up, breaks things while clients work, heals it,
+//! disk, one thread. `run` plays one seed: it sets a cluster up, breaks things while clients work, heals it,
 //! and demands that it serves again. The [`oracle`]s judge.
 //!
 //! ```text

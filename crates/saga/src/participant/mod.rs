@@ -2,7 +2,7 @@
 //! comes twice, late, or in the wrong order.
 //!
 //! A participant is a [`Handler`](quorate_outbox::inbox::Handler) of a consumer at
-//! [`Level::AtLeastOnce`](quorate_outbox::Level::AtLeastOnce): see [`options`]. In the transaction of the consumer it
+//! [`Level::AtLeastOnce`]: see [`options`]. In the transaction of the consumer it
 //! writes a *fence* row, lets the [`Service`] work, and enqueues the reply:
 //!
 //! ```text
