@@ -8,7 +8,7 @@
 //!
 //! Without the feature `switches` all of them are constants, and the compiler leaves nothing of them. Only
 //! the crate `sim` turns the feature on; no product does. With it, nothing happens either before
-//! [`install`] is called.
+//! `install` is called.
 
 use std::time::Duration;
 
