@@ -4,6 +4,9 @@
 //! good: each has a *compensation*. One step may be the *pivot*, after which nothing is undone; what comes
 //! after it is tried until it is done.
 //!
+//! Beside them: TCC, which is a saga whose branches are all tried first ([`Tcc`]); AT, transactions that record
+//! what they change and undo it by themselves (`at`); and two-phase commit over PostgreSQL (`two_phase`).
+//!
 //! Without features the crate has the machine, and journals in memory and over a
 //! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`.
 
