@@ -15,6 +15,12 @@ const SHORT: TwoPhaseOptions = TwoPhaseOptions {
     retention: Duration::from_secs(3600),
 };
 
+/// So that no machine is too slow for it.
+const PATIENT: TwoPhaseOptions = TwoPhaseOptions {
+    timeout: Duration::from_secs(120),
+    ..SHORT
+};
+
 async fn pool_of(database: &str) -> PgPool {
     let options: PgConnectOptions = postgres_url().parse().expect("a URL");
     let pool = PgPoolOptions::new()
@@ -485,7 +491,7 @@ mod kills {
         };
         let names: Vec<String> = role.split(' ').map(str::to_owned).collect();
         let stage = Stage::of(names.try_into().expect("three")).await;
-        let coordinator = stage.coordinator("shop", SHORT).await;
+        let coordinator = stage.coordinator("shop", PATIENT).await;
         for amount in [7, 3] {
             transfer(&coordinator, amount).await.expect("commits");
         }
@@ -509,11 +515,9 @@ mod kills {
             "BEGIN; UPDATE account SET balance = 0 WHERE id = 2; PREPARE TRANSACTION 'quorate:shop:{log}:o:stock'"
         );
         run(&stage.pools[2], &orphan).await;
+        let hasty = stage.coordinator("shop", SHORT).await;
         eventually("the orphan is rolled back", || async {
-            let swept = coordinator
-                .sweep()
-                .await
-                .map_err(|error| error.to_string())?;
+            let swept = hasty.sweep().await.map_err(|error| error.to_string())?;
             if swept.rolled_back > 0 {
                 Ok(())
             } else {

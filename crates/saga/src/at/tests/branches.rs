@@ -265,10 +265,11 @@ async fn at_sweep_rolls_back_what_is_past_its_deadline_and_completes_what_is_dec
     for db in Db::both().await {
         db.accounts(3).await;
         let coordinator = db.coordinator().await;
-        let late = coordinator.begin(Duration::from_millis(300));
+        let late = coordinator.begin(LONG);
         db.change(&late, "a", &[add(1, -10)])
             .await
             .expect("changes");
+        db.expire(late.gid()).await;
         let decided = coordinator.begin(LONG);
         db.change(&decided, "a", &[add(2, -10)])
             .await

@@ -11,7 +11,6 @@ use crate::at::{AtCoordinator, Ending, Insert, Order, Ordered, Resource, Which};
 /// `kind address address`, for the child.
 const ROLE: &str = "QUORATE_AT_CHILD";
 const LONG: Duration = Duration::from_secs(120);
-const SHORT: Duration = Duration::from_millis(400);
 
 /// Points that both databases pass, then those of one. Numbers count how often the point was passed before.
 const POINTS: [&str; 25] = [
@@ -79,8 +78,11 @@ async fn work(stage: Stage) {
         let undone = coordinator.begin(LONG);
         stage.transfer(&undone, 5).await;
         coordinator.rollback(&undone).await.expect("undoes");
-        let expired = coordinator.begin(SHORT);
+        let expired = coordinator.begin(LONG);
         stage.transfer(&expired, 3).await;
+        for db in &stage.dbs {
+            db.expire(expired.gid()).await;
+        }
         eventually("it expires", || async {
             let swept = coordinator
                 .sweep()

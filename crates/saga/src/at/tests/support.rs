@@ -282,6 +282,16 @@ impl Db {
         Ok(())
     }
 
+    /// Has the deadline of a global transaction be over here.
+    pub async fn expire(&self, gid: &str) {
+        let over = match self {
+            Db::Pg { .. } => "deadline = clock_timestamp() - interval '1 second'",
+            Db::Lite { .. } => "deadline_ms = 0",
+        };
+        let text = format!("UPDATE quorate_at_work SET {over} WHERE gid = '{gid}'");
+        self.run(&text).await;
+    }
+
     pub async fn run(&self, text: &str) {
         self.try_run(text)
             .await
