@@ -156,6 +156,22 @@ impl Cluster {
         if let Some(host) = self.hosts.get_mut(&id) {
             self.trace.note("kill", &[id]);
             host.kill(crash, &self.network);
+            self.tell_of_death(id);
+        }
+    }
+
+    /// A process that dies has its connections closed: most of the others notice, and ask its address in vain. A
+    /// few are told of the death of one that is up again by then, which must do no harm.
+    fn tell_of_death(&self, id: NodeId) {
+        for other in self.alive() {
+            if self.random.one_in(4) {
+                continue;
+            }
+            let notices = Duration::from_millis(1 + self.random.below(60));
+            drop(self.ask(other, move |node| async move {
+                tokio::time::sleep(notices).await;
+                node.peer_gone(id);
+            }));
         }
     }
 
