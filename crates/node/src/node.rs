@@ -141,11 +141,6 @@ impl Node {
         })
     }
 
-    /// Whether this node holds a replica of the coordinator.
-    pub fn holds_coordinator(&self) -> bool {
-        self.inner.coordinator.read().is_some()
-    }
-
     /// Whether this node makes the maps: it leads the coordinator. Any other has to ask for them: a follower may have
     /// been let go of without having heard of it.
     pub fn leads_coordinator(&self) -> bool {

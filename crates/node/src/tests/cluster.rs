@@ -459,7 +459,7 @@ fn cluster_node_stopped_or_crashed_comes_back_with_its_data() {
                 assert_eq!(value(found), text(&expected));
             }
             assert_eq!(cluster.assert_replicas_agree(shard.id).await.keys, 40);
-            assert!(node.holds_coordinator() && node.status().broken.is_empty());
+            assert!(node.inner.coordinator.read().is_some() && node.status().broken.is_empty());
         }
     });
 }

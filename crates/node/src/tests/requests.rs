@@ -156,7 +156,8 @@ impl Cluster {
             let grown = cluster.nodes.values().all(|node| {
                 let map = node.map();
                 let shard = map.shard(COORDINATOR_GROUP);
-                shard.is_some_and(|s| s.replicas.len() == 3) && node.holds_coordinator()
+                shard.is_some_and(|s| s.replicas.len() == 3)
+                    && node.inner.coordinator.read().is_some()
             });
             grown.then_some(())
         })

@@ -61,19 +61,9 @@ pub use image::{Difference, Image};
 pub use resource::{Home, Order, Ordered, Resource, Undone, Which, Work};
 pub use statement::{Delete, Insert, Op, Rows, Update, Value};
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{Error, ErrorKind, Result};
-
-/// Whether the same branch may be run again: it met a younger one's lock, or the database was not there.
-pub(crate) fn may_wait(error: &Error) -> bool {
-    error.is_retryable() && error.is_outcome_known()
-}
-
-/// How long to wait before a branch is run again.
-pub(crate) fn pause(round: u32) -> Duration {
-    Duration::from_millis(2 << round.min(5))
-}
 
 /// A row belongs to another global transaction: the older waits, the younger gives way.
 pub(crate) fn locked(global: &Global, row: &str, owner: &str, owner_began_ms: i64) -> Error {
@@ -90,6 +80,33 @@ pub(crate) fn locked(global: &Global, row: &str, owner: &str, owner_began_ms: i6
         global.gid()
     );
     Error::new(ErrorKind::Locked, text)
+}
+
+/// How long, and how often by now, a branch is run again.
+pub(crate) struct Patience {
+    end: Instant,
+    round: u32,
+}
+
+impl Patience {
+    pub(crate) fn of(time: Duration) -> Patience {
+        Patience {
+            end: Instant::now() + time,
+            round: 0,
+        }
+    }
+
+    /// Whether the branch is to be run again after this error, as it met a younger one's lock, or the database was
+    /// not there; waits before that.
+    pub(crate) async fn bears(&mut self, error: &Error) -> bool {
+        let may_pass = error.is_retryable() && error.is_outcome_known();
+        if !may_pass || Instant::now() >= self.end {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(2 << self.round.min(5))).await;
+        self.round += 1;
+        true
+    }
 }
 
 pub(crate) fn check_deadline(global: &Global) -> Result<()> {

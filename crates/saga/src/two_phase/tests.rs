@@ -15,12 +15,6 @@ const SHORT: TwoPhaseOptions = TwoPhaseOptions {
     retention: Duration::from_secs(3600),
 };
 
-/// So that no machine is too slow for it.
-const PATIENT: TwoPhaseOptions = TwoPhaseOptions {
-    timeout: Duration::from_secs(120),
-    ..SHORT
-};
-
 async fn pool_of(database: &str) -> PgPool {
     let options: PgConnectOptions = postgres_url().parse().expect("a URL");
     let pool = PgPoolOptions::new()
@@ -482,6 +476,12 @@ mod kills {
         ("2pc.sweep-settled", 1),
         ("2pc.sweep-ending", 1),
     ];
+
+    /// So that no machine is too slow for it.
+    const PATIENT: TwoPhaseOptions = TwoPhaseOptions {
+        timeout: Duration::from_secs(120),
+        ..SHORT
+    };
 
     /// Not a test of its own: what the test below starts as a process, to be killed.
     #[tokio::test]

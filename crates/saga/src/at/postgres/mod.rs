@@ -33,7 +33,7 @@ pub use transaction::PgAtTransaction;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_outbox::store::BoxFuture;
@@ -41,7 +41,7 @@ use sqlx::{AssertSqlSafe, PgConnection, PgPool};
 
 use super::global::check_name;
 use super::image::Image;
-use super::{Global, pause};
+use super::{Global, Patience};
 use crate::{Error, ErrorKind, Result};
 use catalog::Table;
 
@@ -120,8 +120,7 @@ impl PgAt {
     where
         F: for<'t> FnMut(&'t mut PgAtTransaction) -> BoxFuture<'t, Result<T>> + Send,
     {
-        let end = Instant::now() + patience;
-        let mut round = 0;
+        let mut patience = Patience::of(patience);
         loop {
             let mut tx = self.begin(global, branch).await?;
             let done = match work(&mut tx).await {
@@ -132,10 +131,7 @@ impl PgAt {
                 }
             };
             match done {
-                Err(error) if super::may_wait(&error) && Instant::now() < end => {
-                    tokio::time::sleep(pause(round)).await;
-                    round += 1;
-                }
+                Err(error) if patience.bears(&error).await => {}
                 done => return done,
             }
         }

@@ -19,7 +19,7 @@ pub use transaction::SqliteAtTransaction;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_outbox::store::BoxFuture;
@@ -27,7 +27,7 @@ use sqlx::{SqliteConnection, SqlitePool};
 
 use super::global::check_name;
 use super::image::Image;
-use super::{Global, pause};
+use super::{Global, Patience};
 use crate::{Error, ErrorKind, Result};
 use catalog::Table;
 
@@ -105,8 +105,7 @@ impl SqliteAt {
     where
         F: for<'t> FnMut(&'t mut SqliteAtTransaction) -> BoxFuture<'t, Result<T>> + Send,
     {
-        let end = Instant::now() + patience;
-        let mut round = 0;
+        let mut patience = Patience::of(patience);
         loop {
             let mut tx = self.begin(global, branch).await?;
             let done = match work(&mut tx).await {
@@ -117,10 +116,7 @@ impl SqliteAt {
                 }
             };
             match done {
-                Err(error) if super::may_wait(&error) && Instant::now() < end => {
-                    tokio::time::sleep(pause(round)).await;
-                    round += 1;
-                }
+                Err(error) if patience.bears(&error).await => {}
                 done => return done,
             }
         }

@@ -171,6 +171,7 @@ impl Db {
     }
 
     /// How a child process finds it.
+    #[cfg(feature = "crash-points")]
     pub fn address(&self) -> String {
         match self {
             Db::Pg { schema, .. } => schema.clone(),
