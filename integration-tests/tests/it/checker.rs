@@ -14,8 +14,9 @@
 //! has no end, and the search is done when all others have their place.
 //!
 //! The state of a key is its value and what is known of versions: an answer that names a version
-//! must fit, and the versions of one key only grow. Three rules keep the search small, and leave
-//! out nothing that would be found:
+//! must fit, and the versions of one key only grow: a history in which time turns them back is
+//! rejected without a search. Three rules keep the search small, and leave out nothing that would be
+//! found:
 //!
 //! - No operation that names a version comes before one that names a smaller one.
 //! - A write of unknown outcome whose version nobody knows is followed by an operation that sees it:
@@ -121,7 +122,11 @@ pub fn check(history: &[Event]) -> Result<(), Verdict> {
     }
     by_key.into_iter().try_for_each(|(key, mut events)| {
         events.sort_by_key(|event| event.start);
-        Search::new(key, &events).run()
+        let search = Search::new(key, &events);
+        match search.version_that_went_back() {
+            Some(around) => Err(search.failed(around)),
+            None => search.run(),
+        }
     })
 }
 
@@ -312,13 +317,32 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Whether an answer without a place names a smaller version than this event.
-    fn is_early(&self, event: usize) -> bool {
+    /// The version at which the key is after this event, as far as anybody saw.
+    fn version_of(&self, event: usize) -> Option<Version> {
         let Event { op, seen, .. } = self.events[event];
-        let version = match (op, seen) {
+        match (op, seen) {
             (Op::Put(value, _), Seen::Unknown) => self.versions.get(&value).copied(),
             _ => seen.version(),
-        };
+        }
+    }
+
+    /// An event that began after the end of one with a larger version.
+    fn version_that_went_back(&self) -> Option<usize> {
+        let mut largest = 0;
+        let inner = &self.points[1..self.points.len() - 1];
+        inner.iter().find_map(|point| {
+            let version = self.version_of(point.event)?;
+            if point.is_end {
+                largest = largest.max(version);
+                return None;
+            }
+            (version < largest).then_some(point.event)
+        })
+    }
+
+    /// Whether an answer without a place names a smaller version than this event.
+    fn is_early(&self, event: usize) -> bool {
+        let version = self.version_of(event);
         let smallest = self.named.first().map(|(version, _)| *version);
         version.is_some_and(|version| smallest.is_some_and(|smallest| smallest < version))
     }

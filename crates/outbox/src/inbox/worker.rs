@@ -76,19 +76,24 @@ pub(super) async fn run<L: Ledger>(mut worker: Worker<L>) {
 impl<L: Ledger> Worker<L> {
     async fn work(&mut self, batch: &[Delivery]) -> Result<(), End> {
         let size = self.shared.options.batch.max(1);
-        for chunk in batch.chunks(size) {
+        // What is left, first ones last.
+        let mut left: Vec<&[Delivery]> = batch.chunks(size).rev().collect();
+        while let Some(chunk) = left.pop() {
             let together = chunk.len() > 1 && self.shared.options.level != Level::AtMostOnce;
-            if together && self.try_together(chunk).await? {
-                continue;
-            }
-            for message in chunk {
-                self.one(message).await?;
+            if !together {
+                for message in chunk {
+                    self.one(message).await?;
+                }
+            } else if !self.try_together(chunk).await? {
+                let (first, second) = chunk.split_at(chunk.len() / 2);
+                left.extend([second, first]);
             }
         }
         Ok(())
     }
 
-    /// All messages in one transaction; false when one of them needs to be looked at by itself.
+    /// All messages in one transaction; false when that can't be: one of them has to be found by halves, and looked
+    /// at by itself.
     async fn try_together(&mut self, chunk: &[Delivery]) -> Result<bool, End> {
         match self.together(chunk).await {
             Ok(done) => {

@@ -1,5 +1,5 @@
-//! A consumer that runs until it is killed. Its handler fails for some messages when it sees them first,
-//! and an operator has them replayed.
+//! A consumer that runs until it is killed. Its handler fails for some messages until an operator, who has them
+//! replayed, allows them.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::Settings;
 /// Writes every message into the table `effects`.
 #[derive(Default)]
 pub struct Effects {
-    failed: Mutex<HashSet<String>>,
+    allowed: Mutex<HashSet<String>>,
 }
 
 impl Effects {
     fn judge(&self, text: &str) -> Result<(), Failure> {
-        if text.ends_with("7") && self.failed.lock().insert(text.to_owned()) {
-            return Err(Failure::last("the first time fails"));
+        if text.ends_with("7") && !self.allowed.lock().contains(text) {
+            return Err(Failure::last("not allowed yet"));
         }
         Ok(())
     }
@@ -77,17 +77,17 @@ pub async fn run(settings: &Settings) -> Result<()> {
         options.group = Some(format!("effects-{}", uuid::Uuid::now_v7()));
     }
     let broker = Arc::new(settings.kafka()?);
-    let handler = Arc::new(Effects::default());
-    let consumer = Consumer::start(inbox.clone(), broker, handler, options).await?;
-    tokio::spawn(replay(inbox));
+    let effects = Arc::new(Effects::default());
+    let consumer = Consumer::start(inbox.clone(), broker, effects.clone(), options).await?;
+    tokio::spawn(replay(inbox, effects));
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         println!("consumer {}: {:?}", std::process::id(), consumer.status());
     }
 }
 
-/// An operator who wants everything dead replayed.
-pub async fn replay(inbox: impl Ledger) {
+/// An operator who allows everything dead and wants it replayed.
+pub async fn replay(inbox: impl Ledger, effects: Arc<Effects>) {
     loop {
         for waiting in inbox
             .waiting("effects", None, 100)
@@ -95,6 +95,8 @@ pub async fn replay(inbox: impl Ledger) {
             .unwrap_or_default()
         {
             if waiting.state != State::Waiting && waiting.wish == Wish::None {
+                let text = String::from_utf8_lossy(&waiting.message.payload).into_owned();
+                effects.allowed.lock().insert(text);
                 let _ = inbox
                     .wish("effects", &Which::Message(waiting.id), Wish::Retry)
                     .await;

@@ -44,12 +44,11 @@ pub async fn run(settings: &Settings) -> Result<()> {
     let broker = LocalBroker::durable(folder.join("broker.db"), LocalOptions::default()).await?;
     let broker: Arc<dyn Broker> = Arc::new(Picky::new(Arc::new(broker)));
     let relay = Relay::start(outbox.clone(), Arc::clone(&broker), relay::options())?;
-    let batch = settings.number("batch")? as usize;
-    let options = consumer::options(topic, batch);
-    let handler = Arc::new(consumer::Effects::default());
-    let consumer = Consumer::start(inbox.clone(), broker, handler, options).await?;
+    let options = consumer::options(topic, 1);
+    let effects = Arc::new(consumer::Effects::default());
+    let consumer = Consumer::start(inbox.clone(), broker, effects.clone(), options).await?;
     tokio::spawn(picky::resend(outbox.clone()));
-    tokio::spawn(consumer::replay(inbox));
+    tokio::spawn(consumer::replay(inbox, effects));
     let mut random = Random(settings.number("seed")? ^ u64::from(std::process::id()));
     let wanted = settings.number("orders")? as i64;
     // Some are rolled back: always the same ones, so that a point after a rollback is passed in every run.

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use quorate_outbox::broker::kafka::{KafkaBroker, KafkaOptions};
 use quorate_outbox::broker::{Broker, Positions, Start};
-use quorate_outbox::store::BoxFuture;
+use quorate_outbox::store::{BoxFuture, Store};
 use quorate_outbox::{HEADER_ID, Partition};
 
 use crate::support::eventually;
 
-use super::process::{Bench, SOON, variable};
+use super::process::{Bench, Process, SOON, variable};
 
 /// Begins every partition at its beginning.
 pub struct FromStart;
@@ -117,6 +117,20 @@ impl Bench {
                 ids.len()
             );
         }
+    }
+
+    /// Waits until the producer has ended, and all that it wrote is published.
+    pub async fn published(&self, what: &str, producer: &mut Process) {
+        let ended = producer.ended().await;
+        assert!(ended.success(), "{what}: the producer ended with {ended}");
+        eventually(what, SOON, || async {
+            let lag = self.outbox.lag().await.map_err(|e| e.to_string())?;
+            if lag.waiting == 0 && lag.parked == 0 {
+                return Ok(());
+            }
+            Err(format!("not published: {lag:?}"))
+        })
+        .await;
     }
 
     /// Waits until every one of so many orders has its effects.
