@@ -52,9 +52,13 @@ impl Base {
 
 pub fn kafka() -> Outcome<KafkaBroker> {
     let mut options = KafkaOptions::new(std::env::var("QUORATE_KAFKA")?);
-    options
-        .consumer
-        .push(("topic.metadata.refresh.interval.ms".into(), "300".into()));
+    for (name, value) in [
+        ("topic.metadata.refresh.interval.ms", "300"),
+        // The broker of the tests answers a fetch only when its time is over, whatever came meanwhile.
+        ("fetch.wait.max.ms", "5"),
+    ] {
+        options.consumer.push((name.into(), value.into()));
+    }
     Ok(KafkaBroker::new(options)?)
 }
 

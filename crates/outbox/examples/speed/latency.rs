@@ -18,6 +18,8 @@ use crate::base::{Base, kafka, payload, percentile};
 
 const RATE: u64 = 1_000;
 const PRODUCERS: u64 = 8;
+/// For so many seconds nothing is measured: connections are made, and their statements prepared.
+const WARM: u64 = 3;
 
 struct Effect;
 
@@ -60,7 +62,7 @@ pub async fn run(seconds: u64) -> Outcome<Value> {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     seen.millis.clear();
-    let total = RATE * seconds;
+    let total = RATE * (WARM + seconds);
     let producers: Vec<_> = (0..PRODUCERS)
         .map(|p| {
             let (pool, outbox) = (base.pool.clone(), base.outbox.clone());
@@ -82,7 +84,7 @@ pub async fn run(seconds: u64) -> Outcome<Value> {
             })
         })
         .collect();
-    let end = Instant::now() + Duration::from_secs(seconds + 60);
+    let end = Instant::now() + Duration::from_secs(WARM + seconds + 60);
     while (seen.millis.len() as u64) < total && Instant::now() < end {
         seen.look(&base, &committed).await?;
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -93,7 +95,8 @@ pub async fn run(seconds: u64) -> Outcome<Value> {
     relay.drain().await;
     consumer.drain().await;
     base.end().await?;
-    let mut millis = seen.millis;
+    let warm = (RATE * WARM) as usize;
+    let mut millis = seen.millis.split_off(warm.min(seen.millis.len()));
     millis.sort_by(f64::total_cmp);
     Ok(json!({
         "rate_per_s": RATE, "messages": millis.len(), "unit": "ms, commit to committed effect",

@@ -1,7 +1,7 @@
 //! How fast the outbox is, on PostgreSQL and a Kafka-compatible broker: `cargo xtask bench outbox`.
 //!
 //! Everything runs on this machine at once: server, broker and load. `QUORATE_POSTGRES` and `QUORATE_KAFKA` name the
-//! servers. The only argument is the JSON file for the results.
+//! servers. The first argument is the JSON file for the results; a second one names the only part to measure.
 
 mod base;
 mod drain;
@@ -23,10 +23,18 @@ async fn main() -> Outcome<()> {
     let short = std::env::var_os("QUORATE_BENCH_SHORT").is_some();
     let rows = if short { 20_000 } else { 1_000_000 };
     let seconds = if short { 1 } else { 5 };
-    let enqueue = enqueue::run(seconds).await?;
-    let latency = latency::run(if short { 2 } else { 20 }).await?;
-    let drain = drain::run(rows).await?;
-    let results = json!({ "enqueue": enqueue, "end_to_end": latency, "drain": drain });
+    let only = std::env::args().nth(2);
+    let wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
+    let mut results = json!({});
+    if wanted("enqueue") {
+        results["enqueue"] = enqueue::run(seconds).await?;
+    }
+    if wanted("end_to_end") {
+        results["end_to_end"] = latency::run(if short { 2 } else { 20 }).await?;
+    }
+    if wanted("drain") {
+        results["drain"] = drain::run(rows).await?;
+    }
     std::fs::write(&file, serde_json::to_string_pretty(&results)?)?;
     println!("{}", serde_json::to_string_pretty(&results)?);
     Ok(())

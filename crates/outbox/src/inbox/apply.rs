@@ -1,8 +1,10 @@
 //! One message inside a transaction: is it its turn, and what does its handler say?
 
+use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt;
+use uuid::Uuid;
 
 use super::ledger::{LedgerTx, State, Stream, Waiting, identity};
 use super::{Baseline, ConsumerOptions, Failure, Handler, OnGap};
@@ -97,62 +99,134 @@ pub(super) async fn advance<T: LedgerTx>(
     }
 }
 
-/// Applies one message in a transaction whose position is past it already.
+/// Messages in one transaction, whose position is past them already. What the database knows of their keys is read
+/// before the first and written after the last.
+pub(super) struct Together {
+    /// The number of the last message of each key.
+    seqs: HashMap<Stream, i64>,
+    /// The keys whose number has changed.
+    changed: HashSet<Stream>,
+    /// Messages without an order that were not consumed before.
+    fresh: HashSet<Uuid>,
+}
+
+impl Together {
+    /// Reads what is known.
+    pub(super) async fn new<T: LedgerTx>(
+        tx: &mut T,
+        options: &ConsumerOptions,
+        messages: &[Delivery],
+    ) -> Result<Together> {
+        let mut together = Together {
+            seqs: HashMap::new(),
+            changed: HashSet::new(),
+            fresh: HashSet::new(),
+        };
+        if options.level != Level::EffectivelyOnce {
+            return Ok(together);
+        }
+        let (mut streams, mut ids) = (HashSet::new(), HashSet::new());
+        for message in messages {
+            match Stream::of(message) {
+                Some((stream, _)) => {
+                    streams.insert(stream);
+                }
+                None => ids.extend(message.id()),
+            }
+        }
+        if !streams.is_empty() {
+            let streams: Vec<Stream> = streams.into_iter().collect();
+            together.seqs = tx.last_seqs(&options.name, &streams).await?;
+        }
+        if !ids.is_empty() {
+            let ids: Vec<Uuid> = ids.into_iter().collect();
+            together.fresh = tx.note(&options.name, &ids).await?;
+        }
+        points::pass("inbox.noted");
+        Ok(together)
+    }
+
+    /// Applies one.
+    pub(super) async fn apply<T: LedgerTx>(
+        &mut self,
+        tx: &mut T,
+        options: &ConsumerOptions,
+        handler: &dyn Handler<T::Connection>,
+        message: &Delivery,
+    ) -> std::result::Result<Done, Trouble> {
+        let ordered = Stream::of(message).filter(|_| options.level == Level::EffectivelyOnce);
+        let Some((stream, seq)) = ordered else {
+            let id = message.id();
+            let id = id.filter(|_| options.level == Level::EffectivelyOnce);
+            if id.is_some_and(|id| !self.fresh.remove(&id)) {
+                return Ok(Done::Duplicate);
+            }
+            if !message.is_skip() {
+                handle(tx, options, handler, message).await?;
+            }
+            return Ok(Done::Applied);
+        };
+        match turn(self.seqs.get(&stream).copied(), seq, options) {
+            Turn::Over => return Ok(Done::Duplicate),
+            Turn::Early { next } if options.on_gap == OnGap::Halt => {
+                return Err(Trouble::Halt(format!(
+                    "key `{}` of `{}`: number {seq} came, {next} is missing",
+                    stream.key, stream.topic
+                )));
+            }
+            Turn::Early { next } => {
+                let waiting = Waiting {
+                    id: identity(message),
+                    message: message.clone(),
+                    state: State::Waiting,
+                    reason: format!("number {next} of its key is not applied yet"),
+                    attempts: 0,
+                    wish: Wish::None,
+                };
+                tx.park(&options.name, &waiting).await?;
+                return Ok(Done::Parked);
+            }
+            Turn::Now => {}
+        }
+        if !message.is_skip() {
+            handle(tx, options, handler, message).await?;
+        }
+        points::pass("inbox.handled");
+        self.seqs.insert(stream.clone(), seq);
+        self.changed.insert(stream);
+        Ok(Done::Applied)
+    }
+
+    /// Writes what has changed, and makes sure that the transaction can commit.
+    pub(super) async fn save<T: LedgerTx>(
+        self,
+        tx: &mut T,
+        options: &ConsumerOptions,
+    ) -> std::result::Result<(), Trouble> {
+        let seqs = self.seqs.into_iter();
+        let seqs: Vec<_> = seqs
+            .filter(|(stream, _)| self.changed.contains(stream))
+            .collect();
+        let saved = if seqs.is_empty() {
+            tx.check().await
+        } else {
+            tx.set_seqs(&options.name, &seqs).await
+        };
+        saved.map_err(broken)
+    }
+}
+
+/// Applies one message by itself.
 pub(super) async fn apply<T: LedgerTx>(
     tx: &mut T,
     options: &ConsumerOptions,
     handler: &dyn Handler<T::Connection>,
     message: &Delivery,
 ) -> std::result::Result<Done, Trouble> {
-    if options.level != Level::EffectivelyOnce {
-        if !message.is_skip() {
-            handle(tx, options, handler, message).await?;
-        }
-        tx.check().await.map_err(broken)?;
-        return Ok(Done::Applied);
-    }
-    let stream = Stream::of(message);
-    let Some((stream, seq)) = stream else {
-        if message.id().is_some() && !tx.note(&options.name, identity(message)).await? {
-            return Ok(Done::Duplicate);
-        }
-        points::pass("inbox.noted");
-        if !message.is_skip() {
-            handle(tx, options, handler, message).await?;
-        }
-        tx.check().await.map_err(broken)?;
-        return Ok(Done::Applied);
-    };
-    let last = tx.last_seq(&options.name, &stream).await?;
-    match turn(last, seq, options) {
-        Turn::Over => return Ok(Done::Duplicate),
-        Turn::Early { next } if options.on_gap == OnGap::Halt => {
-            return Err(Trouble::Halt(format!(
-                "key `{}` of `{}`: number {seq} came, {next} is missing",
-                stream.key, stream.topic
-            )));
-        }
-        Turn::Early { next } => {
-            let waiting = Waiting {
-                id: identity(message),
-                message: message.clone(),
-                state: State::Waiting,
-                reason: format!("number {next} of its key is not applied yet"),
-                attempts: 0,
-                wish: Wish::None,
-            };
-            tx.park(&options.name, &waiting).await?;
-            return Ok(Done::Parked);
-        }
-        Turn::Now => {}
-    }
-    if !message.is_skip() {
-        handle(tx, options, handler, message).await?;
-    }
-    points::pass("inbox.handled");
-    let set = tx.set_seq(&options.name, &stream, seq).await;
-    set.map_err(broken)?;
-    Ok(Done::Applied)
+    let mut alone = Together::new(tx, options, std::slice::from_ref(message)).await?;
+    let done = alone.apply(tx, options, handler, message).await?;
+    alone.save(tx, options).await?;
+    Ok(done)
 }
 
 fn turn(last: Option<i64>, seq: i64, options: &ConsumerOptions) -> Turn {
@@ -268,18 +342,21 @@ pub(super) async fn bury<T: LedgerTx>(
     let ordered = Stream::of(message).filter(|_| options.level == Level::EffectivelyOnce);
     let state = match &ordered {
         Some((stream, seq)) if state == State::Passed => {
-            tx.set_seq(&options.name, stream, *seq).await?;
+            let seq = (stream.clone(), *seq);
+            tx.set_seqs(&options.name, &[seq]).await?;
             State::Passed
         }
         Some((stream, seq)) => {
             // A key that begins with a dead message begins there all the same: the next one waits.
-            if tx.last_seq(&options.name, stream).await?.is_none() {
-                tx.set_seq(&options.name, stream, seq - 1).await?;
+            let stream = std::slice::from_ref(stream);
+            if tx.last_seqs(&options.name, stream).await?.is_empty() {
+                let before = (stream[0].clone(), seq - 1);
+                tx.set_seqs(&options.name, &[before]).await?;
             }
             State::Dead
         }
         None => {
-            tx.note(&options.name, id).await?;
+            tx.note(&options.name, &[id]).await?;
             State::Passed
         }
     };

@@ -1,5 +1,6 @@
 //! The seam [`Ledger`]: a consumer's records in its database.
 
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::time::Duration;
 
@@ -160,24 +161,27 @@ pub trait LedgerTx: Send {
         next: i64,
     ) -> impl Future<Output = Result<i64>> + Send;
 
-    /// The number of the last message of the stream, locked until the transaction ends; `None` for a
-    /// stream that is new.
-    fn last_seq(
+    /// The numbers of the last messages of these streams, each locked until the transaction ends; of those that
+    /// are not new.
+    fn last_seqs(
         &mut self,
         consumer: &str,
-        stream: &Stream,
-    ) -> impl Future<Output = Result<Option<i64>>> + Send;
+        streams: &[Stream],
+    ) -> impl Future<Output = Result<HashMap<Stream, i64>>> + Send;
 
-    /// Sets that number.
-    fn set_seq(
+    /// Sets those numbers; each stream once.
+    fn set_seqs(
         &mut self,
         consumer: &str,
-        stream: &Stream,
-        seq: i64,
+        seqs: &[(Stream, i64)],
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// Notes an id; false when it was there.
-    fn note(&mut self, consumer: &str, id: Uuid) -> impl Future<Output = Result<bool>> + Send;
+    /// Notes ids; answers those that were not there.
+    fn note(
+        &mut self,
+        consumer: &str,
+        ids: &[Uuid],
+    ) -> impl Future<Output = Result<HashSet<Uuid>>> + Send;
 
     /// Whether the transaction can still commit: a statement of a handler may have broken it.
     fn check(&mut self) -> impl Future<Output = Result<()>> + Send;

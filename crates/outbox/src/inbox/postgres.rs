@@ -1,5 +1,6 @@
 //! The inbox in a PostgreSQL database.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, PgPool, Row};
@@ -96,5 +97,7 @@ sql_ledger!(
     sqlx::PgConnection,
     sqlx::postgres::PgRow,
     begin,
-    " FOR UPDATE"
+    " FOR UPDATE",
+    "jsonb_array_elements(CAST($2 AS jsonb)) AS t (value)",
+    "CAST(t.value #>> '{}' AS uuid)"
 );

@@ -61,14 +61,15 @@ async fn one<L: Ledger>(
     let leaves_out = matches!(waiting.wish, Wish::Skip | Wish::Drop);
     let mut applies = !leaves_out && !waiting.message.is_skip();
     if let Some((stream, seq)) = stream {
-        let last = tx.last_seq(name, &stream).await?.unwrap_or(0);
+        let known = tx.last_seqs(name, std::slice::from_ref(&stream)).await?;
+        let last = known.get(&stream).copied().unwrap_or(0);
         let over_gap = waiting.state == State::Waiting && waiting.wish != Wish::None;
         if seq > last + 1 && !over_gap {
             // Its turn was lost again; the rollback puts it back.
             return Ok(());
         }
         applies &= seq > last;
-        tx.set_seq(name, &stream, seq.max(last)).await?;
+        tx.set_seqs(name, &[(stream, seq.max(last))]).await?;
     }
     if applies {
         let handler = shared.handler.as_ref();

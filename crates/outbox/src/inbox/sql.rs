@@ -5,9 +5,11 @@ use uuid::Uuid;
 use crate::message::{HEADER_ID, HEADER_SEQ, HEADER_SOURCE};
 
 /// Makes a ledger of a kind of pool. `$begin` says how a transaction begins in which handlers may take so long;
-/// `$lock` is what ends a SELECT that locks its rows.
+/// `$lock` is what ends a SELECT that locks its rows, `$rows` makes rows `t (value)` of the JSON array `$2`, and
+/// `$id` an id of such a row.
 macro_rules! sql_ledger {
-    ($ledger:ident, $tx:ident, $database:ty, $connection:ty, $row:ty, $begin:ident, $lock:literal) => {
+    ($ledger:ident, $tx:ident, $database:ty, $connection:ty, $row:ty, $begin:ident, $lock:literal,
+     $rows:literal, $id:literal) => {
         /// A transaction of the inbox.
         pub struct $tx(sqlx::Transaction<'static, $database>);
 
@@ -226,49 +228,64 @@ macro_rules! sql_ledger {
                 Ok(before.try_get(0)?)
             }
 
-            async fn last_seq(&mut self, consumer: &str, stream: &Stream) -> Result<Option<i64>> {
-                let row = sqlx::query(concat!(
-                    "SELECT last_seq FROM quorate_inbox_key
-                     WHERE consumer = $1 AND source = $2 AND topic = $3 AND key = $4",
+            async fn last_seqs(
+                &mut self,
+                consumer: &str,
+                streams: &[Stream],
+            ) -> Result<HashMap<Stream, i64>> {
+                let rows = sqlx::query(concat!(
+                    "SELECT source, topic, key, last_seq FROM quorate_inbox_key
+                     WHERE consumer = $1 AND (source, topic, key) IN (
+                        SELECT t.value->>0, t.value->>1, t.value->>2 FROM ",
+                    $rows,
+                    ") ORDER BY source, topic, key",
                     $lock
                 ))
                 .bind(consumer)
-                .bind(&stream.source)
-                .bind(&stream.topic)
-                .bind(&stream.key)
-                .fetch_optional(&mut *self.0)
+                .bind(super::sql::array(streams.iter().map(|s| (&s.source, &s.topic, &s.key))))
+                .fetch_all(&mut *self.0)
                 .await?;
-                Ok(row.map(|row| row.try_get(0)).transpose()?)
+                let last = rows.iter().map(|row| {
+                    let stream = Stream {
+                        source: row.try_get(0)?,
+                        topic: row.try_get(1)?,
+                        key: row.try_get(2)?,
+                    };
+                    Ok((stream, row.try_get(3)?))
+                });
+                last.collect()
             }
 
-            async fn set_seq(&mut self, consumer: &str, stream: &Stream, seq: i64) -> Result<()> {
-                sqlx::query(
+            async fn set_seqs(&mut self, consumer: &str, seqs: &[(Stream, i64)]) -> Result<()> {
+                let values = seqs.iter().map(|(s, seq)| (&s.source, &s.topic, &s.key, seq));
+                sqlx::query(concat!(
                     "INSERT INTO quorate_inbox_key (consumer, source, topic, key, last_seq)
-                     VALUES ($1, $2, $3, $4, $5)
-                     ON CONFLICT (consumer, source, topic, key)
-                     DO UPDATE SET last_seq = excluded.last_seq",
-                )
+                     SELECT $1, t.value->>0, t.value->>1, t.value->>2, CAST(t.value->>3 AS bigint) FROM ",
+                    $rows,
+                    " WHERE true ON CONFLICT (consumer, source, topic, key)
+                     DO UPDATE SET last_seq = excluded.last_seq"
+                ))
                 .bind(consumer)
-                .bind(&stream.source)
-                .bind(&stream.topic)
-                .bind(&stream.key)
-                .bind(seq)
+                .bind(super::sql::array(values))
                 .execute(&mut *self.0)
                 .await?;
                 Ok(())
             }
 
-            async fn note(&mut self, consumer: &str, id: Uuid) -> Result<bool> {
-                let done = sqlx::query(
-                    "INSERT INTO quorate_inbox_seen (consumer, message_id, at_ms)
-                     VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                )
+            async fn note(&mut self, consumer: &str, ids: &[Uuid]) -> Result<HashSet<Uuid>> {
+                let rows = sqlx::query(concat!(
+                    "INSERT INTO quorate_inbox_seen (consumer, message_id, at_ms) SELECT $1, ",
+                    $id,
+                    ", $3 FROM ",
+                    $rows,
+                    " WHERE true ON CONFLICT DO NOTHING RETURNING message_id"
+                ))
                 .bind(consumer)
-                .bind(id)
+                .bind(super::sql::array(ids.iter().map(|id| id.simple().to_string())))
                 .bind(now_ms())
-                .execute(&mut *self.0)
+                .fetch_all(&mut *self.0)
                 .await?;
-                Ok(done.rows_affected() == 1)
+                rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
             }
 
             async fn check(&mut self) -> Result<()> {
@@ -321,6 +338,11 @@ macro_rules! sql_ledger {
             }
         }
     };
+}
+
+/// Values as a JSON array.
+pub(super) fn array<T: serde::Serialize>(values: impl Iterator<Item = T>) -> String {
+    serde_json::Value::from_iter(values.map(|value| serde_json::json!(value))).to_string()
 }
 
 /// The headers that say where a message belongs, for one whose own can't be read.

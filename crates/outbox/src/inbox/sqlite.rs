@@ -1,5 +1,6 @@
 //! The inbox in an SQLite database.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::{Row, SqlitePool};
@@ -86,5 +87,7 @@ sql_ledger!(
     sqlx::SqliteConnection,
     sqlx::sqlite::SqliteRow,
     begin,
-    ""
+    "",
+    "json_each($2) AS t",
+    "unhex(t.value)"
 );

@@ -125,9 +125,11 @@ impl<L: Ledger> Worker<L> {
         if apply::handle_all(&mut tx, options, handler, chunk).await? {
             done.resize(chunk.len(), Done::Applied);
         } else {
+            let mut together = apply::Together::new(&mut tx, options, chunk).await?;
             for message in chunk {
-                done.push(apply::apply(&mut tx, options, handler, message).await?);
+                done.push(together.apply(&mut tx, options, handler, message).await?);
             }
+            together.save(&mut tx, options).await?;
         }
         points::pass("inbox.batch-applied");
         if let Some(last) = chunk.last() {

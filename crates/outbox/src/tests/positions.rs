@@ -1,6 +1,7 @@
 //! Positions and turns: databases that go back, claims that come too late, keys that begin dead, gaps that
 //! stay.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -259,14 +260,18 @@ impl<T: LedgerTx> LedgerTx for UnheardTx<T> {
     ) -> crate::Result<i64> {
         self.0.advance(c, p, generation, next).await
     }
-    async fn last_seq(&mut self, c: &str, stream: &Stream) -> crate::Result<Option<i64>> {
-        self.0.last_seq(c, stream).await
+    async fn last_seqs(
+        &mut self,
+        c: &str,
+        streams: &[Stream],
+    ) -> crate::Result<HashMap<Stream, i64>> {
+        self.0.last_seqs(c, streams).await
     }
-    async fn set_seq(&mut self, c: &str, stream: &Stream, seq: i64) -> crate::Result<()> {
-        self.0.set_seq(c, stream, seq).await
+    async fn set_seqs(&mut self, c: &str, seqs: &[(Stream, i64)]) -> crate::Result<()> {
+        self.0.set_seqs(c, seqs).await
     }
-    async fn note(&mut self, c: &str, id: uuid::Uuid) -> crate::Result<bool> {
-        self.0.note(c, id).await
+    async fn note(&mut self, c: &str, ids: &[uuid::Uuid]) -> crate::Result<HashSet<uuid::Uuid>> {
+        self.0.note(c, ids).await
     }
     async fn check(&mut self) -> crate::Result<()> {
         self.0.check().await
