@@ -3,6 +3,8 @@
 //!
 //! `QUORATE_TEST_SEEDS` is how many seeds a point gets; `QUORATE_TEST_POINT` runs one point alone.
 
+mod commands;
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -177,6 +179,11 @@ impl Schema {
         admin.close().await;
     }
 
+    async fn drop(self) {
+        let text = format!("DROP SCHEMA {} CASCADE", self.name);
+        self.run(text).await;
+    }
+
     async fn books(&self) -> Books {
         let options: PgConnectOptions = self.url.parse().expect("a URL");
         let options = options.options([("search_path", self.name.as_str())]);
@@ -249,9 +256,7 @@ async fn one(point: &'static str, seed: u64, batch: usize, on_postgres: bool) {
     };
     assert_eq!(books, expected(), "{what}");
     if let Some(schema) = schema {
-        schema
-            .run(format!("DROP SCHEMA {} CASCADE", schema.name))
-            .await;
+        schema.drop().await;
     }
 }
 
