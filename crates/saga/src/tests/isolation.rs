@@ -112,6 +112,11 @@ macro_rules! ledger {
                             let read = command.input["read"].as_i64().unwrap_or(0);
                             set(tx, read + by).await?;
                         }
+                        // An update that does not go by what was read: it commutes with others.
+                        "add" => {
+                            let add = sqlx::query("UPDATE account SET amount = amount + $1");
+                            add.bind(by).execute(&mut *tx).await?;
+                        }
                         // A deposit that may be taken back.
                         "deposit" => return set(tx, now + by).await,
                         "confirm" => return Ok(Outcome::Refused("the cheque bounced".into())),
@@ -167,12 +172,14 @@ fn registry() -> Registry {
     };
     let update = Saga::named("update").step(step("read"));
     let update = update.pivot(step("write").input(with_read)).build();
+    let sum = Saga::named("sum").step(step("read"));
+    let sum = sum.pivot(step("add")).build();
     let deposit = Saga::named("deposit").step(step("deposit"));
     let deposit = deposit.pivot(step("confirm")).build();
     let spend = Saga::named("spend").pivot(step("spend")).build();
     Registry::new()
         .with(update.expect("builds"))
-        .and_then(|all| all.with(deposit?)?.with(spend?))
+        .and_then(|all| all.with(sum?)?.with(deposit?)?.with(spend?))
         .expect("a registry")
 }
 
@@ -327,6 +334,25 @@ async fn isolation_without_locks_an_update_is_lost() {
             scene.end().await,
             FIRST + 10,
             "the anomaly, on PostgreSQL: {on_postgres}"
+        );
+    }
+}
+
+/// The same interleaving without locks, of updates that commute.
+#[tokio::test(flavor = "multi_thread")]
+async fn isolation_without_locks_updates_that_commute_are_not_lost() {
+    for on_postgres in BOTH {
+        let scene = Scene::new(on_postgres, false).await;
+        scene.begin("sum", 10, &["add"]).await;
+        scene.first_step_is_done("sum", 10).await;
+        scene.begin("sum", 20, &[]).await;
+        assert_eq!(scene.ended("sum", 20).await, Status::Completed);
+        scene.open("sum", 10, "add");
+        assert_eq!(scene.ended("sum", 10).await, Status::Completed);
+        assert_eq!(
+            scene.end().await,
+            FIRST + 30,
+            "on PostgreSQL: {on_postgres}"
         );
     }
 }
