@@ -100,6 +100,89 @@ async fn journal_tables_of_another_version_or_missing_are_refused_untouched() {
     assert_eq!(error.kind(), ErrorKind::Schema);
 }
 
+/// dtm's recovery picks any transaction at random, so that one may wait for ever, and does not look whose it is when it
+/// changes it. Here who waits longest comes first, each saga is in one share, and who lost the lease writes nothing.
+async fn recovers_in_order_and_under_a_lease(journal: &dyn Journal) {
+    let step = Saga::named("order")
+        .step(Step::new("reserve", "stock"))
+        .build();
+    let registry = Registry::new()
+        .with(step.expect("builds"))
+        .expect("a registry");
+    let planner = Planner::new(registry, "replies");
+    let mut waiting = Vec::new();
+    for n in 0..40 {
+        let begin = Begin::new("order", format!("k{n}"), json!({}));
+        let mut one = planner.begin(&begin, 1_000).expect("begins");
+        // Later ones have waited longer, by turns.
+        one.wake_ms = Some(10_000 - (n * 7 % 40) * 10);
+        waiting.push(one);
+    }
+    let written = journal.append(None, &waiting).await.expect("appends");
+    assert!(written.iter().all(|written| *written));
+    let wake_of = |id| {
+        waiting
+            .iter()
+            .find(|one| one.id == id)
+            .and_then(|one| one.wake_ms)
+    };
+    let known = [("order".to_owned(), 1)];
+    let mut seen = 0;
+    for rank in 0..2 {
+        let share = Share { rank, of: 2 };
+        let mut longest: Vec<i64> = waiting
+            .iter()
+            .filter(|one| share.has(one.id))
+            .filter_map(|one| one.wake_ms)
+            .collect();
+        longest.sort_unstable();
+        seen += longest.len();
+        let due = journal.due(share, &known, 20_000, 5).await.expect("looks");
+        let first: Vec<i64> = due.ids.iter().filter_map(|id| wake_of(*id)).collect();
+        assert_eq!(first, longest[..5], "who waits longest comes first");
+    }
+    assert_eq!(seen, waiting.len(), "each is in one share");
+    let ttl = std::time::Duration::from_secs(30);
+    let lost = journal.join("owner", ttl).await.expect("joins");
+    let taken = journal.join("owner", ttl).await.expect("joins");
+    let ended = Append {
+        seq: waiting[0].events.len() as i64,
+        events: vec![Happened {
+            at_ms: 1,
+            event: Event::Ended(End::Completed),
+        }],
+        status: Status::Completed,
+        wake_ms: None,
+        messages: Vec::new(),
+        ..waiting[0].clone()
+    };
+    let one = std::slice::from_ref(&ended);
+    let refused = journal
+        .append(Some(&lost), one)
+        .await
+        .expect_err("the lease is lost");
+    assert_eq!(refused.kind(), ErrorKind::Fenced);
+    let found = journal.load(&[ended.id]).await.expect("loads");
+    assert_eq!(found[0].status, Status::Running);
+    assert_eq!(
+        journal.append(Some(&taken), one).await.expect("appends"),
+        [true]
+    );
+}
+
+#[tokio::test]
+async fn saga_dtm_recovery_takes_who_waits_longest_and_writes_under_a_lease_only() {
+    recovers_in_order_and_under_a_lease(&MemoryJournal::new()).await;
+    recovers_in_order_and_under_a_lease(&KvJournal::new(kv_outbox())).await;
+    let lite = Lite::new().await;
+    let journal = SqliteJournal::migrate(lite.outbox().await).await;
+    recovers_in_order_and_under_a_lease(&journal.expect("migrates")).await;
+    let pg = Pg::new().await;
+    let journal = PgJournal::migrate(pg.outbox().await).await;
+    recovers_in_order_and_under_a_lease(&journal.expect("migrates")).await;
+    pg.end().await;
+}
+
 /// A `Kv` that counts the entries that are read.
 struct Counting {
     kv: MemoryKv,
