@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "bench",
             "client",
             "outbox",
+            "saga",
         ],
     ),
     ("outbox", &["kv"]),

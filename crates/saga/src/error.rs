@@ -112,6 +112,16 @@ impl From<quorate_outbox::Error> for Error {
     }
 }
 
+/// So that a service can use `?` on what fences and locks answer.
+impl From<Error> for quorate_outbox::inbox::Failure {
+    fn from(error: Error) -> Self {
+        quorate_outbox::inbox::Failure {
+            retry: error.is_retryable(),
+            reason: error.to_string(),
+        }
+    }
+}
+
 impl From<quorate_kv::Error> for Error {
     fn from(error: quorate_kv::Error) -> Self {
         quorate_outbox::Error::from(error).into()

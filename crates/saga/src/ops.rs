@@ -5,8 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use crate::journal::{Count, Filter, Journal, Record, saga_id};
-use crate::machine::{self, Entry, Event, Input, Order, Phase, State, Status};
+use crate::definition::Definition;
+use crate::journal::{Append, Count, Filter, Journal, Record, saga_id};
+use crate::machine::{self, Entry, Event, Input, Order, Outcome, Phase, State, Status, Wish};
 use crate::plan::{Planner, dice};
 use crate::{Error, ErrorKind, Result};
 
@@ -14,6 +15,10 @@ use crate::{Error, ErrorKind, Result};
 const TRIES: usize = 16;
 /// The longest reason or name of an operator, in bytes.
 const REASON_BYTES: usize = 1000;
+/// The largest value that a step is said to have answered, in bytes of JSON.
+const VALUE_BYTES: usize = 256 << 10;
+/// So many orders may wait at one saga.
+const WISHES: usize = 100;
 
 /// A saga as an operator sees it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,8 +27,10 @@ pub struct Shown {
     pub record: Record,
     /// Its history; empty if it can't be read.
     pub history: Vec<Entry>,
-    /// Its steps: name and where it stands. Empty without the definition.
+    /// Its steps: name and where it stands. Without the definition as the log names them, in older logs by number.
     pub steps: Vec<(String, Phase)>,
+    /// Orders that wait for a coordinator.
+    pub wishes: Vec<Wish>,
     /// Why it can't be read whole: damage, or a definition that is not known here.
     pub trouble: Option<String>,
 }
@@ -51,12 +58,19 @@ pub struct StuckStep {
 #[derive(Clone)]
 pub struct Operations {
     journal: Arc<dyn Journal>,
-    planner: Planner,
+    planner: Option<Planner>,
 }
 
 impl Operations {
-    /// Over a journal. Without the definitions in the planner's registry there is only looking, no ordering.
+    /// Over a journal. For sagas whose definition is not in the planner's registry there is no [`Operations::order`].
     pub fn new(journal: Arc<dyn Journal>, planner: Planner) -> Operations {
+        let planner = Some(planner);
+        Operations { journal, planner }
+    }
+
+    /// Over a journal, without any definition: for looking, and for [`Operations::wish`].
+    pub fn without_definitions(journal: Arc<dyn Journal>) -> Operations {
+        let planner = None;
         Operations { journal, planner }
     }
 
@@ -108,20 +122,12 @@ impl Operations {
             _ => None,
         });
         let known: Vec<StuckStep> = phases.collect();
-        if !shown.steps.is_empty() {
+        if !known.is_empty() {
             return known;
         }
-        // Without the definition: what was said last.
-        let said = shown
-            .history
-            .iter()
-            .rev()
-            .find_map(|entry| match &entry.event {
-                Event::Stuck(step, dir, why) => Some(of(format!("#{step}"), *dir, why.clone())),
-                _ => None,
-            });
+        // Its log can't be read: that it is stuck is known all the same.
         let trouble = shown.trouble.unwrap_or_default();
-        vec![said.unwrap_or_else(|| of("?".into(), machine::Dir::Act, trouble))]
+        vec![of("?".into(), machine::Dir::Act, trouble)]
     }
 
     /// A saga with its history.
@@ -144,6 +150,7 @@ impl Operations {
         let mut shown = Shown {
             history: Vec::new(),
             steps: Vec::new(),
+            wishes: Vec::new(),
             trouble: None,
             record,
         };
@@ -155,19 +162,19 @@ impl Operations {
             }
         }
         let (name, version) = (&shown.record.name, shown.record.version);
-        let Some(definition) = self.planner.definition(name, version) else {
-            let text = format!("version {version} of `{name}` is not known here");
-            shown.trouble = Some(text);
-            return shown;
+        let planner = self.planner.as_ref();
+        let definition = planner.and_then(|planner| planner.definition(name, version));
+        let state = match &definition {
+            Some(known) => State::fold(known, &shown.history).map_err(|error| error.to_string()),
+            None => Err(format!("version {version} of `{name}` is not known here")),
         };
-        match State::fold(&definition, &shown.history) {
-            Ok(state) => {
-                let steps = definition.steps().iter().zip(state.steps);
-                shown.steps = steps
-                    .map(|(step, at)| (step.name().to_owned(), at.phase))
-                    .collect();
-            }
-            Err(error) => shown.trouble = Some(error.to_string()),
+        let gleaned = state.or_else(|trouble| {
+            shown.trouble = planner.map(|_| trouble);
+            State::glean(&shown.history).ok_or(())
+        });
+        if let Ok(state) = gleaned {
+            shown.wishes = state.wishes.clone();
+            shown.steps = named(definition.as_deref(), state);
         }
         shown
     }
@@ -178,18 +185,13 @@ impl Operations {
     /// `Invalid` for an order that can't be followed, and without a name or a reason; `NotFound` for a saga,
     /// definition or step that is not there; `Conflict` for a definition that was changed; `Unavailable`.
     pub async fn order(&self, id: Uuid, who: &str, why: &str, order: Order) -> Result<Status> {
-        for (what, text) in [("name", who), ("reason", why)] {
-            if text.trim().is_empty() || text.len() > REASON_BYTES || text.contains('\0') {
-                let text = format!(
-                    "an order has the {what} of who gives it, of 1 to {REASON_BYTES} bytes"
-                );
-                return Err(Error::new(ErrorKind::Invalid, text));
-            }
-        }
+        check(who, why, &order)?;
         for _ in 0..TRIES {
             let record = self.record(id).await?;
             let (name, version) = (&record.name, record.version);
-            let definition = self.planner.definition(name, version).ok_or_else(|| {
+            let planner = self.planner.as_ref();
+            let known = planner.and_then(|all| Some((all, all.definition(name, version)?)));
+            let (planner, definition) = known.ok_or_else(|| {
                 let text =
                     format!("version {version} of `{name}` is not known here: order where it is");
                 Error::new(ErrorKind::NotFound, text)
@@ -202,26 +204,143 @@ impl Operations {
             };
             let turn = machine::step(&definition, state, input, dice(id), now_ms())?;
             let wake_ms = turn.state.wake_ms(&definition);
-            let (append, state) =
-                self.planner
-                    .append(&definition, id, record.seq, turn, wake_ms)?;
-            let written = self
-                .journal
-                .append(None, std::slice::from_ref(&append))
-                .await?;
-            if written.first() == Some(&true) {
+            let (append, state) = planner.append(&definition, id, record.seq, turn, wake_ms)?;
+            if self.written(&append).await? {
                 tracing::info!(saga = %id, who, why, ?order, "an order was followed");
                 return Ok(state.status());
             }
         }
-        let text = "the saga is changed by others all the time: order again";
-        Err(Error::new(ErrorKind::Unavailable, text))
+        Err(busy())
+    }
+
+    /// Notes an order in the saga's log for a coordinator, which carries it out, or declines it and says why. What
+    /// became of it is in the history: [`Event::Ordered`] or [`Event::Declined`]. Needs no definition.
+    ///
+    /// # Errors
+    /// `Invalid` without a name or a reason, for a saga that has ended, and when too many orders wait; `NotFound` for
+    /// a saga or step that is not there; `TooLarge`; `Corrupt` for a log that can't be read; `Unavailable`.
+    pub async fn wish(&self, id: Uuid, who: &str, why: &str, order: Order) -> Result<()> {
+        check(who, why, &order)?;
+        for _ in 0..TRIES {
+            let record = self.record(id).await?;
+            if record.status.is_end() {
+                let text = format!(
+                    "the saga has ended, {}: there is nothing to order",
+                    record.status
+                );
+                return Err(Error::new(ErrorKind::Invalid, text));
+            }
+            let entries = record.entries()?;
+            if let Some(state) = State::glean(&entries) {
+                may_wish(&state, &order)?;
+            }
+            let now_ms = now_ms();
+            let wished = Entry {
+                at_ms: now_ms,
+                event: Event::Wished(who.to_owned(), why.to_owned(), order.clone()),
+            };
+            // Its time has come by the clock of whoever began it, too.
+            let wake_ms = now_ms.min(record.started_ms);
+            let append = Append::beside(&record, vec![wished], wake_ms);
+            if self.written(&append).await? {
+                tracing::info!(saga = %id, who, why, ?order, "an order was noted");
+                return Ok(());
+            }
+        }
+        Err(busy())
+    }
+
+    async fn written(&self, append: &Append) -> Result<bool> {
+        let one = std::slice::from_ref(append);
+        let written = self.journal.append(None, one).await?;
+        Ok(written.first() == Some(&true))
     }
 
     async fn record(&self, id: Uuid) -> Result<Record> {
         let found = self.journal.load(&[id]).await?.pop();
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no saga {id}")))
     }
+}
+
+/// The steps, by the names that are known: of the definition, of the log, or numbers.
+fn named(definition: Option<&Definition>, state: State) -> Vec<(String, Phase)> {
+    let names = match definition {
+        Some(known) => known
+            .steps()
+            .iter()
+            .map(|step| step.name().to_owned())
+            .collect(),
+        None => state.start.steps,
+    };
+    let all = state.steps.into_iter().enumerate();
+    let all = all.map(|(number, at)| {
+        let name = names.get(number).cloned();
+        (name.unwrap_or_else(|| format!("#{number}")), at.phase)
+    });
+    all.collect()
+}
+
+/// What every order has to be.
+fn check(who: &str, why: &str, order: &Order) -> Result<()> {
+    let mut texts = vec![("name of who gives it", who), ("reason", why)];
+    if let Order::Force { outcome, .. } = order
+        && let Outcome::Refused(said) | Outcome::Unknown(said) = outcome
+    {
+        texts.push(("reason of the step", said));
+    }
+    if let Order::Retry { step: Some(step) } | Order::Skip { step } | Order::Force { step, .. } =
+        order
+    {
+        texts.push(("name of a step", step));
+    }
+    for (what, text) in texts {
+        if text.trim().is_empty() || text.len() > REASON_BYTES || text.contains('\0') {
+            let text = format!("an order has a {what}, of 1 to {REASON_BYTES} bytes");
+            return Err(Error::new(ErrorKind::Invalid, text));
+        }
+    }
+    if let Order::Force { outcome, .. } = order
+        && let Outcome::Done(value) = outcome
+    {
+        let size = value.to_string().len();
+        if size > VALUE_BYTES {
+            let text = format!(
+                "the value of the step: {size} bytes, more than the limit of {VALUE_BYTES}"
+            );
+            return Err(Error::new(ErrorKind::TooLarge, text));
+        }
+    }
+    Ok(())
+}
+
+/// What can be told of a wish without the definition.
+fn may_wish(state: &State, order: &Order) -> Result<()> {
+    if state.wishes.len() >= WISHES {
+        let text = format!(
+            "{WISHES} orders wait at this saga already: no coordinator that knows its definition runs"
+        );
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    let (Order::Retry { step: Some(step) } | Order::Skip { step } | Order::Force { step, .. }) =
+        order
+    else {
+        return Ok(());
+    };
+    let names = &state.start.steps;
+    if names.is_empty() || names.contains(step) || step.starts_with('#') {
+        return Ok(());
+    }
+    let text = format!(
+        "`{}` has no step `{step}`; it has: {}",
+        state.start.name,
+        names.join(", ")
+    );
+    Err(Error::new(ErrorKind::NotFound, text))
+}
+
+fn busy() -> Error {
+    let text = "the saga is changed by others all the time: order again";
+    Error::new(ErrorKind::Unavailable, text)
 }
 
 fn now_ms() -> i64 {

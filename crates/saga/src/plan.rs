@@ -136,6 +136,11 @@ impl Planner {
             key: begin.key.clone(),
             input: begin.input.clone(),
             deadline_ms: machine::deadline_ms(definition, now_ms),
+            steps: definition
+                .steps()
+                .iter()
+                .map(|step| step.name().to_owned())
+                .collect(),
             traceparent: begin.traceparent.clone(),
         };
         let turn = machine::start(definition, start, dice(id), now_ms);

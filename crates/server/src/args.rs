@@ -11,6 +11,8 @@ use crate::input::Format;
 mod members;
 #[cfg(feature = "outbox")]
 mod outbox;
+#[cfg(feature = "outbox")]
+mod saga;
 mod storage;
 
 pub use members::{
@@ -21,6 +23,8 @@ pub use outbox::{
     ChoiceArgs, DatabaseArgs, DlqArgs, DlqChoiceArgs, DlqCommand, DlqListArgs, DlqShowArgs,
     LagArgs, ListArgs, OutboxArgs, OutboxCommand, ShowArgs,
 };
+#[cfg(feature = "outbox")]
+pub use saga::{AuditArgs, ListSagasArgs, ListStuckArgs, SagaArgs, SagaCommand, ShowSagaArgs};
 pub use storage::{CheckArgs, DumpArgs, Escaped, InspectArgs, StorageArgs, StorageCommand};
 
 /// Quorate: a sharded, strongly consistent key-value store.
@@ -78,6 +82,13 @@ pub enum Command {
     #[cfg(not(feature = "outbox"))]
     #[command(hide = true)]
     Outbox(AbsentArgs),
+    /// Look at how a service's sagas stand, and order what becomes of those that are stuck
+    #[cfg(feature = "outbox")]
+    Saga(SagaArgs),
+    /// Not in this binary: build it with `--features outbox`
+    #[cfg(not(feature = "outbox"))]
+    #[command(hide = true)]
+    Saga(AbsentArgs),
     /// Print the completion script of a shell
     Completion(CompletionArgs),
 }

@@ -48,10 +48,12 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Storage(args) => commands::storage(args),
         #[cfg(feature = "outbox")]
         Command::Outbox(args) => commands::block_on(commands::outbox(args)),
+        #[cfg(feature = "outbox")]
+        Command::Saga(args) => commands::block_on(commands::saga(args)),
         #[cfg(not(feature = "outbox"))]
-        Command::Outbox(_) => anyhow::bail!(
-            "this binary has no command `outbox`: build it with `cargo build --release --package \
-             quorate-server --features outbox`"
+        Command::Outbox(_) | Command::Saga(_) => anyhow::bail!(
+            "this binary has no commands `outbox` and `saga`: build it with `cargo build --release \
+             --package quorate-server --features outbox`"
         ),
         Command::Completion(args) => Ok(commands::completion(args)),
     }

@@ -157,7 +157,15 @@ impl Worker {
             match self.settle(one).await {
                 None => return,
                 Some(left) if left.size() == 0 => {}
-                Some(left) => self.give_up(left).await,
+                Some(mut left) => {
+                    if self.decline(&mut left).await {
+                        left = match self.settle(left).await {
+                            Some(left) => left,
+                            None => return,
+                        };
+                    }
+                    self.give_up(left).await;
+                }
             }
         }
         self.shared.failed(None);
@@ -199,6 +207,39 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Declines the orders that wait at a saga which can't be written: perhaps it can without them.
+    async fn decline(&mut self, one: &mut Batch) -> bool {
+        let Some(error) = &one.why else {
+            return false;
+        };
+        let ids: Vec<Uuid> = one.inputs.keys().copied().collect();
+        let mut declined = false;
+        for record in self.shared.journal.load(&ids).await.unwrap_or_default() {
+            let definition = self.shared.planner.definition(&record.name, record.version);
+            let folded = definition.as_ref().and_then(|definition| {
+                let state = State::fold(definition, &record.entries().ok()?).ok()?;
+                (!state.wishes.is_empty()).then_some((definition, state))
+            });
+            let Some((definition, state)) = folded else {
+                continue;
+            };
+            let now_ms = self.shared.now_ms();
+            let mut turn = machine::resume(definition, state, dice(record.id), now_ms);
+            turn.decline(&error.to_string());
+            let append = Append::beside(&record, turn.events, now_ms);
+            let written = self
+                .shared
+                .journal
+                .append(None, std::slice::from_ref(&append))
+                .await;
+            declined |= written.is_ok_and(|written| written == [true]);
+        }
+        if declined {
+            one.why = None;
+        }
+        declined
     }
 
     /// A saga whose next events or messages can't be written is shown, and looked at again later.
@@ -394,7 +435,7 @@ impl Worker {
         if count == 0 {
             return Step::Nothing;
         }
-        Step::Write(Box::new(unchanged(record, events, now_ms)), None)
+        Step::Write(Box::new(Append::beside(record, events, now_ms)), None)
     }
 
     /// A saga that can't be read is looked at again later; what is kept of it is not touched.
@@ -411,7 +452,7 @@ impl Worker {
             return Step::Nothing;
         }
         Step::Write(
-            Box::new(unchanged(record, Vec::new(), now_ms + PUT_OFF_MS)),
+            Box::new(Append::beside(record, Vec::new(), now_ms + PUT_OFF_MS)),
             None,
         )
     }
@@ -512,21 +553,6 @@ fn wake(written: Option<i64>, wanted: Option<i64>, now_ms: i64) -> Option<i64> {
     match (written, wanted) {
         (Some(written), Some(wanted)) if written > now_ms && written <= wanted => Some(written),
         (_, wanted) => wanted,
-    }
-}
-
-fn unchanged(record: &Record, events: Vec<Entry>, wake_ms: i64) -> Append {
-    Append {
-        id: record.id,
-        seq: record.seq,
-        name: record.name.clone(),
-        version: record.version,
-        key: record.key.clone(),
-        started_ms: record.started_ms,
-        events,
-        status: record.status,
-        wake_ms: Some(wake_ms),
-        messages: Vec::new(),
     }
 }
 

@@ -33,6 +33,7 @@ fn start(key: &str) -> Append {
         key: key.into(),
         input: json!({"text": "ä \n \" end"}),
         deadline_ms: None,
+        steps: Vec::new(),
         traceparent: Some("00-1-2-01".into()),
     });
     Append {

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! <prefix>/~saga/s/<id>              the saga: a line of JSON, then its events
-//! <prefix>/~saga/w/<time>/<id>       when to look at it
+//! <prefix>/~saga/w/<time>/<id>       when to look at it; not when it has ended
+//! <prefix>/~saga/i/<class>/<began>/<id>  how it stands: open, stuck or ended (see `index`)
 //! <prefix>/~saga/e/<owner>/<epoch>   there as long as this epoch's lease is not lost
 //! <first prefix>/~saga/m/<owner>     the member: its epoch, and how often it was heard
 //! <first prefix>/~saga/epoch         the last epoch that was given
@@ -12,6 +13,8 @@
 //! A write is one compare on the saga's entry and the member's epoch. There is no common clock: a member is buried when
 //! another has seen its entry unchanged for a lease, by its own monotonic clock. Sagas of different prefixes
 //! are written one prefix after the other.
+
+mod index;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -88,25 +91,16 @@ impl KvJournal {
         Ok(self.outbox.kv().get(Get::new(key)).await?)
     }
 
-    async fn scan(&self, mut scan: Scan, most: usize) -> Result<Vec<Entry>> {
+    async fn scan(&self, mut scan: Scan) -> Result<Vec<Entry>> {
         let mut entries = Vec::new();
         loop {
             let page = self.outbox.kv().scan(scan.clone()).await?;
             entries.extend(page.entries);
-            if entries.len() >= most || page.next.is_none() {
+            if page.next.is_none() {
                 return Ok(entries);
             }
             scan = scan.page(page.next);
         }
-    }
-
-    async fn scan_all(&self, what: &str) -> Result<Vec<Entry>> {
-        let mut entries = Vec::new();
-        for prefix in self.outbox.prefixes() {
-            let scan = Scan::prefix(key(prefix, what));
-            entries.extend(self.scan(scan, usize::MAX).await?);
-        }
-        Ok(entries)
     }
 
     async fn take_lease(&self, owner: &str) -> Result<Fence> {
@@ -166,7 +160,7 @@ impl KvJournal {
             return Err(fenced(fence));
         }
         let start = key(self.first(), "m/");
-        let members = self.scan(Scan::prefix(start.clone()), usize::MAX).await?;
+        let members = self.scan(Scan::prefix(start.clone())).await?;
         let mut living = Vec::new();
         for entry in members {
             let owner = String::from_utf8_lossy(&entry.key[start.len()..]).into_owned();
@@ -254,6 +248,8 @@ impl KvJournal {
                 changes = changes.then(Op::Mutate(wake));
             }
         }
+        let stood = saga.as_ref().map(|saga| saga.status);
+        changes = index::change(changes, self.prefix(one.id), one, stood)?;
         let head = Head {
             name: one.name.clone(),
             version: one.version,
@@ -307,11 +303,6 @@ impl KvJournal {
         let ids: Vec<Uuid> = due.map(|(_, id)| *id).collect();
         let next_ms = wakes.get(ids.len()).map(|(at, _)| *at);
         Ok(Due { ids, next_ms })
-    }
-
-    async fn all(&self) -> Result<Vec<Record>> {
-        let entries = self.scan_all("s/").await?;
-        entries.iter().map(record).collect()
     }
 }
 
@@ -461,37 +452,27 @@ impl Journal for KvJournal {
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, limit: usize) -> BoxFuture<'a, Result<Vec<Record>>> {
-        Box::pin(async move {
-            let mut found = self.all().await?;
-            found.retain(|saga| {
-                filter.status.is_none_or(|status| saga.status == status)
-                    && filter.name.as_ref().is_none_or(|name| saga.name == *name)
-            });
-            found.sort_by_key(|saga| (saga.started_ms, saga.id));
-            found.truncate(limit);
-            Ok(found)
-        })
+        Box::pin(self.listed(filter, limit))
     }
 
     fn count(&self) -> BoxFuture<'_, Result<Vec<Count>>> {
-        Box::pin(async move { Ok(counted(self.all().await?.iter())) })
+        Box::pin(async move {
+            let all = self.standings(true).await?;
+            let all = all.iter();
+            Ok(counted(all.map(|one| {
+                ((one.name.as_str(), one.version, one.status), one.started_ms)
+            })))
+        })
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Open>> {
-        Box::pin(async move { Ok(opened(self.all().await?.iter())) })
+        Box::pin(async move {
+            let open = self.standings(false).await?;
+            Ok(opened(open.iter().map(|one| (one.status, one.started_ms))))
+        })
     }
 
     fn forget(&self, before_ms: i64, limit: usize) -> BoxFuture<'_, Result<u64>> {
-        Box::pin(async move {
-            let mut gone = 0;
-            for entry in self.scan_all("s/").await? {
-                let saga = record(&entry)?;
-                if gone < limit as u64 && saga.status.is_end() && saga.started_ms < before_ms {
-                    let delete = Delete::new(entry.key).when(Condition::Version(entry.version));
-                    gone += u64::from(self.outbox.kv().delete(delete).await?.applied);
-                }
-            }
-            Ok(gone)
-        })
+        Box::pin(self.forgotten(before_ms, limit))
     }
 }

@@ -201,11 +201,24 @@ impl Journal for MemoryJournal {
     }
 
     fn count(&self) -> BoxFuture<'_, Result<Vec<Count>>> {
-        Box::pin(async move { Ok(counted(self.inner.lock().sagas.values())) })
+        Box::pin(async move {
+            let inner = self.inner.lock();
+            let all = inner.sagas.values();
+            Ok(counted(all.map(|saga| {
+                (
+                    (saga.name.as_str(), saga.version, saga.status),
+                    saga.started_ms,
+                )
+            })))
+        })
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Open>> {
-        Box::pin(async move { Ok(opened(self.inner.lock().sagas.values())) })
+        Box::pin(async move {
+            let inner = self.inner.lock();
+            let all = inner.sagas.values();
+            Ok(opened(all.map(|saga| (saga.status, saga.started_ms))))
+        })
     }
 
     fn forget(&self, before_ms: i64, limit: usize) -> BoxFuture<'_, Result<u64>> {
@@ -222,14 +235,16 @@ impl Journal for MemoryJournal {
     }
 }
 
-/// Counts by definition and standing.
-pub(super) fn counted<'a>(sagas: impl Iterator<Item = &'a Record>) -> Vec<Count> {
-    let mut counts: BTreeMap<(&str, u32, Status), (i64, i64)> = BTreeMap::new();
-    for saga in sagas {
-        let of = (saga.name.as_str(), saga.version, saga.status);
+/// A definition's name and version, and a standing.
+type Kind<'a> = (&'a str, u32, Status);
+
+/// Counts by definition and standing; of each is given when it began.
+pub(super) fn counted<'a>(all: impl Iterator<Item = (Kind<'a>, i64)>) -> Vec<Count> {
+    let mut counts: BTreeMap<Kind<'_>, (i64, i64)> = BTreeMap::new();
+    for (of, started_ms) in all {
         let (sagas, oldest_ms) = counts.entry(of).or_insert((0, i64::MAX));
         *sagas += 1;
-        *oldest_ms = saga.started_ms.min(*oldest_ms);
+        *oldest_ms = started_ms.min(*oldest_ms);
     }
     let counts = counts.into_iter();
     let counts = counts.map(|((name, version, status), (sagas, oldest_ms))| Count {
@@ -242,16 +257,16 @@ pub(super) fn counted<'a>(sagas: impl Iterator<Item = &'a Record>) -> Vec<Count>
     counts.collect()
 }
 
-/// Counts those that have not ended.
-pub(super) fn opened<'a>(sagas: impl Iterator<Item = &'a Record>) -> Open {
+/// Counts those that have not ended; of each is given when it began.
+pub(super) fn opened(all: impl Iterator<Item = (Status, i64)>) -> Open {
     let mut open = Open::default();
-    for saga in sagas.filter(|saga| !saga.status.is_end()) {
-        match saga.status {
+    for (status, started_ms) in all.filter(|(status, _)| !status.is_end()) {
+        match status {
             Status::Stuck => open.stuck += 1,
             _ => open.running += 1,
         }
-        let oldest = open.oldest_ms.unwrap_or(saga.started_ms);
-        open.oldest_ms = Some(oldest.min(saga.started_ms));
+        let oldest = open.oldest_ms.unwrap_or(started_ms);
+        open.oldest_ms = Some(oldest.min(started_ms));
     }
     open
 }

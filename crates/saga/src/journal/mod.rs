@@ -100,6 +100,24 @@ pub struct Append {
     pub messages: Vec<Message>,
 }
 
+impl Append {
+    /// Adds events that change nothing of how a saga stands, and the time to look at it.
+    pub(crate) fn beside(record: &Record, events: Vec<Entry>, wake_ms: i64) -> Append {
+        Append {
+            id: record.id,
+            seq: record.seq,
+            name: record.name.clone(),
+            version: record.version,
+            key: record.key.clone(),
+            started_ms: record.started_ms,
+            events,
+            status: record.status,
+            wake_ms: Some(wake_ms),
+            messages: Vec::new(),
+        }
+    }
+}
+
 /// A saga as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

@@ -80,6 +80,9 @@ pub struct Start {
     /// When it has to be at its pivot, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<i64>,
+    /// The names of its steps, for who reads the log without the definition. Empty in older logs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<String>,
     /// The caller's trace context, as W3C `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
@@ -118,8 +121,31 @@ pub enum Event {
     Mail(String, Op, u32, Outcome),
     /// All such answers so far were taken.
     Taken,
+    /// An operator without the definition orders something: who, why, what. A coordinator that has it carries
+    /// it out: then comes `Ordered`, or `Declined`.
+    Wished(String, String, Order),
+    /// All wishes so far were heard.
+    Heard,
+    /// A wish that can't be followed: who, what, and why not.
+    Declined(String, Order, String),
     /// It ended.
     Ended(End),
+}
+
+impl Event {
+    /// The step that it is about.
+    pub fn step(&self) -> Option<u16> {
+        match self {
+            Event::Sent(step, ..)
+            | Event::Done(step, ..)
+            | Event::Refused(step, _)
+            | Event::Failed(step, ..)
+            | Event::Unknown(step, _)
+            | Event::Stuck(step, ..)
+            | Event::Skipped(step, _) => Some(*step),
+            _ => None,
+        }
+    }
 }
 
 /// An event, and when it happened, in milliseconds since 1970.

@@ -17,6 +17,7 @@
 //! - Once a pivot or retriable step is sent, a saga turns only if the pivot is refused.
 //! - Of the answers to a step's action, the first that settles it counts; so for its compensation.
 //! - A saga that has not ended waits for a time, or is stuck.
+//! - A wish is followed by `Ordered` or `Declined`, once, by the first who takes anything after it.
 
 mod event;
 mod state;
@@ -31,7 +32,7 @@ use crate::definition::{Context, Definition, Kind, Op, millis};
 use crate::{Error, ErrorKind, Result};
 
 pub use event::{Dir, End, Entry, Event, Order, Outcome, Start, read_log, write_log};
-pub use state::{Phase, State, Status, StepState};
+pub use state::{Phase, State, Status, StepState, Wish};
 
 /// What comes in.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,7 +96,7 @@ pub fn start(definition: &Definition, start: Start, dice: u64, now_ms: i64) -> T
         definition,
         dice,
         now_ms,
-        state: State::new(definition, start.clone(), now_ms),
+        state: State::new(definition.steps().len(), start.clone(), now_ms),
         events: vec![Entry {
             at_ms: now_ms,
             event: Event::Started(start),
@@ -156,6 +157,14 @@ impl Turn<'_> {
                 let _ = self.reply(&branch, op, attempt, outcome);
             }
             self.go_on();
+        }
+        if !self.state.wishes.is_empty() {
+            let wishes = self.state.wishes.clone();
+            self.emit(Event::Heard);
+            for wish in wishes {
+                self.grant(wish);
+                self.go_on();
+            }
         }
         match input {
             Input::Reply {
@@ -346,46 +355,66 @@ impl Turn<'_> {
         }
     }
 
-    fn order(&mut self, who: String, why: String, order: Order) -> Result<()> {
-        if self.state.end.is_some() {
-            return refuse("the saga has ended");
+    /// Carries out what was wished for, or says why not: the saga goes on either way.
+    fn grant(&mut self, wish: Wish) {
+        let Wish { who, why, order } = wish;
+        if let Err(error) = self.order(who.clone(), why, order.clone()) {
+            self.emit(Event::Declined(who, order, error.to_string()));
         }
-        self.events.push(Entry {
-            at_ms: self.now_ms,
-            event: Event::Ordered(who.clone(), why.clone(), order.clone()),
-        });
-        match order {
-            Order::Abort if self.state.can_turn(self.definition) => {
-                self.emit(Event::Turned(format!("{who} aborted it: {why}")));
+    }
+
+    /// Declines all wishes that wait: what they come to can't be written.
+    pub fn decline(&mut self, why: &str) {
+        if self.state.wishes.is_empty() {
+            return;
+        }
+        let wishes = self.state.wishes.clone();
+        self.emit(Event::Heard);
+        for Wish { who, order, .. } in wishes {
+            self.emit(Event::Declined(who, order, why.to_owned()));
+        }
+    }
+
+    /// An order that can't be followed changes nothing.
+    fn order(&mut self, who: String, why: String, order: Order) -> Result<()> {
+        let steps = self.ordered(&order)?;
+        self.emit(Event::Ordered(who.clone(), why.clone(), order.clone()));
+        for (number, dir) in &steps {
+            match &order {
+                Order::Retry { .. } => self.send(*number, *dir),
+                Order::Skip { .. } => self.emit(Event::Skipped(*number as u16, *dir)),
+                Order::Force { outcome, .. } => self.settle(*number, *dir, outcome.clone()),
+                Order::Abort => {}
             }
-            Order::Abort => {
-                return refuse(
-                    "it is being undone already, or its pivot was sent: there is no way back",
-                );
-            }
-            Order::Retry { step: None } => {
-                let stuck = self.stuck();
-                if stuck.is_empty() {
-                    return refuse("no step is stuck");
-                }
-                for (number, dir) in stuck {
-                    self.send(number, dir);
-                }
-            }
-            Order::Retry { step: Some(name) } => {
-                let (number, dir) = self.stuck_step(&name)?;
-                self.send(number, dir);
-            }
-            Order::Skip { step } => {
-                let (number, dir) = self.stuck_step(&step)?;
-                self.emit(Event::Skipped(number as u16, dir));
-            }
-            Order::Force { step, outcome } => self.force(&step, outcome)?,
+        }
+        if order == Order::Abort {
+            self.emit(Event::Turned(format!("{who} aborted it: {why}")));
         }
         Ok(())
     }
 
-    fn force(&mut self, name: &str, outcome: Outcome) -> Result<()> {
+    /// The steps that an order is about, if it can be followed.
+    fn ordered(&self, order: &Order) -> Result<Vec<(usize, Dir)>> {
+        if self.state.end.is_some() {
+            return refuse("the saga has ended");
+        }
+        match order {
+            Order::Abort if self.state.can_turn(self.definition) => Ok(Vec::new()),
+            Order::Abort => {
+                refuse("it is being undone already, or its pivot was sent: there is no way back")
+            }
+            Order::Retry { step: None } => match self.stuck() {
+                stuck if stuck.is_empty() => refuse("no step is stuck"),
+                stuck => Ok(stuck),
+            },
+            Order::Retry { step: Some(name) } | Order::Skip { step: name } => {
+                Ok(vec![self.stuck_step(name)?])
+            }
+            Order::Force { step, outcome } => Ok(vec![self.forced_step(step, outcome)?]),
+        }
+    }
+
+    fn forced_step(&self, name: &str, outcome: &Outcome) -> Result<(usize, Dir)> {
         let number = self.number(name)?;
         let dir = match &self.state.steps[number].phase {
             Phase::Sent(dir, _) | Phase::Paused(dir, _) | Phase::Stuck(dir, _) => *dir,
@@ -402,8 +431,7 @@ impl Turn<'_> {
                 "`{name}` can be forced to be done; refused only as an action up to the pivot"
             ));
         }
-        self.settle(number, dir, outcome);
-        Ok(())
+        Ok((number, dir))
     }
 
     fn stuck(&self) -> Vec<(usize, Dir)> {
@@ -422,11 +450,11 @@ impl Turn<'_> {
     }
 
     fn number(&self, name: &str) -> Result<usize> {
-        let found = self
-            .definition
-            .steps()
-            .iter()
-            .position(|step| step.name() == name);
+        let all = self.definition.steps();
+        let found = all.iter().position(|step| step.name() == name);
+        // Where the names are not known, steps are named by number.
+        let numbered = || name.strip_prefix('#')?.parse::<usize>().ok();
+        let found = found.or_else(|| numbered().filter(|number| *number < all.len()));
         found.ok_or_else(|| {
             let text = format!("`{}` has no step `{name}`", self.definition.name());
             Error::new(ErrorKind::NotFound, text)

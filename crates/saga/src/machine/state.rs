@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::event::{Dir, End, Entry, Event, Outcome, Start};
+use super::event::{Dir, End, Entry, Event, Order, Outcome, Start};
 use crate::definition::{Definition, Kind, Op};
 use crate::{Error, ErrorKind, Result};
 
@@ -133,8 +133,21 @@ pub struct State {
     pub turned: Option<String>,
     /// Answers that wait to be taken: branch, operation, try, outcome.
     pub mail: Vec<(String, Op, u32, Outcome)>,
+    /// Orders that wait to be carried out.
+    pub wishes: Vec<Wish>,
     /// How it ended.
     pub end: Option<End>,
+}
+
+/// An order that waits for a coordinator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Who gave it.
+    pub who: String,
+    /// Why.
+    pub why: String,
+    /// What.
+    pub order: Order,
 }
 
 impl State {
@@ -157,14 +170,31 @@ impl State {
             );
             return Err(Error::new(ErrorKind::Conflict, text));
         }
-        let mut state = State::new(definition, start.clone(), first.at_ms);
+        let mut state = State::new(definition.steps().len(), start.clone(), first.at_ms);
         for entry in rest {
             state.apply(&entry.event)?;
         }
         Ok(state)
     }
 
-    pub(super) fn new(definition: &Definition, start: Start, at_ms: i64) -> State {
+    /// The same without the definition: the steps are those that the log names, or in older logs those that
+    /// something happened to. `None` when it can't be told.
+    pub fn glean(entries: &[Entry]) -> Option<State> {
+        let (first, rest) = entries.split_first()?;
+        let Event::Started(start) = &first.event else {
+            return None;
+        };
+        let touched = rest.iter().filter_map(|entry| entry.event.step());
+        let touched = touched.max().map_or(0, |number| usize::from(number) + 1);
+        let steps = start.steps.len().max(touched);
+        let mut state = State::new(steps, start.clone(), first.at_ms);
+        for entry in rest {
+            state.apply(&entry.event).ok()?;
+        }
+        Some(state)
+    }
+
+    pub(super) fn new(steps: usize, start: Start, at_ms: i64) -> State {
         let waiting = StepState {
             phase: Phase::Waiting,
             tries: 0,
@@ -173,9 +203,10 @@ impl State {
         State {
             start,
             started_ms: at_ms,
-            steps: vec![waiting; definition.steps().len()],
+            steps: vec![waiting; steps],
             turned: None,
             mail: Vec::new(),
+            wishes: Vec::new(),
             end: None,
         }
     }
@@ -205,12 +236,18 @@ impl State {
             Event::Skipped(step, Dir::Act) => self.step(*step)?.phase = Phase::Done,
             Event::Skipped(step, Dir::Undo) => self.step(*step)?.phase = Phase::Undone,
             Event::Turned(why) => self.turned = Some(why.clone()),
-            Event::Ordered(..) => {}
+            Event::Ordered(..) | Event::Declined(..) => {}
             Event::Mail(branch, op, attempt, outcome) => {
                 self.mail
                     .push((branch.clone(), *op, *attempt, outcome.clone()));
             }
             Event::Taken => self.mail.clear(),
+            Event::Wished(who, why, order) => self.wishes.push(Wish {
+                who: who.clone(),
+                why: why.clone(),
+                order: order.clone(),
+            }),
+            Event::Heard => self.wishes.clear(),
             Event::Ended(end) => self.end = Some(*end),
         }
         Ok(())
@@ -237,6 +274,9 @@ impl State {
     pub fn wake_ms(&self, definition: &Definition) -> Option<i64> {
         if self.end.is_some() {
             return None;
+        }
+        if !self.mail.is_empty() || !self.wishes.is_empty() {
+            return Some(self.started_ms);
         }
         let steps = self.steps.iter().filter_map(|step| match step.phase {
             Phase::Sent(_, at) | Phase::Paused(_, at) => Some(at),

@@ -9,7 +9,10 @@ use super::shop::{Effect, TOPIC, World, tell};
 use super::support::eventually;
 use crate::journal::Filter;
 use crate::machine::Event;
-use crate::{Begin, Definition, ErrorKind, Order, Registry, Retry, Saga, Status, Step, Tcc};
+use crate::{
+    Begin, Definition, ErrorKind, Operations, Order, Outcome, Registry, Retry, Saga, Status, Step,
+    Tcc,
+};
 
 fn quick(attempts: u32) -> Retry {
     Retry {
@@ -213,6 +216,119 @@ async fn saga_seata_2861_5057_5077_failing_compensation_is_listed_and_retried_by
                 _ => None,
             });
             assert_eq!(audit.as_deref(), Some("ann: repaired"));
+        })
+    })
+    .await;
+}
+
+/// What became of the orders of a saga that were noted without the definition.
+async fn heard(world: &World, key: &str, count: usize) -> Vec<Event> {
+    let operations = Operations::without_definitions(world.journal.clone());
+    eventually("the orders are heard", || async {
+        let shown = operations.show_key("order", key).await.expect("shows");
+        let heard = shown.history.into_iter().map(|entry| entry.event);
+        let heard = heard.filter(|e| matches!(e, Event::Ordered(..) | Event::Declined(..)));
+        let heard: Vec<Event> = heard.collect();
+        match heard.len() == count && shown.wishes.is_empty() {
+            true => Ok(heard),
+            false => Err(format!("{heard:?} {:?}", shown.wishes)),
+        }
+    })
+    .await
+}
+
+/// Orders of somebody without the definition wait in the log, and are carried out or declined.
+#[tokio::test(flavor = "multi_thread")]
+async fn saga_wishes_wait_for_a_coordinator_and_are_followed_or_declined() {
+    tell(registry(), |world| {
+        Box::pin(async move {
+            let coordinator = world.coordinator(&world.registry).await;
+            world.shop.broken.store(true, Ordering::SeqCst);
+            let begin = Begin::new("order", "w", json!({"refuse": "pay"}));
+            let begun = coordinator.sagas().begin(&begin).await.expect("begins");
+            until(world, Status::Stuck, 1).await;
+            assert!(coordinator.drain().await);
+            let operations = Operations::without_definitions(world.journal.clone());
+            let stuck = operations.stuck(10).await.expect("lists");
+            assert_eq!(stuck[0].step, "reserve", "the log names its steps");
+            let retry = |step: &str| Order::Retry {
+                step: Some(step.into()),
+            };
+            let nobody = operations.wish(begun.id, "ann", "why", retry("nobody"));
+            let error = nobody.await.expect_err("no such step");
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            assert!(error.message().contains("reserve, pay, ship"), "{error}");
+            let ordered = operations.order(begun.id, "ann", "why", retry("reserve"));
+            let error = ordered.await.expect_err("the definition is not known");
+            assert_eq!(error.kind(), ErrorKind::NotFound);
+            for step in ["ship", "reserve"] {
+                let wished = operations.wish(begun.id, "ann", "repaired", retry(step));
+                wished.await.expect("is noted");
+            }
+            let shown = operations.show(begun.id).await.expect("shows");
+            assert_eq!((shown.wishes.len(), shown.trouble), (2, None));
+            assert_eq!(shown.record.status, Status::Stuck, "nobody has heard it");
+            world.shop.broken.store(false, Ordering::SeqCst);
+            // One that does not know the definition leaves them to one that does.
+            let stranger = world.coordinator(&Registry::new()).await;
+            let coordinator = world.coordinator(&world.registry).await;
+            until(world, Status::Compensated, 1).await;
+            let heard = heard(world, "w", 2).await;
+            assert!(
+                matches!(&heard[0], Event::Declined(who, _, why) if who == "ann" && why.contains("not stuck")),
+                "{heard:?}"
+            );
+            let followed = Event::Ordered("ann".into(), "repaired".into(), retry("reserve"));
+            assert_eq!(heard[1], followed);
+            let late = operations.wish(begun.id, "ann", "why", Order::Abort);
+            let error = late.await.expect_err("it has ended");
+            assert!(error.message().contains("compensated"), "{error}");
+            drop((stranger, coordinator));
+        })
+    })
+    .await;
+}
+
+/// A wish whose consequences can't be written is declined with the reason; without it the saga goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn saga_wish_that_makes_a_command_too_large_is_declined_and_the_saga_goes_on() {
+    let echo = |context: &crate::Context<'_>| {
+        let told = context
+            .outputs
+            .get("told")
+            .map_or(json!(null), |v| (*v).clone());
+        json!([told, told, told, told, told])
+    };
+    let never = quick(1);
+    let told = Step::new("told", "nobody").retry(never);
+    let saga = Saga::named("order").step(told.deadline(Duration::from_secs(3600)));
+    let saga = saga.step(Step::new("reserve", TOPIC).input(echo)).build();
+    let registry = Registry::new().with(saga.expect("builds"));
+    tell(registry.expect("a registry"), |world| {
+        Box::pin(async move {
+            let coordinator = world.coordinator(&world.registry).await;
+            let begin = Begin::new("order", "large", json!({}));
+            let begun = coordinator.sagas().begin(&begin).await.expect("begins");
+            let operations = Operations::without_definitions(world.journal.clone());
+            let force = |value: String| Order::Force {
+                step: "told".into(),
+                outcome: Outcome::Done(json!(value)),
+            };
+            let past = operations.wish(begun.id, "ann", "why", force("x".repeat(300 << 10)));
+            let error = past.await.expect_err("past the limit");
+            assert_eq!(error.kind(), ErrorKind::TooLarge);
+            let large = operations.wish(begun.id, "ann", "why", force("x".repeat(250 << 10)));
+            large.await.expect("is noted");
+            let declined = heard(world, "large", 1).await;
+            assert!(
+                matches!(&declined[0], Event::Declined(_, _, why) if why.contains("payload")),
+                "{:.300?}",
+                declined[0]
+            );
+            let small = operations.wish(begun.id, "ann", "why", force("x".into()));
+            small.await.expect("is noted");
+            let found = until(world, Status::Completed, 1).await;
+            assert_eq!(found, effects("large", &[("reserve", "act")]));
         })
     })
     .await;

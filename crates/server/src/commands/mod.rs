@@ -23,6 +23,8 @@ mod order;
 mod outbox;
 mod output;
 mod progress;
+#[cfg(feature = "outbox")]
+mod saga;
 mod status;
 mod storage;
 mod verify;
@@ -34,6 +36,8 @@ pub use members::{node, shard};
 pub use namespace::namespace;
 #[cfg(feature = "outbox")]
 pub use outbox::outbox;
+#[cfg(feature = "outbox")]
+pub use saga::saga;
 pub use status::status;
 pub use storage::{parse_escaped, storage};
 pub use verify::verify;

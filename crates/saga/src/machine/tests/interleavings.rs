@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::machine::{
-    self, Dir, End, Entry, Input, Order, Outcome, Send, Start, State, Status, Turn, read_log,
-    write_log,
+    self, Dir, End, Entry, Event, Input, Order, Outcome, Send, Start, State, Status, Turn,
+    read_log, write_log,
 };
 use crate::{Definition, Kind, Op, Retry, Saga, Step};
 
@@ -113,7 +113,13 @@ impl World<'_> {
         for send in &turn.sends {
             let kind = self.definition.steps()[send.step].kind();
             assert!(send.dir == Dir::Act || kind == Kind::Compensatable);
-            assert!(send.dir == Dir::Undo || turn.state.turned.is_none());
+        }
+        let is_turn = |entry: &Entry| matches!(entry.event, Event::Turned(_));
+        let mut turned = self.log.iter().any(is_turn);
+        for entry in &turn.events {
+            let acts = matches!(entry.event, Event::Sent(_, Dir::Act, ..));
+            assert!(!(turned && acts), "an action is sent after it turned");
+            turned |= is_turn(entry);
         }
         self.log.extend(turn.events);
         self.commands.extend(turn.sends);
@@ -252,6 +258,10 @@ impl World<'_> {
             if self.random.percent(1) {
                 self.order(Order::Abort);
             }
+            if self.random.percent(2) {
+                let order = self.random_order();
+                self.wish(order);
+            }
         }
     }
 
@@ -267,12 +277,85 @@ impl World<'_> {
         }
     }
 
+    /// Any order, also one that can't be followed, of steps that there are and are not.
+    fn random_order(&mut self) -> Order {
+        let number = self.random.below(self.definition.steps().len() as u64 + 1);
+        let step = match self.definition.steps().get(number as usize) {
+            Some(step) => step.name().to_owned(),
+            None => "nobody".into(),
+        };
+        match self.random.below(6) {
+            0 => Order::Abort,
+            1 => Order::Retry { step: None },
+            2 => Order::Retry { step: Some(step) },
+            3 => Order::Skip { step },
+            4 => Order::Force {
+                step,
+                outcome: Outcome::Done(Value::Null),
+            },
+            _ => Order::Force {
+                step,
+                outcome: match self.random.percent(80) {
+                    true => Outcome::Refused("it is not".into()),
+                    false => Outcome::Unknown("who knows".into()),
+                },
+            },
+        }
+    }
+
+    /// Somebody without the definition notes an order in the log; what the coordinator knew is old then.
+    fn wish(&mut self, order: Order) {
+        if self.status().is_end() {
+            return;
+        }
+        self.log.push(Entry {
+            at_ms: self.now_ms,
+            event: Event::Wished("shell".into(), "test".into(), order),
+        });
+        let state = self.folded();
+        assert!(
+            state
+                .wake_ms(self.definition)
+                .is_some_and(|at| at <= self.now_ms),
+            "a wish is looked at"
+        );
+        self.state = Some(state);
+    }
+
+    /// Wishes become of themselves `Ordered` or `Declined`, each once and in order.
+    fn check_wishes(&self) {
+        let mut wished = Vec::new();
+        let mut heard = Vec::new();
+        for entry in &self.log {
+            match &entry.event {
+                Event::Wished(_, _, order) => wished.push(order),
+                Event::Ordered(who, _, order) if who == "shell" => heard.push(order),
+                Event::Declined(_, order, _) => heard.push(order),
+                _ => {}
+            }
+        }
+        assert_eq!(wished, heard);
+    }
+
+    /// Steps of which an operator said what became of them: perhaps it was not true.
+    fn is_meddled(&self, number: usize) -> bool {
+        let name = self.definition.steps()[number].name();
+        self.log.iter().any(|entry| match &entry.event {
+            Event::Skipped(step, _) => usize::from(*step) == number,
+            Event::Ordered(_, _, Order::Force { step, .. }) => step == name,
+            _ => false,
+        })
+    }
+
     fn status(&self) -> Status {
         self.state.as_ref().expect("a state").status()
     }
 
     fn check(&self) {
-        for (number, step) in self.definition.steps().iter().enumerate() {
+        assert!(self.state.as_ref().is_some_and(|state| state.end.is_some()));
+        self.check_wishes();
+        let all = self.definition.steps().iter().enumerate();
+        for (number, step) in all.filter(|(number, _)| !self.is_meddled(*number)) {
             let none = Branch::default();
             let branch = self.branches.get(&number).unwrap_or(&none);
             assert!(branch.acted <= 1 && branch.undone <= branch.acted);
@@ -299,6 +382,7 @@ fn case(seed: u64) {
         key: "k".into(),
         input: json!({"n": seed}),
         deadline_ms: machine::deadline_ms(&definition, 1000),
+        steps: Vec::new(),
         traceparent: None,
     };
     let mut world = World {
@@ -327,7 +411,12 @@ fn case(seed: u64) {
         orders += 1;
         assert!(orders < 100, "an operator can't help it");
         world.broken = None;
-        world.order(Order::Retry { step: None });
+        let retry = Order::Retry { step: None };
+        if world.random.percent(50) {
+            world.wish(retry);
+        } else {
+            world.order(retry);
+        }
         world.run();
     }
     world.check();

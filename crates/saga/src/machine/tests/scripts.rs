@@ -37,6 +37,7 @@ fn begin(definition: &Definition) -> Turn<'_> {
         key: "k".into(),
         input: json!({"books": 2}),
         deadline_ms: machine::deadline_ms(definition, 0),
+        steps: Vec::new(),
         traceparent: None,
     };
     machine::start(definition, start, 1, 0)
@@ -354,4 +355,117 @@ fn machine_mail_is_taken_at_the_next_look() {
     entries.extend(turn.events);
     let folded = State::fold(&definition, &entries).expect("folds");
     assert_eq!(folded, turn.state);
+}
+
+fn wished(order: Order) -> Entry {
+    Entry {
+        at_ms: 5,
+        event: Event::Wished("ann".into(), "by phone".into(), order),
+    }
+}
+
+#[test]
+fn machine_wish_is_followed_at_the_next_look_and_noted_as_an_order() {
+    let definition = order();
+    let mut log = begin(&definition).events;
+    log.push(wished(Order::Abort));
+    let state = State::fold(&definition, &log).expect("folds");
+    assert_eq!(state.wishes.len(), 1);
+    assert!(
+        state.wake_ms(&definition).is_some_and(|at| at <= 5),
+        "it is looked at"
+    );
+    let mut turn = machine::resume(&definition, state, 1, 10);
+    turn.take(Input::Tick).expect("takes");
+    assert!(turn.state.wishes.is_empty());
+    assert_eq!(turn.state.status(), Status::Compensating);
+    let ordered = Event::Ordered("ann".into(), "by phone".into(), Order::Abort);
+    assert!(turn.events.iter().any(|entry| entry.event == ordered));
+    assert_eq!(sent(&turn), [(0, Dir::Undo, 1)]);
+    log.extend(turn.events);
+    assert_eq!(State::fold(&definition, &log).expect("folds"), turn.state);
+}
+
+#[test]
+fn machine_wish_that_can_not_be_followed_is_declined_and_the_saga_goes_on() {
+    let definition = order();
+    let mut log = begin(&definition).events;
+    let skip = |step: &str| Order::Skip { step: step.into() };
+    let unknown = Order::Force {
+        step: "reserve".into(),
+        outcome: Outcome::Unknown("who knows".into()),
+    };
+    let impossible = [
+        (skip("nobody"), "no step `nobody`"),
+        (skip("reserve"), "not stuck"),
+        (skip("#7"), "no step `#7`"),
+        (Order::Retry { step: None }, "no step is stuck"),
+        (unknown, "forced to be done"),
+    ];
+    log.extend(impossible.iter().map(|(order, _)| wished(order.clone())));
+    let state = State::fold(&definition, &log).expect("folds");
+    let mut turn = machine::resume(&definition, state, 1, 10);
+    reply(&mut turn, "reserve", Op::Act, done());
+    let declined = turn.events.iter().filter_map(|entry| match &entry.event {
+        Event::Declined(who, order, why) => Some((who.as_str(), order.clone(), why.clone())),
+        _ => None,
+    });
+    let declined: Vec<_> = declined.collect();
+    assert_eq!(declined.len(), impossible.len());
+    for ((who, order, why), (wished, said)) in declined.iter().zip(&impossible) {
+        assert_eq!((*who, order), ("ann", wished));
+        assert!(why.contains(said), "{why}");
+    }
+    let orders = turn.events.iter();
+    let mut orders = orders.filter(|entry| matches!(entry.event, Event::Ordered(..)));
+    assert!(orders.next().is_none(), "none was followed");
+    assert_eq!(
+        sent(&turn),
+        [(1, Dir::Act, 1)],
+        "the answer counts all the same"
+    );
+}
+
+#[test]
+fn machine_wishes_beside_each_other_are_heard_in_order_and_the_first_may_end_it() {
+    let definition = order();
+    let mut turn = begin(&definition);
+    reply(&mut turn, "reserve", Op::Act, done());
+    reply(&mut turn, "pay", Op::Act, done());
+    let mut log = turn.events;
+    let force = Order::Force {
+        step: "#2".into(),
+        outcome: Outcome::Done(json!("by hand")),
+    };
+    log.extend([wished(force), wished(Order::Abort)]);
+    let state = State::fold(&definition, &log).expect("folds");
+    let mut turn = machine::resume(&definition, state, 1, 10);
+    turn.take(Input::Tick).expect("takes");
+    assert_eq!(turn.state.status(), Status::Completed);
+    let last = turn.events.last().map(|entry| &entry.event);
+    assert!(
+        matches!(last, Some(Event::Declined(_, Order::Abort, why)) if why.contains("ended")),
+        "{last:?}"
+    );
+    log.extend(turn.events);
+    assert_eq!(State::fold(&definition, &log).expect("folds"), turn.state);
+}
+
+/// What programs wrote before there were wishes, and names of steps in the log.
+#[test]
+fn machine_log_of_an_older_program_is_read() {
+    let definition = order();
+    let shape = definition.shape();
+    let log = format!(
+        "[0,{{\"started\":{{\"name\":\"order\",\"version\":1,\"shape\":{shape},\"key\":\"k\",\
+         \"input\":null}}}}]\n[0,{{\"sent\":[0,\"act\",1,60000]}}]\n\
+         [3,{{\"mail\":[\"reserve\",\"Act\",1,{{\"done\":null}}]}}]\n[4,\"taken\"]\n\
+         [4,{{\"done\":[0,\"act\"]}}]\n[4,{{\"sent\":[1,\"act\",1,60000]}}]\n"
+    );
+    let log = log.replace("\"Act\"", &serde_json::to_string(&Op::Act).expect("writes"));
+    let entries = machine::read_log(&log).expect("reads");
+    let state = State::fold(&definition, &entries).expect("folds");
+    assert_eq!(state.steps[0].phase, Phase::Done);
+    let gleaned = State::glean(&entries).expect("without the definition, too");
+    assert_eq!(gleaned.steps, state.steps[..2]);
 }
