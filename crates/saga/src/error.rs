@@ -112,6 +112,16 @@ impl From<quorate_outbox::Error> for Error {
     }
 }
 
+/// So that a service may use `?`: it fails, and is tried again if that may help.
+impl From<Error> for quorate_outbox::inbox::Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            retry: error.is_retryable(),
+            reason: error.to_string(),
+        }
+    }
+}
+
 impl From<quorate_kv::Error> for Error {
     fn from(error: quorate_kv::Error) -> Self {
         quorate_outbox::Error::from(error).into()

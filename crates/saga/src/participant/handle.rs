@@ -307,9 +307,5 @@ pub(super) fn reply(
 }
 
 pub(super) fn failure(error: crate::Error) -> Failure {
-    if error.is_retryable() {
-        Failure::retry(error.to_string())
-    } else {
-        Failure::last(error.to_string())
-    }
+    error.into()
 }
