@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 
 /// Titles, their prices in cents, and copies on the shelf at the opening.
 pub const BOOKS: [(&str, i64, i64); 6] = [
-    ("Moby-Dick", 18_00, 60),
-    ("Middlemarch", 16_50, 60),
-    ("Emma", 9_90, 90),
-    ("Dead Souls", 14_00, 80),
-    ("Walden", 11_20, 80),
-    ("Dracula", 12_80, 90),
+    ("Moby-Dick", 1_800, 60),
+    ("Middlemarch", 1_650, 60),
+    ("Emma", 990, 90),
+    ("Dead Souls", 1_400, 80),
+    ("Walden", 1_120, 80),
+    ("Dracula", 1_280, 90),
 ];
 
 /// Customers, each with so much on account at the opening.
@@ -19,7 +19,7 @@ pub const CUSTOMERS: [&str; 10] = [
     "ada", "basil", "clara", "dorian", "emil", "frieda", "gustav", "hedda", "ivan", "jane",
 ];
 /// In cents.
-pub const OPENING_CENTS: i64 = 600_00;
+pub const OPENING_CENTS: i64 = 60_000;
 /// The account of the shop itself, empty at the opening.
 pub const TILL: &str = "the bookshop";
 

@@ -18,8 +18,8 @@ use quorate_outbox::inbox::Failure;
 use quorate_saga::message::Command;
 use quorate_saga::participant::{Answer, Fences, Service};
 use quorate_saga::{
-    Begin, Coordinator, CoordinatorOptions, Definition, Outcome, Participant, Registry, Retry,
-    Saga, Sagas, Step, participant,
+    Begin, Begun, Coordinator, CoordinatorOptions, Definition, Outcome, Participant, Registry,
+    Retry, Saga, Sagas, Step, participant,
 };
 use serde_json::Value;
 
@@ -102,7 +102,7 @@ pub async fn take_orders<D: Database>(sagas: Sagas, database: D, count: usize) -
     for number in 0..count {
         let id = Order::id(number);
         let input = serde_json::to_value(Order::number(number))?;
-        let begun = sagas.begin(&Begin::new("order", &id, input)).await?;
+        let begun = begin(&sagas, &Begin::new("order", &id, input)).await?;
         if Order::is_withdrawn(number) {
             // It counts if the saga has not decided yet.
             let mut connection = database.connection().await?;
@@ -113,6 +113,16 @@ pub async fn take_orders<D: Database>(sagas: Sagas, database: D, count: usize) -
         }
     }
     Ok(())
+}
+
+/// Begins a saga, as soon as the database answers.
+async fn begin(sagas: &Sagas, order: &Begin) -> Result<Begun> {
+    loop {
+        match sagas.begin(order).await {
+            Err(error) if error.is_retryable() => tokio::time::sleep(PATIENT.first).await,
+            other => return Ok(other?),
+        }
+    }
 }
 
 struct Orders<F> {

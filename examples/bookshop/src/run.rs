@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::books::{Books, Databases};
 use crate::database::Database;
@@ -27,12 +27,11 @@ pub async fn everything<D: Database>(settings: &Settings) -> Result<()> {
     let services = [accounts, stock, notify, orders];
     let troubles: Vec<String> = services.iter().filter_map(Running::trouble).collect();
     coordinator.drain().await;
-    for service in services {
-        service.drain().await;
+    let drains = services.map(|service| tokio::spawn(service.drain()));
+    for drained in drains {
+        drained.await?;
     }
-    if let Err(error) = settled {
-        bail!("{error:#}\n{}", troubles.join("\n"));
-    }
+    settled.with_context(|| format!("troubles: {troubles:?}"))?;
     // Once more, now that nothing moves.
     books::balanced(&Books::read(&databases).await?, settings.orders)
 }
@@ -79,8 +78,11 @@ async fn take_orders<D: Database>(settings: &Settings, shop: &Shop) -> Result<()
     let database = D::open(settings, "orders", orders::TABLES).await?;
     let (running, coordinator) = orders::start(shop, &database).await?;
     let customers = orders::take_orders(coordinator.sagas(), database, settings.orders);
-    let customers = tokio::spawn(customers);
-    stopped(&running).await?;
+    let mut customers = tokio::spawn(customers);
+    tokio::select! {
+        told = stopped(&running) => told?,
+        Ok(Err(error)) = &mut customers => return Err(error),
+    }
     customers.abort();
     coordinator.drain().await;
     running.drain().await;

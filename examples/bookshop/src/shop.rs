@@ -106,7 +106,7 @@ async fn kafka(settings: &Settings, servers: &str) -> Result<Arc<dyn Broker>> {
         Ok::<_, quorate_outbox::Error>(broker)
     };
     let broker = made.await;
-    let broker = broker.with_context(|| format!("--kafka {servers}"))?;
+    let broker = broker.context("connect to Kafka (--kafka)")?;
     Ok(Arc::new(broker))
 }
 

@@ -10,7 +10,7 @@ fn order(customer: &str, state: &str) -> Ordered {
         customer: customer.into(),
         title: "Emma".into(),
         copies: 2,
-        cents: 19_80,
+        cents: 1_980,
         state: state.into(),
     }
 }
@@ -24,8 +24,8 @@ fn good() -> Books {
     for (title, _, copies) in BOOKS {
         books.shelves.insert(title.into(), copies);
     }
-    books.accounts.insert("ada".into(), OPENING_CENTS - 19_80);
-    books.accounts.insert(TILL.into(), 19_80);
+    books.accounts.insert("ada".into(), OPENING_CENTS - 1_980);
+    books.accounts.insert(TILL.into(), 1_980);
     *books.shelves.get_mut("Emma").expect("it is there") -= 2;
     books.parcels.push(("a".into(), "Emma".into(), 2));
     books.orders.insert("a".into(), order("ada", "shipped"));
@@ -61,7 +61,7 @@ fn books_with_money_lost_made_or_held_are_refused() {
     assert_eq!(lost, ["ada has 580.19, and should have 580.20"]);
     let made = faults(|books| *books.accounts.get_mut(TILL).expect("there") += 1);
     assert_eq!(made, ["the bookshop has 19.81, and should have 19.80"]);
-    let held = faults(|books| books.holds.push(("b".into(), 19_80)));
+    let held = faults(|books| books.holds.push(("b".into(), 1_980)));
     assert_eq!(held, ["b: 19.80 is still held"]);
     // The sum is right, the customers are not.
     let moved = faults(|books| {

@@ -4,14 +4,14 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use quorate_outbox::inbox::PgInbox;
 use quorate_outbox::postgres::PgOutbox;
 use quorate_outbox::store::Store;
 use quorate_saga::journal::{Journal, PgJournal};
 use quorate_saga::participant::PgFences;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgPool};
 
 use super::Database;
 use crate::Settings;
@@ -40,20 +40,23 @@ impl Database for Postgres {
         service: &'static str,
         tables: &'static str,
     ) -> Result<Self> {
-        let url = settings.postgres.as_deref().unwrap_or_default();
         // The URL is not shown: it may have a password.
-        let options: PgConnectOptions = url
-            .parse()
-            .context("--postgres takes postgres://USER@HOST/DATABASE")?;
+        let url = settings.postgres.as_deref().unwrap_or_default();
+        let known = ["postgres://", "postgresql://"];
+        if !known.iter().any(|scheme| url.starts_with(scheme)) {
+            bail!("--postgres takes postgres://USER@HOST/DATABASE");
+        }
+        let options: PgConnectOptions = url.parse().context("the URL of --postgres")?;
         let place = format!("{}:{}", options.get_host(), options.get_port());
         let schema = settings.schema(service);
         let options = options.options([("search_path", schema.as_str())]);
-        let pool = PgPoolOptions::new()
-            .max_connections(6)
-            .acquire_timeout(PATIENCE);
-        let pool = pool.connect_with(options).await;
-        let pool = pool.with_context(|| format!("connect to PostgreSQL at {place}"))?;
-        let opened = Postgres::migrate(pool, &schema, tables).await;
+        let first = tokio::time::timeout(PATIENCE, options.connect()).await;
+        let first = first.map_err(|_| anyhow!("it does not answer within {PATIENCE:?}"));
+        let first = first.and_then(|first| Ok(first?));
+        let first = first.with_context(|| format!("connect to PostgreSQL at {place}"))?;
+        let pool = PgPoolOptions::new().max_connections(6);
+        let pool = pool.acquire_timeout(PATIENCE).connect_lazy_with(options);
+        let opened = Postgres::migrate(first, pool, &schema, tables).await;
         opened.with_context(|| format!("the schema `{schema}` of PostgreSQL at {place}"))
     }
 
@@ -79,13 +82,19 @@ impl Database for Postgres {
 }
 
 impl Postgres {
-    async fn migrate(pool: PgPool, schema: &str, tables: &'static str) -> Result<Postgres> {
-        let mut tx = pool.begin().await?;
+    async fn migrate(
+        mut first: PgConnection,
+        pool: PgPool,
+        schema: &str,
+        tables: &'static str,
+    ) -> Result<Postgres> {
+        let mut tx = first.begin().await?;
         sqlx::query(ONE_BY_ONE).execute(&mut *tx).await?;
         let make = format!("CREATE SCHEMA IF NOT EXISTS {schema}");
         sqlx::query(AssertSqlSafe(make)).execute(&mut *tx).await?;
         sqlx::raw_sql(tables).execute(&mut *tx).await?;
         tx.commit().await?;
+        first.close().await?;
         let outbox = PgOutbox::migrate(pool.clone(), 2).await?;
         Ok(Postgres {
             fences: PgFences::migrate(outbox.clone()).await?,
