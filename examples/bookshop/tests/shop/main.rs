@@ -92,8 +92,9 @@ async fn bookshop_with_wrong_settings_says_what_to_do() {
 async fn bookshop_beside_another_in_its_folder_is_refused() {
     let folder = Folder::new();
     let line = format!("--folder {} --orders 20000", folder.path());
-    let _first = Process::start(&words(&line));
-    folder.until_there("broker.db").await;
+    let mut first = Process::start(&words(&line));
+    // Once it has that file it has the lock.
+    folder.until_there("broker.db-wal").await;
     let second = bookshop(&["--folder", folder.path()]).await;
     assert!(!second.is_good, "{}", second.said);
     assert!(
@@ -101,6 +102,7 @@ async fn bookshop_beside_another_in_its_folder_is_refused() {
         "{}",
         second.said
     );
+    first.kill().await;
 }
 
 #[cfg(not(feature = "postgres"))]

@@ -1,11 +1,12 @@
 //! What the tests share: the program, folders, servers, waiting.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use sqlx::{ConnectOptions, Connection};
 use tokio::process::{Child, Command};
 
 /// How long anything may take.
@@ -54,6 +55,13 @@ impl Process {
             command.stdout(Stdio::null()).stderr(Stdio::null());
         }
         Process(command.spawn().expect("it starts"))
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        self.0.start_kill().expect("it is there");
+        let status = self.0.wait().await.expect("a child");
+        assert_eq!(status.signal(), Some(9), "it ended by itself: {status}");
     }
 }
 
@@ -104,10 +112,8 @@ pub use servers::Servers;
 
 #[cfg(all(feature = "postgres", feature = "kafka"))]
 mod servers {
-    use std::os::unix::process::ExitStatusExt;
-
     use rustix::process::{Pid, Signal, kill_process};
-    use sqlx::PgConnection;
+    use sqlx::{AssertSqlSafe, PgConnection};
 
     use super::*;
 
@@ -118,13 +124,6 @@ mod servers {
     }
 
     impl Process {
-        /// SIGKILL.
-        pub async fn kill(&mut self) {
-            self.0.start_kill().expect("it is there");
-            let status = self.0.wait().await.expect("a child");
-            assert_eq!(status.signal(), Some(9), "it ended by itself: {status}");
-        }
-
         /// SIGTERM: it ends in good order.
         pub async fn end(mut self) {
             let id = self.0.id().expect("it runs").cast_signed();
