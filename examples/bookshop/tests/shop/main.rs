@@ -159,15 +159,16 @@ async fn bookshop_without_a_kafka_that_answers_ends_with_its_name() {
     assert!(ended.said.contains(said), "{}", ended.said);
 }
 
-/// Every service in its own process, and each is killed once it has done some of its work.
+/// Every service in its own process, and each is killed once it has done some of its work. More orders come after
+/// that: all have work left, however fast the machine is.
 #[cfg(all(feature = "postgres", feature = "kafka"))]
 #[tokio::test]
 async fn bookshop_services_killed_on_postgres_and_kafka_have_books_that_balance() {
     let shop = support::Servers::new();
-    let line = |role: &str| format!("{role} --orders 200 {}", shop.settings());
-    let start = |role: &str| Process::start(&words(&line(role)));
+    let line = |role: &str, orders| format!("{role} --orders {orders} {}", shop.settings());
+    let start = |role: &str, orders| Process::start(&words(&line(role, orders)));
     let begun = Instant::now();
-    let mut services = ["stock", "accounts", "notify", "orders"].map(start);
+    let mut services = ["stock", "accounts", "notify", "orders"].map(|role| start(role, 200));
     // What shows that a service is at its work: a count in its schema, and how much of it.
     let signs = [
         ("stock", "quorate_saga_fence", 20),
@@ -177,22 +178,18 @@ async fn bookshop_services_killed_on_postgres_and_kafka_have_books_that_balance(
     ];
     for (service, (role, table, count)) in services.iter_mut().zip(signs) {
         shop.until_rows(role, table, count).await;
-        assert!(
-            shop.are_under_way(200).await,
-            "all was over before the {role} was killed"
-        );
         service.kill().await;
         println!("{role} killed after {:?}", begun.elapsed());
-        *service = start(role);
+        *service = start(role, 300);
     }
-    let checked = bookshop(&words(&line("check"))).await;
+    let checked = bookshop(&words(&line("check", 300))).await;
     assert!(checked.is_good, "{}", checked.said);
     println!("the books balance after {:?}", begun.elapsed());
     for service in services {
         service.end().await;
     }
     // Once more, now that nothing moves.
-    let checked = bookshop(&words(&line("check --within 0"))).await;
+    let checked = bookshop(&words(&line("check --within 0", 300))).await;
     assert!(checked.is_good, "{}", checked.said);
     shop.end().await;
 }

@@ -184,13 +184,6 @@ mod servers {
             connection.close().await.expect("closes");
         }
 
-        /// Whether fewer sagas than these have ended.
-        pub async fn are_under_way(&self, all: i64) -> bool {
-            let mut connection = self.connect().await;
-            let ended = "orders.quorate_saga WHERE status IN (3, 4)";
-            self.rows(&mut connection, ended).await < all
-        }
-
         /// Removes the schemas.
         pub async fn end(self) {
             let mut connection = self.connect().await;
