@@ -61,7 +61,7 @@ pub fn run(root: &Path) -> Result<()> {
     let mut faults = Vec::new();
     check_arrows(root, &mut faults)?;
     let mut files = Vec::new();
-    for folder in ["crates", "xtask", "integration-tests"] {
+    for folder in ["crates", "examples", "xtask", "integration-tests"] {
         rust_files(&root.join(folder), &mut files)?;
     }
     for file in &files {

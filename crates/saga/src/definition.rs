@@ -198,6 +198,13 @@ impl Step {
         self
     }
 
+    /// The confirm of what an earlier step tried, for a TCC branch within a saga: that step's service holds what is
+    /// needed (`act`), gives it back if the saga is compensated (`undo`), and uses it here (`confirm`). It comes after
+    /// the pivot, goes to the same topic, and is named `<branch>.confirm`.
+    pub fn confirm(branch: &str, topic: impl Into<String>) -> Step {
+        Step::new(format!("{branch}.confirm"), topic).on_branch(branch, Op::Confirm)
+    }
+
     /// The same as another operation on a branch: steps of one branch share a fence.
     pub(crate) fn on_branch(mut self, branch: &str, op: Op) -> Step {
         branch.clone_into(&mut self.branch);
@@ -382,8 +389,8 @@ impl<S> Saga<S> {
     /// Checks and ends the definition.
     ///
     /// # Errors
-    /// `Invalid` without steps, with more than 256, with two of one name, and for names, topics and retries
-    /// that can't be.
+    /// `Invalid` without steps, with more than 256, with two of one name, with a confirm of what no earlier step of
+    /// the same topic tries, and for names, topics and retries that can't be.
     pub fn build(self) -> Result<Definition> {
         check_name("saga", &self.name)?;
         if self.steps.is_empty() || self.steps.len() > STEPS_MAX {
@@ -400,6 +407,7 @@ impl<S> Saga<S> {
                 let name = &step.name;
                 return invalid(format!("`{}` has two steps `{name}`", self.name));
             }
+            check_confirm(&self.name, step, &self.steps)?;
         }
         let shape = shape(&self.steps);
         Ok(Definition {
@@ -433,6 +441,31 @@ fn check_step(saga: &str, step: &Step) -> Result<()> {
     if step.act_retry().attempts == 0 || step.undo_retry.attempts == 0 || step.deadline.is_zero() {
         let text = "at least one try, and some time for its answer";
         return invalid(format!("`{saga}`: the step `{}` needs {text}", step.name));
+    }
+    Ok(())
+}
+
+/// What is confirmed was tried before, by the same service, and could be undone until then.
+fn check_confirm(saga: &str, step: &Step, all: &[Step]) -> Result<()> {
+    if step.op != Op::Confirm {
+        return Ok(());
+    }
+    let (name, branch) = (&step.name, &step.branch);
+    if step.kind != Kind::Retriable {
+        return invalid(format!(
+            "`{saga}`: the confirm `{name}` comes after the pivot"
+        ));
+    }
+    let tries = |tried: &Step| {
+        let is_act = tried.branch == *branch && tried.op == Op::Act;
+        is_act && tried.kind == Kind::Compensatable && tried.topic == step.topic
+    };
+    if !all.iter().any(tries) {
+        let topic = &step.topic;
+        let text = format!("no step `{branch}` of the topic `{topic}` that can be undone");
+        return invalid(format!(
+            "`{saga}`: there is {text}, for `{name}` to confirm"
+        ));
     }
     Ok(())
 }

@@ -112,10 +112,10 @@ impl From<quorate_outbox::Error> for Error {
     }
 }
 
-/// So that a service can use `?` on what fences and locks answer.
+/// So that a service may use `?`: it fails, and is tried again if that may help.
 impl From<Error> for quorate_outbox::inbox::Failure {
     fn from(error: Error) -> Self {
-        quorate_outbox::inbox::Failure {
+        Self {
             retry: error.is_retryable(),
             reason: error.to_string(),
         }

@@ -12,11 +12,13 @@
 //!
 //! A branch's service is a [`Service`](crate::participant::Service): its `act` is the try, `undo` the cancel,
 //! `confirm` the confirm; all three are fenced under the branch's name.
+//!
+//! A saga may have such a branch among its steps too: see [`Step::confirm`].
 
 use std::time::Duration;
 
 use crate::Result;
-use crate::definition::{Definition, Op, Retry, Saga, Step};
+use crate::definition::{Definition, Retry, Saga, Step};
 
 /// Builds the definition of a TCC transaction.
 #[derive(Debug)]
@@ -90,8 +92,8 @@ impl Tcc {
             vec![step]
         });
         let confirms = self.branches.iter().map(|(name, topic)| {
-            let step = Step::new(format!("{name}.confirm"), topic).deadline(self.patience);
-            vec![step.retry(self.confirms).on_branch(name, Op::Confirm)]
+            let step = Step::confirm(name, topic).deadline(self.patience);
+            vec![step.retry(self.confirms)]
         });
         let mut saga = Saga::named(self.name).version(self.version);
         if let Some(deadline) = self.deadline {

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
 use super::consumers::{self, Base, Effects};
 use super::support;
 use crate::broker::conformance::{self, Suite};
@@ -119,6 +122,51 @@ async fn kafka_topic_made_later_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn kafka_topic_made_later_is_found_by_a_group() {
     topic_made_later_is_found(support::kafka_groups()).await;
+}
+
+/// Topics are there, with their partitions, once they were made; made again, they stay as they are.
+async fn topics_are_made_once(servers: String) {
+    let broker = KafkaBroker::new(KafkaOptions::new(servers.clone())).expect("a broker");
+    let names = ["a", "b"].map(|name| format!("{name}-{}", uuid::Uuid::now_v7().simple()));
+    let (a, b) = (names[0].as_str(), names[1].as_str());
+    broker.make_topics(&[a], 3).await.expect("makes");
+    broker
+        .make_topics(&[a, b], 2)
+        .await
+        .expect("makes the other");
+    let client: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", servers)
+        .create()
+        .expect("a client");
+    for (name, wanted) in [(a, 3), (b, 2)] {
+        support::eventually("the topic is there", || async {
+            let found = client.fetch_metadata(Some(name), Duration::from_secs(10));
+            let found = found.map_err(|e| e.to_string())?;
+            let is = found.topics().first().map_or(0, |t| t.partitions().len());
+            (is == wanted)
+                .then_some(())
+                .ok_or(format!("{name}: {is} partitions"))
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_are_made_once() {
+    topics_are_made_once(support::kafka()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topic_with_a_name_that_can_not_be_is_refused() {
+    let broker = KafkaBroker::new(KafkaOptions::new(support::kafka())).expect("a broker");
+    let refused = broker.make_topics(&["no topic"], 1).await;
+    let refused = refused.expect_err("a name that can't be");
+    assert!(refused.message().contains("no topic"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kafka_topics_are_made_once_where_there_are_groups() {
+    topics_are_made_once(support::kafka_groups()).await;
 }
 
 /// The same with all that a service has: its consumer, and a relay's broker that is not the consumer's.

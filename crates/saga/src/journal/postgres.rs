@@ -101,8 +101,9 @@ impl PgJournal {
             }
             let done = sqlx::query("UPDATE quorate_saga_schema SET version = $1");
             done.bind(PG_SAGA_VERSION).execute(&mut *tx).await?;
-            tx.commit().await?;
         }
+        // Before another connection is asked for: there may be no other.
+        tx.commit().await?;
         PgJournal::open(outbox).await
     }
 

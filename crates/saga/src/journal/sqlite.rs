@@ -67,8 +67,9 @@ impl SqliteJournal {
             }
             let done = sqlx::query("UPDATE quorate_saga_schema SET version = $1");
             done.bind(SQLITE_SAGA_VERSION).execute(&mut *tx).await?;
-            tx.commit().await?;
         }
+        // Before another connection is asked for: there may be no other.
+        tx.commit().await?;
         SqliteJournal::open(outbox).await
     }
 

@@ -9,9 +9,13 @@ use quorate_kv::{
     ScanPage, Written,
 };
 use quorate_outbox::kv::KvOutbox;
+use quorate_outbox::postgres::PgOutbox;
+use quorate_outbox::sqlite::SqliteOutbox;
 use quorate_outbox::store::BoxFuture;
 use serde_json::json;
 use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqlitePoolOptions;
 
 use super::support::{Lite, Pg, kv_outbox};
 use crate::journal::{
@@ -46,6 +50,35 @@ async fn journal_in_postgres_passes_the_suite() {
         .await
         .expect("migrates");
     conformance::run(&journal).await;
+    pg.end().await;
+}
+
+/// The pool has one connection: whoever asks for a second one while it has the first waits for ever.
+#[tokio::test]
+async fn journal_migrates_again_on_the_only_connection() {
+    let soon = std::time::Duration::from_secs(30);
+    let lite = Lite::new().await;
+    let file = lite.pool.connect_options();
+    let one = SqlitePoolOptions::new().max_connections(1);
+    let one = one.acquire_timeout(soon);
+    let one = one.connect_with((*file).clone()).await.expect("opens");
+    let outbox = SqliteOutbox::migrate(one, 1).await.expect("migrates");
+    for _ in 0..2 {
+        let made = SqliteJournal::migrate(outbox.clone()).await;
+        made.expect("one connection is enough");
+    }
+
+    let pg = Pg::new().await;
+    let server = pg.pool.connect_options();
+    let one = PgPoolOptions::new().max_connections(1);
+    let one = one.acquire_timeout(soon);
+    let one = one.connect_with((*server).clone()).await.expect("connects");
+    let outbox = PgOutbox::migrate(one.clone(), 1).await.expect("migrates");
+    for _ in 0..2 {
+        let made = PgJournal::migrate(outbox.clone()).await;
+        made.expect("one connection is enough");
+    }
+    one.close().await;
     pg.end().await;
 }
 

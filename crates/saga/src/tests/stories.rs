@@ -411,6 +411,68 @@ async fn tcc_all_tried_is_confirmed_and_one_refused_cancels_all() {
     .await;
 }
 
+fn with_hold() -> Registry {
+    let saga = Saga::named("mixed").step(Step::new("pay", TOPIC));
+    let saga = saga.pivot(Step::new("accept", TOPIC));
+    let saga = saga.then(Step::confirm("pay", TOPIC)).build();
+    Registry::new()
+        .with(saga.expect("builds"))
+        .expect("a registry")
+}
+
+/// A TCC branch within a saga: tried before the pivot, confirmed after it, cancelled if the pivot is refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn tcc_branch_within_a_saga_is_confirmed_after_the_pivot_or_cancelled() {
+    tell(with_hold(), |world| {
+        Box::pin(async move {
+            let coordinator = world.coordinator(&world.registry).await;
+            let sagas = coordinator.sagas();
+            for (key, refused) in [("a", ""), ("b", "accept")] {
+                let begin = Begin::new("mixed", key, json!({"refuse": refused}));
+                sagas.begin(&begin).await.expect("begins");
+            }
+            until(world, Status::Compensated, 1).await;
+            let found = until(world, Status::Completed, 1).await;
+            let whole = [("accept", "act"), ("pay", "act"), ("pay", "confirm")];
+            let mut expected = effects("a", &whole);
+            expected.extend(effects("b", &[("pay", "act"), ("pay", "undo")]));
+            assert_eq!(found, expected);
+        })
+    })
+    .await;
+}
+
+#[test]
+fn definition_with_a_confirm_of_what_was_not_tried_is_refused() {
+    let accept = || Step::new("accept", TOPIC);
+    let tried = || Saga::named("order").step(Step::new("pay", TOPIC));
+    let refused = [
+        // Nobody tries it; another service does; it is decided already; it comes before the decision.
+        Saga::named("order")
+            .pivot(accept())
+            .then(Step::confirm("pay", TOPIC))
+            .build(),
+        tried().then(Step::confirm("pay", "elsewhere")).build(),
+        Saga::named("order")
+            .pivot(Step::new("pay", TOPIC))
+            .then(Step::confirm("pay", TOPIC))
+            .build(),
+        tried().step(Step::confirm("pay", TOPIC)).build(),
+    ];
+    for (number, refused) in refused.into_iter().enumerate() {
+        let error = refused.expect_err("is refused");
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{number}: {error}");
+        assert!(error.message().contains("pay.confirm"), "{number}: {error}");
+    }
+    assert!(
+        tried()
+            .pivot(accept())
+            .then(Step::confirm("pay", TOPIC))
+            .build()
+            .is_ok()
+    );
+}
+
 /// A saga in whose log a newer program has written is shown, and not touched.
 #[tokio::test(flavor = "multi_thread")]
 async fn saga_with_events_of_a_newer_program_is_shown_and_not_touched() {

@@ -14,6 +14,7 @@
 
 mod consumer;
 mod producer;
+mod topics;
 mod transactions;
 
 use std::sync::Arc;
@@ -146,6 +147,16 @@ impl KafkaBroker {
             transactions: Arc::new(Transactions::new(options.clone())),
             options,
         })
+    }
+
+    /// Makes the topics that are not there yet, with so many partitions and the cluster's own number of replicas.
+    /// Those that are there stay as they are. A service that calls it when it starts also learns at once whether the
+    /// cluster answers.
+    ///
+    /// # Errors
+    /// `Unavailable` when the cluster does not answer, or refuses.
+    pub async fn make_topics(&self, names: &[&str], partitions: i32) -> Result<()> {
+        topics::make(&self.options, names, partitions).await
     }
 
     /// The producer; a new one when the last one can't go on. The old one is gone before the new one is

@@ -4,15 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{Producer, ThreadedProducer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::producer::{Reports, send_all};
-use super::{KafkaMode, KafkaOptions, error, refusal, refuse_all};
+use super::{KafkaMode, KafkaOptions, error, refusal, refuse_all, topics};
 use crate::broker::{Outbatch, Outcomes, Refusal};
 use crate::store::Fence;
 use crate::{Error, ErrorKind, Result, points};
@@ -57,7 +55,10 @@ impl Transactions {
     /// Shuts older producers of the part out and reads the number of the last committed batch.
     pub(super) async fn take_over(&self, source: &str, fence: Fence) -> Result<Option<i64>> {
         let (id, topic) = self.names(source, fence.part);
-        let made = self.topic_made.get_or_try_init(|| self.make_topic(&topic));
+        let progress = [topic.as_str()];
+        let made = self
+            .topic_made
+            .get_or_try_init(|| topics::make(&self.options, &progress, 1));
         made.await?;
         let key = (source.to_owned(), fence.part);
         self.parts.lock().remove(&key);
@@ -67,25 +68,6 @@ impl Transactions {
         let (part, last) = opened?;
         self.parts.lock().insert(key, Arc::new(part));
         Ok(last)
-    }
-
-    async fn make_topic(&self, topic: &str) -> Result<()> {
-        let admin: AdminClient<DefaultClientContext> = self
-            .options
-            .base()
-            .create()
-            .map_err(|e| error("a client can't be made", &e))?;
-        let new = NewTopic::new(topic, 1, TopicReplication::Fixed(-1));
-        let options = AdminOptions::new().request_timeout(Some(self.options.timeout));
-        let made = admin.create_topics([&new], &options).await;
-        let made = made.map_err(|e| error("the progress topic can't be made", &e))?;
-        match made.into_iter().next() {
-            Some(Err((_, Code::TopicAlreadyExists))) | Some(Ok(_)) | None => Ok(()),
-            Some(Err((name, code))) => {
-                let text = format!("the topic `{name}` can't be made: {code}");
-                Err(Error::new(ErrorKind::Unavailable, text))
-            }
-        }
     }
 
     pub(super) async fn publish(&self, batch: Outbatch<'_>) -> Outcomes {
