@@ -1,5 +1,7 @@
 //! The settings of a node, resolved: plain data.
 
+use std::time::Duration;
+
 use quorate_kv::Limits;
 use quorate_replication::Timing;
 use quorate_storage::Options;
@@ -23,6 +25,9 @@ pub struct Config {
     pub coordinator_replicas: usize,
     /// Heartbeats and elections.
     pub timing: Timing,
+    /// How long a leader may read without asking its followers, after they last heard it; zero: not at all. See
+    /// [`quorate_replication::Config::lease`].
+    pub lease: Duration,
 }
 
 impl Config {
@@ -37,6 +42,7 @@ impl Config {
             free_bytes_min: 256 << 20,
             coordinator_replicas: 3,
             timing: Timing::FAST,
+            lease: Duration::ZERO,
         }
     }
 }

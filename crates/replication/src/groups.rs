@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::group::{Group, Parts};
+use crate::lease::{LEASE_MAX, Lease};
 use crate::log::SharedLog;
 use crate::machine::{Machine, run_job};
 use crate::network::Network;
@@ -279,6 +280,13 @@ async fn start(
         Arc::clone(&live),
     )?;
     let handle = adapter.handle();
+    let lease = Lease::new(
+        config.lease,
+        Arc::clone(&host.env.clock),
+        replica,
+        log.vote(),
+    );
+    let lease = Arc::new(lease);
     let network = Network {
         transport: Arc::clone(&host.transport),
         env: host.env.clone(),
@@ -287,6 +295,7 @@ async fn start(
         message_timeout: config.message_timeout,
         snapshot_timeout: config.snapshot_timeout,
         snapshot_chunk_bytes: config.snapshot_chunk_bytes,
+        lease,
     };
     let raft_config = Arc::clone(&host.raft_config);
     let raft = Raft::new(replica, raft_config, network.clone(), log.clone(), adapter).await;
@@ -313,6 +322,13 @@ fn raft_config(config: &Config) -> Result<openraft::Config> {
     let timing = config.timing;
     if config.proposal_bytes_max as u64 + 4096 > config.segment_bytes {
         return Err(Error::Invalid("a proposal must fit a log segment".into()));
+    }
+    if config.lease > LEASE_MAX || config.lease.subsec_micros() % 1000 != 0 {
+        let message = format!(
+            "a lease is whole milliseconds, at most {LEASE_MAX:?}, not {:?}",
+            config.lease
+        );
+        return Err(Error::Invalid(message));
     }
     let raft = openraft::Config {
         cluster_name: "quorate".into(),

@@ -23,6 +23,7 @@ mod error;
 mod group;
 mod groups;
 mod inbox;
+mod lease;
 mod log;
 mod machine;
 mod network;
@@ -39,6 +40,7 @@ mod wire;
 pub use error::{Error, Result};
 pub use group::{Group, Proposed};
 pub use groups::Groups;
+pub use lease::LEASE_MAX;
 pub use state_machine::{
     Applied, Command, CommandBody, SnapshotSink, SnapshotSource, StateMachine,
 };

@@ -164,6 +164,11 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Election and heartbeat times, of all groups.
     pub timing: Timing,
+    /// How long a leader may read without asking, after it sent what a quorum took; at most
+    /// [`LEASE_MAX`](crate::LEASE_MAX). Zero: it asks for every read. Voters keep twice as long from electing
+    /// another, so it relies on clocks of which none runs twice as fast as another, and none stands still while
+    /// others go on.
+    pub lease: Duration,
     /// The largest proposal, in bytes.
     pub proposal_bytes_max: usize,
     /// How much a group takes before it answers `Overloaded`: bytes of proposals in flight.
@@ -192,6 +197,7 @@ impl Config {
             log_dir: log_dir.into(),
             segment_bytes: 64 << 20,
             timing: Timing::FAST,
+            lease: Duration::ZERO,
             proposal_bytes_max: 8 << 20,
             inflight_bytes_max: 64 << 20,
             inflight_proposals_max: 4096,

@@ -12,6 +12,7 @@
 //! 6 begin      session u64                                  of a snapshot
 //! 7 chunk      session u64, number u64, bytes
 //! 8 install    session u64, chunks u64, vote, optional id (last), stored membership
+//! 9 append that asks for a promise    lease u32 ms (1 to 100), then as append
 //!
 //! reply   = version u8 (1), status u8, body
 //!
@@ -29,6 +30,8 @@
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use bytes::{BufMut, Bytes};
 
 use openraft::raft::{
@@ -41,6 +44,7 @@ use crate::codec::{
     put_stored_membership, put_vote,
 };
 use crate::error::Error;
+use crate::lease::LEASE_MAX;
 use crate::machine::SnapshotMeta;
 use crate::raft::{TypeConfig, Vote};
 use crate::types::{GroupId, Leader, ReplicaId};
@@ -55,6 +59,7 @@ const READ: u8 = 5;
 const BEGIN: u8 = 6;
 const CHUNK: u8 = 7;
 const INSTALL: u8 = 8;
+const APPEND_LEASED: u8 = 9;
 
 const DONE: u8 = 0;
 const NOT_LEADER: u8 = 1;
@@ -72,7 +77,8 @@ pub(crate) struct Route {
 /// A message, decoded.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Append(AppendEntriesRequest<TypeConfig>),
+    /// With the lease that it asks a promise for, or zero.
+    Append(AppendEntriesRequest<TypeConfig>, Duration),
     Vote(VoteRequest<TypeConfig>),
     PreVote(VoteRequest<TypeConfig>),
     Transfer(TransferLeaderRequest<TypeConfig>),
@@ -102,10 +108,21 @@ fn begin(kind: u8, route: Route, capacity: usize) -> Vec<u8> {
     out
 }
 
-pub(crate) fn append(route: Route, request: &AppendEntriesRequest<TypeConfig>) -> Bytes {
+pub(crate) fn append(
+    route: Route,
+    request: &AppendEntriesRequest<TypeConfig>,
+    lease: Duration,
+) -> Bytes {
     let payloads: usize = request.entries.iter().map(payload_size).sum();
     let capacity = 128 + request.entries.len() * ENTRY_HEADER + payloads;
-    let mut out = begin(APPEND, route, capacity);
+    let mut out = match lease.as_millis() {
+        0 => begin(APPEND, route, capacity),
+        ms => {
+            let mut out = begin(APPEND_LEASED, route, capacity);
+            out.put_u32_le(ms as u32);
+            out
+        }
+    };
     put_vote(&mut out, &request.vote);
     put_opt_log_id(&mut out, request.prev_log_id.as_ref());
     put_opt_log_id(&mut out, request.leader_commit.as_ref());
@@ -180,7 +197,14 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
         from: reader.u64()?,
     };
     let message = match kind {
-        APPEND => Message::Append(decode_append(&mut reader)?),
+        APPEND => Message::Append(decode_append(&mut reader)?, Duration::ZERO),
+        APPEND_LEASED => {
+            let lease = Duration::from_millis(u64::from(reader.u32()?));
+            if lease.is_zero() || lease > LEASE_MAX {
+                return Err(Malformed("a lease that is none, or longer than any"));
+            }
+            Message::Append(decode_append(&mut reader)?, lease)
+        }
         VOTE => Message::Vote(decode_vote(&mut reader)?),
         PRE_VOTE => Message::PreVote(decode_vote(&mut reader)?),
         TRANSFER => {

@@ -18,6 +18,7 @@ use crate::host::DATA;
 use crate::run::any_crash;
 
 mod kinds;
+mod leases;
 mod members;
 
 pub use kinds::KINDS;
@@ -35,6 +36,10 @@ enum Mend {
     RightClock(u64),
     FastDisk(u64),
     Space(u64),
+    /// Of a leader and one of its voters, who forgets what it promised.
+    Forget(u64, u64),
+    /// A leader that hands over is cut off from the others.
+    CutOff(u64),
 }
 
 /// The faults of a run.
@@ -133,6 +138,15 @@ impl Faults {
                 self.plan(cluster.now_us + 50_000, Mend::Start(id));
                 Ok(())
             }
+            Mend::Forget(leader, voter) => {
+                leases::forget(self, cluster, leader, voter);
+                Ok(())
+            }
+            Mend::CutOff(leader) => {
+                let until_us = self.lasting(cluster, 500);
+                leases::cut_off(self, cluster, leader, until_us);
+                Ok(())
+            }
             other => {
                 self.mend_quietly(cluster, other);
                 Ok(())
@@ -173,7 +187,7 @@ impl Faults {
                     jobs.set_on_threads(false);
                 }
             }
-            Mend::Start(_) | Mend::Kill(_) => {}
+            Mend::Start(_) | Mend::Kill(_) | Mend::Forget(..) | Mend::CutOff(_) => {}
         }
     }
 

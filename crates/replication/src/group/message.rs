@@ -6,13 +6,14 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use openraft::errors::RaftError;
-use openraft::raft::AppendEntriesResponse;
+use openraft::raft::{AppendEntriesResponse, VoteRequest, VoteResponse};
 use quorate_env::switch;
 use tokio::time::Instant;
 
 use super::{Group, stopped};
 use crate::error::{Error, Result};
 use crate::machine::{Snapshot, SnapshotData};
+use crate::raft::TypeConfig;
 use crate::types::Role;
 use crate::wire::{self, Message, Route};
 
@@ -38,10 +39,11 @@ impl Group {
             return Err(Error::NoSuchGroup(self.id()));
         }
         let raft = self.raft();
-        let inbox = &self.inner.inbox;
+        let (inbox, parts) = (&self.inner.inbox, &self.inner.parts);
         Ok(match message {
-            Message::Append(request) => {
+            Message::Append(request, lease) => {
                 let came = Instant::now();
+                parts.network.lease.promise(lease);
                 let response = raft.append_entries(request).await.map_err(fatal)?;
                 switch::probe("followed", || {
                     [self.id(), u64::from(self.status().role == Role::Learner)]
@@ -51,8 +53,9 @@ impl Group {
                 }
                 wire::append_reply(&response)
             }
-            Message::Vote(request) => wire::vote_reply(&raft.vote(request).await.map_err(fatal)?),
+            Message::Vote(request) => wire::vote_reply(&self.vote(request).await?),
             Message::PreVote(request) => {
+                parts.network.lease.kept().await;
                 wire::vote_reply(&raft.pre_vote(request).await.map_err(fatal)?)
             }
             Message::Transfer(request) => {
@@ -97,6 +100,24 @@ impl Group {
     }
 }
 
-fn fatal(error: RaftError<crate::raft::TypeConfig>) -> Error {
+impl Group {
+    /// Votes, when no leader has this voter's promise: one that hands over too, for who asks can't prove that it was
+    /// the one that has the promise.
+    async fn vote(&self, request: VoteRequest<TypeConfig>) -> Result<VoteResponse<TypeConfig>> {
+        let (raft, lease) = (self.raft(), &self.inner.parts.network.lease);
+        let is_bypassed =
+            request.leadership_transfer && switch::bug("lease_kept_after_handing_over");
+        if is_bypassed {
+            return raft.vote(request).await.map_err(fatal);
+        }
+        lease.kept().await;
+        let mut response = raft.vote(request).await.map_err(fatal)?;
+        // What was promised before openraft took this vote is known by now; what came after it refused.
+        response.vote_granted &= lease.owes_until().is_none();
+        Ok(response)
+    }
+}
+
+fn fatal(error: RaftError<TypeConfig>) -> Error {
     Error::Stopped(error.to_string())
 }

@@ -63,7 +63,8 @@ fn messages() -> Vec<Bytes> {
     let vote_request = VoteRequest::new(a_vote(), Some(id(4, 7)));
     let transfer_request = TransferLeaderRequest::new(a_vote(), 5, Some(id(4, 7)));
     vec![
-        append(ROUTE, &request()),
+        append(ROUTE, &request(), Duration::ZERO),
+        append(ROUTE, &request(), LEASE_MAX),
         vote(ROUTE, false, &vote_request),
         vote(ROUTE, true, &vote_request),
         transfer(ROUTE, &transfer_request),
@@ -76,9 +77,9 @@ fn messages() -> Vec<Bytes> {
 
 #[test]
 fn append_comes_back_as_it_went() {
-    let (route, message) = decode(append(ROUTE, &request())).expect("is a message");
+    let (route, message) = decode(append(ROUTE, &request(), Duration::ZERO)).expect("is a message");
     assert_eq!(route, ROUTE);
-    let Message::Append(found) = message else {
+    let Message::Append(found, lease) = message else {
         panic!("{message:?}")
     };
     let sent = request();
