@@ -323,7 +323,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config> {
     if config.proposal_bytes_max as u64 + 4096 > config.segment_bytes {
         return Err(Error::Invalid("a proposal must fit a log segment".into()));
     }
-    if config.lease > LEASE_MAX || config.lease.subsec_micros() % 1000 != 0 {
+    if config.lease > LEASE_MAX || !config.lease.subsec_micros().is_multiple_of(1000) {
         let message = format!(
             "a lease is whole milliseconds, at most {LEASE_MAX:?}, not {:?}",
             config.lease

@@ -80,7 +80,7 @@ impl Sizes {
                 false => 64 << 20,
             },
             coordinator_replicas: 3,
-            lease_ms: [0, 20, 50, 100][random.below(4) as usize],
+            lease_ms: [0, 0, 20, 100, 100][random.below(5) as usize],
         }
     }
 

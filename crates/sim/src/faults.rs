@@ -40,6 +40,8 @@ enum Mend {
     Forget(u64, u64),
     /// A leader that hands over is cut off from the others.
     CutOff(u64),
+    /// The others are told that a node is dead.
+    Tell(u64),
 }
 
 /// The faults of a run.
@@ -142,6 +144,10 @@ impl Faults {
                 leases::forget(self, cluster, leader, voter);
                 Ok(())
             }
+            Mend::Tell(dead) => {
+                leases::tell_of_death(cluster, dead);
+                Ok(())
+            }
             Mend::CutOff(leader) => {
                 let until_us = self.lasting(cluster, 500);
                 leases::cut_off(self, cluster, leader, until_us);
@@ -187,7 +193,8 @@ impl Faults {
                     jobs.set_on_threads(false);
                 }
             }
-            Mend::Start(_) | Mend::Kill(_) | Mend::Forget(..) | Mend::CutOff(_) => {}
+            Mend::Start(_) | Mend::Kill(_) | Mend::Forget(..) | Mend::CutOff(_) | Mend::Tell(_) => {
+            }
         }
     }
 

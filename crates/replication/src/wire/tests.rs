@@ -84,9 +84,25 @@ fn append_comes_back_as_it_went() {
     };
     let sent = request();
     assert_eq!(found.vote, sent.vote);
+    assert_eq!(lease, Duration::ZERO);
     assert_eq!(found.prev_log_id, sent.prev_log_id);
     assert_eq!(found.leader_commit, sent.leader_commit);
     assert_eq!(found.entries, sent.entries);
+}
+
+#[test]
+fn append_that_asks_for_a_promise_says_for_how_long() {
+    let asked = Duration::from_millis(20);
+    let bytes = append(ROUTE, &request(), asked);
+    let Ok((_, Message::Append(found, lease))) = decode(bytes.clone()) else {
+        panic!("is no append");
+    };
+    assert_eq!((lease, found.entries), (asked, request().entries));
+    for ms in [0_u32, 101, u32::MAX] {
+        let mut wrong = bytes.to_vec();
+        wrong[18..22].copy_from_slice(&ms.to_le_bytes());
+        assert!(decode(wrong.into()).is_err(), "{ms}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::kinds::cut;
 use super::{Faults, Mend};
 use crate::cluster::Cluster;
+use crate::run::any_crash;
 
 /// Lets one happen to the leader of a shard; false if it can't just now.
 pub(super) fn strike(faults: &mut Faults, cluster: &mut Cluster, kind: &str) -> bool {
@@ -32,7 +33,7 @@ pub(super) fn cut_off(faults: &mut Faults, cluster: &Cluster, id: u64, until_us:
 }
 
 /// The others are told that a node's process is dead, though clients reach it: a firewall refuses their connections.
-fn tell_of_death(cluster: &Cluster, dead: u64) {
+pub(super) fn tell_of_death(cluster: &Cluster, dead: u64) {
     for other in cluster.alive().into_iter().filter(|id| *id != dead) {
         let notices = Duration::from_millis(cluster.random.below(10));
         drop(cluster.ask(other, move |node| async move {
@@ -77,7 +78,7 @@ fn promise_forgotten(faults: &mut Faults, cluster: &mut Cluster, leader: u64) ->
         cut(faults, cluster, leader, other, until_us);
         cut(faults, cluster, other, leader, until_us);
     }
-    let at_us = cluster.now_us + 220_000 + cluster.random.below(200_000);
+    let at_us = cluster.now_us + 220_000 + cluster.random.below(100_000);
     faults.plan(at_us, Mend::Forget(leader, voter));
     true
 }
@@ -89,8 +90,12 @@ pub(super) fn forget(faults: &mut Faults, cluster: &mut Cluster, leader: u64, vo
     }
     let until_us = faults.lasting(cluster, 500);
     cut_off(faults, cluster, leader, until_us);
-    faults.kill_for(cluster, voter, 5_000);
-    tell_of_death(cluster, leader);
+    cluster.kill(voter, any_crash(&cluster.random));
+    faults.failed.remove(&voter);
+    faults.down.insert(voter);
+    faults.plan(cluster.now_us + 2_000, Mend::Start(voter));
+    // It has the longer log, so it is for the voter that came back to stand.
+    faults.plan(cluster.now_us + 4_000, Mend::Tell(leader));
 }
 
 /// A leader hands over, and is cut off when it has told so.
