@@ -4,6 +4,7 @@ mod failover;
 mod health;
 mod members;
 mod message;
+mod quiet;
 mod read;
 
 use std::collections::BTreeMap;
@@ -166,7 +167,7 @@ impl Group {
     }
 
     /// Has the group agree on a command and apply it here. Several may be under way; they are applied
-    /// in the order in which the futures are first polled, while this replica leads. Errors that say
+    /// in the order in which the futures are first polled, while this replica leads and is not just waking. Errors that say
     /// nothing happened: `NotLeader`, `NoQuorum`, `TooLarge`, `Overloaded`, `Stopped`. Any later
     /// doubt is `OutcomeUnknown`.
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Proposed> {
@@ -185,6 +186,7 @@ impl Group {
             return Err(Error::Overloaded);
         }
         let _counted = InFlight::enter(&self.inner, command.len())?;
+        self.ready_to_write(timeout).await?;
         let (responder, done) = ProgressResponder::complete_only();
         // Out of tokio's budget: with none left, this poll would not queue it, and order would be lost.
         let send = self

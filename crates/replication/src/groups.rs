@@ -3,9 +3,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,11 +23,12 @@ use crate::lease::{LEASE_MAX, Lease};
 use crate::log::SharedLog;
 use crate::machine::{Machine, run_job};
 use crate::network::Network;
+use crate::quiet::{NODE, Pulses, Quiet};
 use crate::state_machine::StateMachine;
 use crate::transport::{Class, Transport};
 use crate::types::{Config, GroupId, NodeId, ReplicaId};
 use crate::watch::AppliedWatch;
-use crate::wire;
+use crate::wire::{self, Message};
 
 /// How long the work of a replica that was stopped may take to end.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,6 +47,9 @@ struct Inner {
     transport: Arc<dyn Transport>,
     log: SharedLog,
     groups: RwLock<HashMap<GroupId, Group>>,
+    pulses: Arc<Pulses>,
+    /// The number of this process, as its pulse tells it.
+    incarnation: u64,
     stopped: AtomicBool,
     /// One opening or removing at a time.
     changing: tokio::sync::Mutex<()>,
@@ -67,6 +71,8 @@ impl Groups {
         let inner = Inner {
             config: Arc::new(config),
             raft_config,
+            pulses: Arc::default(),
+            incarnation: env.random.next_u64(),
             env,
             runtime,
             transport,
@@ -75,9 +81,10 @@ impl Groups {
             stopped: AtomicBool::new(false),
             changing: tokio::sync::Mutex::new(()),
         };
-        Ok(Groups {
-            inner: Arc::new(inner),
-        })
+        let inner = Arc::new(inner);
+        let looked_after = Arc::downgrade(&inner);
+        inner.runtime.spawn(look_after(looked_after));
+        Ok(Groups { inner })
     }
 
     /// The groups that have something in the log: those to open after a restart.
@@ -174,14 +181,29 @@ impl Groups {
         group: GroupId,
         payload: Bytes,
     ) -> BoxFuture<'static, Bytes> {
+        if group == NODE {
+            return std::future::ready(self.hear(from, payload)).boxed();
+        }
         let handled = self.group(group).and_then(|running| {
             let (route, message) = wire::decode(payload).map_err(|malformed| {
                 tracing::warn!(from, ?class, group, %malformed, "a message can't be read");
                 Error::Invalid(malformed.to_string())
             })?;
-            Ok(running.handle(route, message))
+            Ok(running.handle(route, message, &self.inner.pulses))
         });
         handled.unwrap_or_else(|error| std::future::ready(wire::error_reply(&error)).boxed())
+    }
+
+    /// Takes a message from node to node.
+    fn hear(&self, from: NodeId, payload: Bytes) -> Bytes {
+        match wire::decode(payload) {
+            Ok((_, Message::Pulse { incarnation })) => {
+                self.inner.pulses.heard(from, incarnation);
+                wire::done_reply()
+            }
+            Ok(_) => wire::error_reply(&Error::NoSuchGroup(NODE)),
+            Err(malformed) => wire::error_reply(&Error::Invalid(malformed.to_string())),
+        }
     }
 
     /// Told by who knows for sure that the process of a peer is dead: groups that it led elect another at
@@ -240,6 +262,33 @@ impl Groups {
     }
 }
 
+/// Looks after quiet groups, and gives this node's pulse to the nodes that need it.
+async fn look_after(host: Weak<Inner>) {
+    loop {
+        let Some(inner) = host.upgrade() else { return };
+        if inner.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        let mut reach = BTreeSet::new();
+        for group in inner.groups.read().values() {
+            group.look_after(&inner.pulses, inner.incarnation, &mut reach);
+        }
+        for node in reach {
+            let payload = wire::pulse(inner.incarnation);
+            let sent = inner.transport.send(node, Class::Vote, NODE, payload);
+            let (pulses, timeout) = (Arc::clone(&inner.pulses), inner.config.message_timeout);
+            inner.runtime.spawn(async move {
+                if let Ok(Ok(_)) = tokio::time::timeout(timeout, sent).await {
+                    pulses.answered(node);
+                }
+            });
+        }
+        let heartbeat = inner.config.timing.heartbeat;
+        drop(inner);
+        tokio::time::sleep(heartbeat).await;
+    }
+}
+
 /// Starts one replica; runs on the runtime that carries Raft traffic.
 async fn start(
     host: Arc<Inner>,
@@ -287,6 +336,7 @@ async fn start(
         log.vote(),
     );
     let lease = Arc::new(lease);
+    let quiet = Arc::<Quiet>::default();
     let network = Network {
         transport: Arc::clone(&host.transport),
         env: host.env.clone(),
@@ -296,6 +346,7 @@ async fn start(
         snapshot_timeout: config.snapshot_timeout,
         snapshot_chunk_bytes: config.snapshot_chunk_bytes,
         lease,
+        quiet,
     };
     let raft_config = Arc::clone(&host.raft_config);
     let raft = Raft::new(replica, raft_config, network.clone(), log.clone(), adapter).await;

@@ -27,6 +27,7 @@ mod lease;
 mod log;
 mod machine;
 mod network;
+mod quiet;
 mod raft;
 mod reads;
 mod state_machine;

@@ -30,6 +30,7 @@ use crate::codec::{Malformed, Reader};
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::machine::{Snapshot, SnapshotData, run_job};
+use crate::quiet::Quiet;
 use crate::raft::{LogId, TypeConfig, Vote};
 use crate::transport::{Class, Transport, TransportError};
 use crate::types::{GroupId, NodeId, ReplicaId};
@@ -52,6 +53,7 @@ pub(crate) struct Network {
     pub snapshot_timeout: Duration,
     pub snapshot_chunk_bytes: usize,
     pub lease: Arc<Lease>,
+    pub quiet: Arc<Quiet>,
 }
 
 /// One peer of a replica, for one class of messages.
@@ -149,6 +151,10 @@ impl Peer {
     fn send_append(&self, request: AppendEntriesRequest<TypeConfig>) -> InFlight {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        match request.entries.is_empty() {
+            true => self.network.quiet.wake(),
+            false => self.network.quiet.stir(),
+        };
         let lease = Arc::clone(&self.network.lease);
         let (by, sent) = (self.route.to, lease.sending());
         let payload = wire::append(self.route, &request, sent.asks);
@@ -178,6 +184,7 @@ impl Peer {
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         // A candidate owes what it promised as a voter does. Asked here, when openraft has taken its own vote, and
         // so takes no append of the old leader any more.
+        self.network.quiet.wake();
         let is_bypassed =
             request.leadership_transfer && switch::bug("lease_kept_after_handing_over");
         if !is_bypassed && !self.network.lease.kept().await && !pre {

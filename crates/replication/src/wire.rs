@@ -12,6 +12,9 @@
 //! 6 begin      session u64                                  of a snapshot
 //! 7 chunk      session u64, number u64, bytes
 //! 8 install    session u64, chunks u64, vote, optional id (last), stored membership
+//! 10 quiet     incarnation u64, vote (of the leader), optional id (the last entry)
+//! 11 wake      -
+//! 12 pulse     incarnation u64                              from node to node: group 0, replicas 0
 //! 9 append that asks for a promise    lease u32 ms (1 to 100), then as append
 //!
 //! reply   = version u8 (1), status u8, body
@@ -21,7 +24,8 @@
 //!                  to vote      vote, granted u8, optional id (last)
 //!                  to transfer  accepted u8
 //!                  to read      index u64
-//!                  to begin, chunk    -
+//!                  to begin, chunk, wake, pulse    -
+//!                  to quiet     agreed u8
 //!                  to install   vote
 //! status 1, not the leader:     known u8, [replica u64, node u64]
 //! status 2, no such replica; 3, failed; 4, no quorum:    text
@@ -46,7 +50,7 @@ use crate::codec::{
 use crate::error::Error;
 use crate::lease::LEASE_MAX;
 use crate::machine::SnapshotMeta;
-use crate::raft::{TypeConfig, Vote};
+use crate::raft::{LogId, TypeConfig, Vote};
 use crate::types::{GroupId, Leader, ReplicaId};
 
 const VERSION: u8 = 1;
@@ -60,6 +64,9 @@ const BEGIN: u8 = 6;
 const CHUNK: u8 = 7;
 const INSTALL: u8 = 8;
 const APPEND_LEASED: u8 = 9;
+const QUIET: u8 = 10;
+const WAKE: u8 = 11;
+const PULSE: u8 = 12;
 
 const DONE: u8 = 0;
 const NOT_LEADER: u8 = 1;
@@ -83,6 +90,18 @@ pub(crate) enum Message {
     PreVote(VoteRequest<TypeConfig>),
     Transfer(TransferLeaderRequest<TypeConfig>),
     Read,
+    /// The leader asks to be quiet.
+    Quiet {
+        incarnation: u64,
+        vote: Vote,
+        last: Option<LogId>,
+    },
+    /// The leader is to show itself.
+    Wake,
+    /// The node lives.
+    Pulse {
+        incarnation: u64,
+    },
     Begin {
         session: u64,
     },
@@ -153,6 +172,24 @@ pub(crate) fn read(route: Route) -> Bytes {
     begin(READ, route, 32).into()
 }
 
+pub(crate) fn quiet(route: Route, incarnation: u64, vote: &Vote, last: &LogId) -> Bytes {
+    let mut out = begin(QUIET, route, 96);
+    out.put_u64_le(incarnation);
+    put_vote(&mut out, vote);
+    put_opt_log_id(&mut out, Some(last));
+    out.into()
+}
+
+pub(crate) fn wake(route: Route) -> Bytes {
+    begin(WAKE, route, 32).into()
+}
+
+pub(crate) fn pulse(incarnation: u64) -> Bytes {
+    let mut out = begin(PULSE, Route { to: 0, from: 0 }, 32);
+    out.put_u64_le(incarnation);
+    out.into()
+}
+
 pub(crate) fn snapshot_begin(route: Route, session: u64) -> Bytes {
     let mut out = begin(BEGIN, route, 32);
     out.put_u64_le(session);
@@ -212,6 +249,15 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
             Message::Transfer(TransferLeaderRequest::new(vote, to, reader.opt_log_id()?))
         }
         READ => Message::Read,
+        QUIET => Message::Quiet {
+            incarnation: reader.u64()?,
+            vote: reader.vote()?,
+            last: reader.opt_log_id()?,
+        },
+        WAKE => Message::Wake,
+        PULSE => Message::Pulse {
+            incarnation: reader.u64()?,
+        },
         BEGIN => Message::Begin {
             session: reader.u64()?,
         },
@@ -314,6 +360,12 @@ pub(crate) fn vote_reply(response: &VoteResponse<TypeConfig>) -> Bytes {
 pub(crate) fn transfer_reply(response: &TransferLeaderResponse<TypeConfig>) -> Bytes {
     let mut out = reply(DONE);
     out.put_u8(u8::from(response.is_ok()));
+    out.into()
+}
+
+pub(crate) fn quiet_reply(agreed: bool) -> Bytes {
+    let mut out = reply(DONE);
+    out.put_u8(u8::from(agreed));
     out.into()
 }
 

@@ -65,6 +65,7 @@ pub struct Sizes {
     segment_bytes: u64,
     log_bytes_max: u64,
     coordinator_replicas: usize,
+    quiet_after_ms: u64,
     /// How long leaders read without asking; zero: not at all.
     pub lease_ms: u64,
 }
@@ -80,6 +81,7 @@ impl Sizes {
                 false => 64 << 20,
             },
             coordinator_replicas: 3,
+            quiet_after_ms: [0, 20, 100, 300][random.below(4) as usize],
             lease_ms: [0, 0, 20, 100, 100][random.below(5) as usize],
         }
     }
@@ -108,6 +110,7 @@ impl Sizes {
             free_bytes_min: 256 << 10,
             coordinator_replicas: self.coordinator_replicas,
             lease: Duration::from_millis(self.lease_ms),
+            quiet_after: Duration::from_millis(self.quiet_after_ms),
             ..Config::new(Host::address(id))
         }
     }

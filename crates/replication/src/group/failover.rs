@@ -42,6 +42,7 @@ impl Group {
     /// election time. Timers go on beside it.
     pub(crate) async fn leader_gone(self, node: NodeId) {
         if let Some((dead, turn)) = self.succession(node) {
+            self.stir();
             // A replica that stopped stands no more.
             let _ = self.stand(dead, turn).await;
         }

@@ -75,6 +75,7 @@ impl Group {
         timeout: Duration,
         change: impl Future<Output = Result<()>>,
     ) -> Result<()> {
+        self.ready_to_write(timeout).await?;
         match within(timeout, "the change of members", change).await {
             Ok(done) => done,
             Err(late) => Err(Error::OutcomeUnknown(late.to_string())),
@@ -105,6 +106,7 @@ impl Group {
                 "replica {to} is too far behind to lead"
             )));
         }
+        self.ready_to_write(timeout).await?;
         self.raft()
             .trigger()
             .transfer_leader(to)

@@ -1,5 +1,6 @@
 //! What a group does with the messages of its peers.
 
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -13,16 +14,23 @@ use tokio::time::Instant;
 use super::{Group, stopped};
 use crate::error::{Error, Result};
 use crate::machine::{Snapshot, SnapshotData};
+use crate::quiet::Pulses;
 use crate::raft::TypeConfig;
 use crate::types::Role;
 use crate::wire::{self, Message, Route};
 
 impl Group {
     /// Takes a message. It has its place in the group's queue when this returns.
-    pub(crate) fn handle(&self, route: Route, message: Message) -> BoxFuture<'static, Bytes> {
+    pub(crate) fn handle(
+        &self,
+        route: Route,
+        message: Message,
+        pulses: &Arc<Pulses>,
+    ) -> BoxFuture<'static, Bytes> {
+        let pulses = Arc::clone(pulses);
         let group = self.clone();
         let work = async move {
-            let reply = group.answer(route, message).await;
+            let reply = group.answer(route, message, &pulses).await;
             reply.unwrap_or_else(|error| wire::error_reply(&error))
         };
         // Polled once here, so that the message is queued now and in order. Out of tokio's budget,
@@ -34,12 +42,17 @@ impl Group {
         }
     }
 
-    async fn answer(&self, route: Route, message: Message) -> Result<Bytes> {
+    async fn answer(&self, route: Route, message: Message, pulses: &Pulses) -> Result<Bytes> {
         if route.to != self.replica() {
             return Err(Error::NoSuchGroup(self.id()));
         }
         let raft = self.raft();
         let (inbox, parts) = (&self.inner.inbox, &self.inner.parts);
+        let was_quiet = match &message {
+            Message::Quiet { .. } => false,
+            Message::Append(request, _) if request.entries.is_empty() => parts.network.quiet.wake(),
+            _ => self.stir(),
+        };
         Ok(match message {
             Message::Append(request, lease) => {
                 let came = Instant::now();
@@ -56,8 +69,24 @@ impl Group {
             Message::Vote(request) => wire::vote_reply(&self.vote(request).await?),
             Message::PreVote(request) => {
                 parts.network.lease.kept().await;
-                wire::vote_reply(&raft.pre_vote(request).await.map_err(fatal)?)
+                let mut response = raft.pre_vote(request).await.map_err(fatal)?;
+                if was_quiet {
+                    // The leader was silent because it was asked to be. If there is one, it shows itself now.
+                    response.vote_granted = false;
+                    self.wake_leader();
+                }
+                wire::vote_reply(&response)
             }
+            Message::Quiet {
+                incarnation,
+                vote,
+                last,
+            } => {
+                let agrees = |last| self.be_quiet(pulses, incarnation, &vote, &last);
+                wire::quiet_reply(last.is_some_and(agrees))
+            }
+            Message::Wake => wire::done_reply(),
+            Message::Pulse { .. } => return Err(Error::NoSuchGroup(self.id())),
             Message::Transfer(request) => {
                 let done = raft.handle_transfer_leader(request).await;
                 wire::transfer_reply(&done.map_err(|fatal| stopped(&fatal))?)

@@ -51,6 +51,7 @@ impl Group {
             let committed = self.status().committed;
             return committed.ok_or(Error::NoQuorum);
         }
+        self.stir();
         let group = self.clone();
         let round = move || {
             let group = group.clone();
@@ -108,7 +109,7 @@ impl Group {
     }
 
     /// What is committed, when a quorum has acknowledged a message that was sent after this was called.
-    async fn confirmed_index(&self) -> Result<u64> {
+    pub(super) async fn confirmed_index(&self) -> Result<u64> {
         let parts = &self.inner.parts;
         for _ in 0..CONFIRMATIONS {
             let since = Instant::now();

@@ -1,0 +1,202 @@
+//! When a replica goes quiet and when it wakes: see [`quiet`](crate::quiet).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{RaftMetrics, ServerState};
+use tokio::time::Instant;
+
+use super::{Group, leader_of, within};
+use crate::error::{Error, Result};
+use crate::quiet::{Calm, Pulses};
+use crate::raft::{LogId, TypeConfig, Vote};
+use crate::transport::Class;
+use crate::types::NodeId;
+use crate::wire::{self, Route};
+
+impl Group {
+    /// Something happens in the group.
+    pub(super) fn stir(&self) -> bool {
+        self.inner.parts.network.quiet.stir()
+    }
+
+    /// Before a write: one that led quietly asks a quorum, or openraft refuses.
+    pub(super) async fn ready_to_write(&self, timeout: Duration) -> Result<()> {
+        self.stir();
+        let quiet = &self.inner.parts.network.quiet;
+        if !quiet.is_unconfirmed() || !self.is_leader() {
+            return Ok(());
+        }
+        match within(timeout, "waking the group", self.confirmed_index()).await {
+            Ok(confirmed) => confirmed.map(|_| quiet.confirmed()),
+            Err(_) => Err(Error::NoQuorum),
+        }
+    }
+
+    /// Looks after the replica, once in a while: wakes it if what it relies on is gone, and asks the others to be
+    /// quiet if nothing happens. Tells the nodes that its own node's pulse must reach.
+    pub(crate) fn look_after(
+        &self,
+        pulses: &Pulses,
+        incarnation: u64,
+        reach: &mut BTreeSet<NodeId>,
+    ) {
+        let parts = &self.inner.parts;
+        let (quiet, config) = (&parts.network.quiet, &parts.config);
+        if let Some(calm) = quiet.calm() {
+            if pulses.bear_out(config.node, &calm, config.timing.election_min) {
+                reach.extend(&calm.members);
+                return;
+            }
+            quiet.wake();
+        }
+        quiet.resume(|on| parts.raft.runtime_config().tick(on));
+        if config.quiet_after.is_zero() || !self.is_leader() {
+            return;
+        }
+        if quiet.may_ask(Instant::now(), config.quiet_after) {
+            let group = self.clone();
+            parts
+                .runtime
+                .spawn(async move { group.ask_for_quiet(incarnation).await });
+        }
+    }
+
+    async fn ask_for_quiet(&self, incarnation: u64) {
+        let parts = &self.inner.parts;
+        let agreed = self.agree_on_quiet(incarnation).await;
+        let ticks = |on| parts.raft.runtime_config().tick(on);
+        // What was agreed upon must still be so: the vote and the end of the log.
+        let calm = agreed.filter(|(calm, last)| self.at_rest(&calm.vote, last));
+        parts
+            .network
+            .quiet
+            .settle(calm.map(|(calm, _)| calm), ticks);
+    }
+
+    /// What all replicas agree to rely on.
+    async fn agree_on_quiet(&self, incarnation: u64) -> Option<(Calm, LogId)> {
+        let parts = &self.inner.parts;
+        let (calm, last, others) = self.proposal_of_quiet(incarnation)?;
+        let answers = others.into_iter().map(|(to, node)| {
+            let route = Route {
+                to,
+                from: parts.replica,
+            };
+            let payload = wire::quiet(route, incarnation, &calm.vote, &last);
+            let transport = &parts.network.transport;
+            let reply = transport.send(node, Class::Vote, parts.id, payload);
+            let timeout = parts.config.message_timeout;
+            async move {
+                let reply = tokio::time::timeout(timeout, reply).await.ok()?.ok()?;
+                let mut reader = wire::decode_reply(parts.id, reply).ok()?;
+                reader.bool().ok()?.then_some(())
+            }
+        });
+        let agreed = futures_util::future::join_all(answers).await;
+        agreed.into_iter().collect::<Option<Vec<()>>>()?;
+        Some((calm, last))
+    }
+
+    /// What to ask of whom, if all replicas are known to be at the same entry.
+    fn proposal_of_quiet(&self, incarnation: u64) -> Option<(Calm, LogId, Vec<(u64, NodeId)>)> {
+        let parts = &self.inner.parts;
+        let metrics = self.inner.metrics.borrow_watched();
+        let last = metrics.local_committed?;
+        let membership = metrics.membership_config.membership();
+        let matched = metrics.replication.as_ref()?;
+        let others: Vec<(u64, NodeId)> = membership
+            .nodes()
+            .filter(|(replica, _)| **replica != parts.replica)
+            .map(|(replica, node)| (*replica, *node))
+            .collect();
+        let is_level = |replica: &u64| matched.get(replica).is_some_and(|upto| *upto == Some(last));
+        let is_fit = rests(&metrics, &metrics.vote, &last)
+            && membership.get_joint_config().len() == 1
+            && !others.is_empty()
+            && others.iter().all(|(replica, _)| is_level(replica));
+        if !is_fit {
+            return None;
+        }
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let calm = Calm {
+            leader: parts.config.node,
+            incarnation,
+            vote: metrics.vote,
+            voters: others
+                .iter()
+                .filter(|(replica, _)| voters.contains(replica))
+                .map(|(_, node)| *node)
+                .collect(),
+            members: others.iter().map(|(_, node)| *node).collect(),
+        };
+        Some((calm, last, others))
+    }
+
+    fn at_rest(&self, vote: &Vote, last: &LogId) -> bool {
+        self.is_leader() && rests(&self.inner.metrics.borrow_watched(), vote, last)
+    }
+
+    /// The leader asks this replica to be quiet: whether it is.
+    pub(super) fn be_quiet(
+        &self,
+        pulses: &Pulses,
+        incarnation: u64,
+        vote: &Vote,
+        last: &LogId,
+    ) -> bool {
+        let parts = &self.inner.parts;
+        let metrics = self.inner.metrics.borrow_watched();
+        let follows = matches!(metrics.state, ServerState::Follower | ServerState::Learner);
+        let Some(leader) = leader_of(&metrics) else {
+            return false;
+        };
+        if !follows || parts.config.quiet_after.is_zero() || !rests(&metrics, vote, last) {
+            return false;
+        }
+        pulses.heard(leader.node, incarnation);
+        let calm = Calm {
+            leader: leader.node,
+            incarnation,
+            vote: *vote,
+            voters: Vec::new(),
+            members: Vec::new(),
+        };
+        let ticks = |on| parts.raft.runtime_config().tick(on);
+        parts.network.quiet.follow(calm, ticks);
+        true
+    }
+
+    /// A replica that wakes for a pre-vote has the leader show itself, if there is one.
+    pub(super) fn wake_leader(&self) {
+        let parts = &self.inner.parts;
+        let Some(leader) = self
+            .leader()
+            .filter(|leader| leader.replica != parts.replica)
+        else {
+            return;
+        };
+        let route = Route {
+            to: leader.replica,
+            from: parts.replica,
+        };
+        let transport = &parts.network.transport;
+        let told = transport.send(leader.node, Class::Vote, parts.id, wire::wake(route));
+        let timeout = parts.config.message_timeout;
+        // If it is lost, this replica stands for election, or grants the next pre-vote.
+        parts.runtime.spawn(async move {
+            let _ = tokio::time::timeout(timeout, told).await;
+        });
+    }
+}
+
+/// Whether everything up to that entry, the last, is committed and applied under this leader.
+fn rests(metrics: &RaftMetrics<TypeConfig>, vote: &Vote, last: &LogId) -> bool {
+    metrics.running_state.is_ok()
+        && vote.committed
+        && metrics.vote == *vote
+        && metrics.last_log_index == Some(last.index)
+        && metrics.local_committed == Some(*last)
+        && metrics.last_applied == Some(*last)
+}

@@ -1,0 +1,214 @@
+//! Quiet groups: those that nobody uses cost nothing.
+//!
+//! A group costs its heartbeats and the ticks of openraft's timers, used or not. So a leader whose group has been
+//! idle for a while, with all replicas at the same entry, asks them to be quiet. When all agree, their ticks stop and
+//! no heartbeat goes. What stands for them is the pulse of the leader's node: one small message from node to node for
+//! all groups, with the number of the process that sends it.
+//!
+//! ```text
+//! awake --- idle, all replicas agree ---> quiet
+//!   ^                                       |
+//!   '--- any message of the group, any -----'
+//!        proposal or read, the leader's node
+//!        silent or another process by now
+//! ```
+//!
+//! Being quiet is no promise: whoever wakes ticks again, and stands for election in the end if it hears of no leader.
+//! A replica that is asked for a pre-vote while it is quiet refuses this once and wakes the leader, which then shows
+//! itself; if there is none, the next one is granted. A leader that was quiet asks a quorum before it takes a write.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::raft::Vote;
+use crate::types::{GroupId, NodeId};
+
+/// The group of messages from node to node. No group has this number.
+pub(crate) const NODE: GroupId = 0;
+
+/// What a quiet replica relies on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Calm {
+    /// The node that leads, and the process there.
+    pub leader: NodeId,
+    pub incarnation: u64,
+    /// Under which vote.
+    pub vote: Vote,
+    /// On the leader: the nodes of the other voters. They must answer its node's pulse.
+    pub voters: Vec<NodeId>,
+    /// And of all other replicas: they hear it.
+    pub members: Vec<NodeId>,
+}
+
+enum Phase {
+    Awake,
+    /// The leader has asked the others.
+    Asking,
+    Quiet(Calm),
+}
+
+struct State {
+    phase: Phase,
+    /// Whether openraft's timers tick.
+    ticks: bool,
+    idle_since: Option<Instant>,
+}
+
+/// Whether a replica is quiet.
+pub(crate) struct Quiet {
+    state: Mutex<State>,
+    /// Something happened since it was last looked at.
+    stirred: AtomicBool,
+    /// It led quietly: openraft's leader may have no quorum's answer that is fresh enough for a write.
+    unconfirmed: AtomicBool,
+}
+
+impl Default for Quiet {
+    fn default() -> Quiet {
+        let state = State {
+            phase: Phase::Awake,
+            ticks: true,
+            idle_since: None,
+        };
+        Quiet {
+            state: Mutex::new(state),
+            stirred: AtomicBool::new(false),
+            unconfirmed: AtomicBool::new(false),
+        }
+    }
+}
+
+impl Quiet {
+    /// Something happens in the group: a quiet replica wakes. Whether it was quiet.
+    pub fn stir(&self) -> bool {
+        self.stirred.store(true, Ordering::Release);
+        self.wake()
+    }
+
+    /// A heartbeat goes: it wakes, but does not keep awake.
+    pub fn wake(&self) -> bool {
+        let mut state = self.state.lock();
+        let was = std::mem::replace(&mut state.phase, Phase::Awake);
+        let was_quiet = matches!(was, Phase::Quiet(_));
+        if was_quiet {
+            state.idle_since = None;
+            self.unconfirmed.store(true, Ordering::Release);
+        }
+        was_quiet
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        matches!(self.state.lock().phase, Phase::Quiet(_))
+    }
+
+    /// Whether a write must ask a quorum first.
+    pub fn is_unconfirmed(&self) -> bool {
+        self.unconfirmed.load(Ordering::Acquire)
+    }
+
+    /// A quorum has answered.
+    pub fn confirmed(&self) {
+        self.unconfirmed.store(false, Ordering::Release);
+    }
+
+    /// What it relies on, if it is quiet.
+    pub fn calm(&self) -> Option<Calm> {
+        match &self.state.lock().phase {
+            Phase::Quiet(calm) => Some(calm.clone()),
+            _ => None,
+        }
+    }
+
+    /// Has openraft tick again, if it woke since.
+    pub fn resume(&self, tick: impl FnOnce(bool)) {
+        let mut state = self.state.lock();
+        if !state.ticks && !matches!(state.phase, Phase::Quiet(_)) {
+            state.ticks = true;
+            tick(true);
+        }
+    }
+
+    /// Whether nothing has happened for so long, and nobody is being asked. The caller asks then.
+    pub fn may_ask(&self, now: Instant, after: Duration) -> bool {
+        let mut state = self.state.lock();
+        if self.stirred.swap(false, Ordering::AcqRel) {
+            state.idle_since = Some(now);
+        }
+        let since = *state.idle_since.get_or_insert(now);
+        let may = now >= since + after && matches!(state.phase, Phase::Awake);
+        if may {
+            state.phase = Phase::Asking;
+            // One that is refused is not asked again at once.
+            state.idle_since = Some(now);
+        }
+        may
+    }
+
+    /// The leader heard from the others: it is quiet if all agreed and nothing happened meanwhile, its own
+    /// heartbeats included.
+    pub fn settle(&self, calm: Option<Calm>, tick: impl FnOnce(bool)) {
+        let mut state = self.state.lock();
+        if !matches!(state.phase, Phase::Asking) {
+            return;
+        }
+        state.phase = match calm.filter(|_| !self.stirred.load(Ordering::Acquire)) {
+            Some(calm) => {
+                state.ticks = false;
+                tick(false);
+                Phase::Quiet(calm)
+            }
+            None => Phase::Awake,
+        };
+    }
+
+    /// A follower agrees.
+    pub fn follow(&self, calm: Calm, tick: impl FnOnce(bool)) {
+        let mut state = self.state.lock();
+        state.phase = Phase::Quiet(calm);
+        state.ticks = false;
+        tick(false);
+    }
+}
+
+/// The pulses of the nodes.
+#[derive(Default)]
+pub(crate) struct Pulses {
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Peer {
+    heard: Option<(Instant, u64)>,
+    answered: Option<Instant>,
+}
+
+impl Pulses {
+    /// A node's pulse came, or what stands for one.
+    pub fn heard(&self, node: NodeId, incarnation: u64) {
+        self.peers.lock().entry(node).or_default().heard = Some((Instant::now(), incarnation));
+    }
+
+    /// A node answered ours.
+    pub fn answered(&self, node: NodeId) {
+        self.peers.lock().entry(node).or_default().answered = Some(Instant::now());
+    }
+
+    /// Whether what a quiet replica on `own` relies on still holds: a follower hears the leader's process, a leader
+    /// has the answers of a majority.
+    pub fn bear_out(&self, own: NodeId, calm: &Calm, silence_max: Duration) -> bool {
+        let peers = self.peers.lock();
+        let peer = |node: &NodeId| peers.get(node).copied().unwrap_or_default();
+        let is_recent = |at: Instant| at.elapsed() < silence_max;
+        if calm.leader != own {
+            let heard = peer(&calm.leader).heard;
+            return heard.is_some_and(|(at, by)| by == calm.incarnation && is_recent(at));
+        }
+        let answer = |node: &&NodeId| peer(node).answered.is_some_and(is_recent);
+        let answers = 1 + calm.voters.iter().filter(answer).count();
+        answers > calm.voters.len().div_ceil(2)
+    }
+}
