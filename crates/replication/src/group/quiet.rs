@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::{RaftMetrics, ServerState};
+use quorate_env::switch;
 use tokio::time::Instant;
 
 use super::{Group, leader_of, within};
@@ -16,6 +17,11 @@ use crate::types::NodeId;
 use crate::wire::{self, Route};
 
 impl Group {
+    /// Whether the group is idle, so that neither heartbeats nor timers of it go.
+    pub fn is_quiet(&self) -> bool {
+        self.inner.parts.network.quiet.is_quiet()
+    }
+
     /// Something happens in the group.
     pub(super) fn stir(&self) -> bool {
         self.inner.parts.network.quiet.stir()
@@ -73,6 +79,9 @@ impl Group {
             .network
             .quiet
             .settle(calm.map(|(calm, _)| calm), ticks);
+        if self.is_quiet() {
+            switch::probe("quiet", || [parts.id, parts.replica]);
+        }
     }
 
     /// What all replicas agree to rely on.

@@ -1,6 +1,7 @@
 //! Three nodes in one process, over a network in memory and disks that forget what was not synced.
 
 mod leases;
+mod quiet;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -67,6 +68,7 @@ fn config(node: NodeId) -> Config {
         snapshot_chunk_bytes: 100,
         timing: TIMING,
         lease: LEASE_MAX,
+        quiet_after: Duration::from_millis(100),
         ..Config::new(node, "/log")
     }
 }

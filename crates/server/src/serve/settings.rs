@@ -111,6 +111,7 @@ struct RaftPart {
     election_min_ms: Option<u64>,
     election_max_ms: Option<u64>,
     lease_ms: Option<u64>,
+    quiet_after_ms: Option<u64>,
     coordinator_replicas: Option<usize>,
 }
 
@@ -342,6 +343,16 @@ impl RaftPart {
         let lease_max = LEASE_MAX.as_millis() as u64;
         take!("raft.lease_ms", self.lease_ms, lease, 0, lease_max);
         to.lease = Duration::from_millis(lease);
+        let mut quiet_after = to.quiet_after.as_millis() as u64;
+        let most = 3_600_000;
+        take!(
+            "raft.quiet_after_ms",
+            self.quiet_after_ms,
+            quiet_after,
+            0,
+            most
+        );
+        to.quiet_after = Duration::from_millis(quiet_after);
         to.timing = Timing {
             heartbeat: Duration::from_millis(heartbeat),
             election_min: Duration::from_millis(min),
