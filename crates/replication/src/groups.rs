@@ -395,8 +395,8 @@ fn raft_config(config: &Config) -> Result<openraft::Config> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX >> 1,
         enable_pre_vote: Some(true),
-        // Without it a leader that reaches its followers but does not hear them leads for ever.
-        quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
+        // Ours knows of leaders that were quiet: see `Group::hold_back`.
+        quorum_loss_probe_interval: None,
         // A leader restored without an election could serve what it had not yet learned to be old.
         enable_leader_restore: Some(false),
         backoff: "10ms 20ms 40ms ...500ms".into(),

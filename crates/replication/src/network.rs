@@ -152,7 +152,7 @@ impl Peer {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
         match request.entries.is_empty() {
-            true => self.network.quiet.wake(),
+            true => self.network.quiet.wake(Duration::ZERO),
             false => self.network.quiet.stir(),
         };
         let lease = Arc::clone(&self.network.lease);
@@ -184,7 +184,7 @@ impl Peer {
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         // A candidate owes what it promised as a voter does. Asked here, when openraft has taken its own vote, and
         // so takes no append of the old leader any more.
-        self.network.quiet.wake();
+        self.network.quiet.wake(Duration::ZERO);
         let is_bypassed =
             request.leadership_transfer && switch::bug("lease_kept_after_handing_over");
         if !is_bypassed && !self.network.lease.kept().await && !pre {

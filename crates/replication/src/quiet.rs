@@ -15,7 +15,7 @@
 //!
 //! Being quiet is no promise: whoever wakes ticks again, and stands for election in the end if it hears of no leader.
 //! A replica that is asked for a pre-vote while it is quiet refuses this once and wakes the leader, which then shows
-//! itself; if there is none, the next one is granted. A leader that was quiet asks a quorum before it takes a write.
+//! itself; if there is none, the next one is granted, and its own timers go on after a while. A leader that was quiet asks a quorum before it takes a write.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,11 @@ struct State {
     phase: Phase,
     /// Whether openraft's timers tick.
     ticks: bool,
+    /// Not before.
+    ticks_from: Option<Instant>,
     idle_since: Option<Instant>,
+    /// Since when it leads and is awake.
+    leads_since: Option<Instant>,
 }
 
 /// Whether a replica is quiet.
@@ -65,6 +69,8 @@ pub(crate) struct Quiet {
     stirred: AtomicBool,
     /// It led quietly: openraft's leader may have no quorum's answer that is fresh enough for a write.
     unconfirmed: AtomicBool,
+    /// It leads without a quorum, and lets the others elect.
+    holds_back: AtomicBool,
 }
 
 impl Default for Quiet {
@@ -72,12 +78,15 @@ impl Default for Quiet {
         let state = State {
             phase: Phase::Awake,
             ticks: true,
+            ticks_from: None,
             idle_since: None,
+            leads_since: None,
         };
         Quiet {
             state: Mutex::new(state),
             stirred: AtomicBool::new(false),
             unconfirmed: AtomicBool::new(false),
+            holds_back: AtomicBool::new(false),
         }
     }
 }
@@ -86,16 +95,18 @@ impl Quiet {
     /// Something happens in the group: a quiet replica wakes. Whether it was quiet.
     pub fn stir(&self) -> bool {
         self.stirred.store(true, Ordering::Release);
-        self.wake()
+        self.wake(Duration::ZERO)
     }
 
-    /// A heartbeat goes: it wakes, but does not keep awake.
-    pub fn wake(&self) -> bool {
+    /// It wakes, but is not kept awake. Its timers have run out long ago: one that does not lead gives the leader so
+    /// long to show itself.
+    pub fn wake(&self, grace: Duration) -> bool {
         let mut state = self.state.lock();
         let was = std::mem::replace(&mut state.phase, Phase::Awake);
         let was_quiet = matches!(was, Phase::Quiet(_));
         if was_quiet {
             state.idle_since = None;
+            state.ticks_from = Some(Instant::now() + grace);
             self.unconfirmed.store(true, Ordering::Release);
         }
         was_quiet
@@ -108,6 +119,28 @@ impl Quiet {
     /// Whether a write must ask a quorum first.
     pub fn is_unconfirmed(&self) -> bool {
         self.unconfirmed.load(Ordering::Acquire)
+    }
+
+    /// Since when it leads and is awake, as far as was noticed.
+    pub fn leads_since(&self, leads: bool) -> Option<Instant> {
+        let mut state = self.state.lock();
+        match leads && !matches!(state.phase, Phase::Quiet(_)) {
+            true => Some(*state.leads_since.get_or_insert_with(Instant::now)),
+            false => {
+                state.leads_since = None;
+                None
+            }
+        }
+    }
+
+    /// Whether it shows itself to nobody just now.
+    pub fn holds_back(&self) -> bool {
+        self.holds_back.load(Ordering::Acquire)
+    }
+
+    /// Whether that has changed.
+    pub fn hold_back(&self, on: bool) -> bool {
+        self.holds_back.swap(on, Ordering::AcqRel) != on
     }
 
     /// A quorum has answered.
@@ -126,8 +159,10 @@ impl Quiet {
     /// Has openraft tick again, if it woke since.
     pub fn resume(&self, tick: impl FnOnce(bool)) {
         let mut state = self.state.lock();
-        if !state.ticks && !matches!(state.phase, Phase::Quiet(_)) {
+        let is_awake = !matches!(state.phase, Phase::Quiet(_));
+        if !state.ticks && is_awake && state.ticks_from.is_none_or(|from| Instant::now() >= from) {
             state.ticks = true;
+            state.ticks_from = None;
             tick(true);
         }
     }
@@ -170,6 +205,7 @@ impl Quiet {
         let mut state = self.state.lock();
         state.phase = Phase::Quiet(calm);
         state.ticks = false;
+        state.ticks_from = None;
         tick(false);
     }
 }

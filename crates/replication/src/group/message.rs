@@ -48,9 +48,17 @@ impl Group {
         }
         let raft = self.raft();
         let (inbox, parts) = (&self.inner.inbox, &self.inner.parts);
+        let grace = parts.config.timing.election_min;
         let was_quiet = match &message {
             Message::Quiet { .. } => false,
-            Message::Append(request, _) if request.entries.is_empty() => parts.network.quiet.wake(),
+            Message::Append(request, _) if request.entries.is_empty() => {
+                parts.network.quiet.wake(grace)
+            }
+            Message::PreVote(_) | Message::Wake => {
+                let was_quiet = parts.network.quiet.wake(grace);
+                self.stir();
+                was_quiet
+            }
             _ => self.stir(),
         };
         Ok(match message {
@@ -85,7 +93,12 @@ impl Group {
                 let agrees = |last| self.be_quiet(pulses, incarnation, &vote, &last);
                 wire::quiet_reply(last.is_some_and(agrees))
             }
-            Message::Wake => wire::done_reply(),
+            Message::Wake => {
+                if self.is_leader() {
+                    self.renew();
+                }
+                wire::done_reply()
+            }
             Message::Pulse { .. } => return Err(Error::NoSuchGroup(self.id())),
             Message::Transfer(request) => {
                 let done = raft.handle_transfer_leader(request).await;

@@ -1,10 +1,11 @@
 //! When a replica goes quiet and when it wakes: see [`quiet`](crate::quiet).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::{RaftMetrics, ServerState};
+use openraft::{Instant as _, RaftMetrics, ServerState};
 use quorate_env::switch;
 use tokio::time::Instant;
 
@@ -44,7 +45,7 @@ impl Group {
     /// quiet if nothing happens. Tells the nodes that its own node's pulse must reach.
     pub(crate) fn look_after(
         &self,
-        pulses: &Pulses,
+        pulses: &Arc<Pulses>,
         incarnation: u64,
         reach: &mut BTreeSet<NodeId>,
     ) {
@@ -53,28 +54,58 @@ impl Group {
         if let Some(calm) = quiet.calm() {
             if pulses.bear_out(config.node, &calm, config.timing.election_min) {
                 reach.extend(&calm.members);
+                self.hold_back();
                 return;
             }
-            quiet.wake();
+            quiet.wake(Duration::ZERO);
         }
         quiet.resume(|on| parts.raft.runtime_config().tick(on));
+        self.hold_back();
         if config.quiet_after.is_zero() || !self.is_leader() {
             return;
         }
         if quiet.may_ask(Instant::now(), config.quiet_after) {
-            let group = self.clone();
+            let (group, pulses) = (self.clone(), Arc::clone(pulses));
             parts
                 .runtime
-                .spawn(async move { group.ask_for_quiet(incarnation).await });
+                .spawn(async move { group.ask_for_quiet(&pulses, incarnation).await });
         }
     }
 
-    async fn ask_for_quiet(&self, incarnation: u64) {
+    /// A leader that reaches its followers and does not hear them would lead for ever, for they hear it. So one that
+    /// has heard no quorum for an election time-out is silent for two of them, then shows itself for two, in turn.
+    /// openraft has the same (`quorum_loss_probe_interval`), but takes a leader that was quiet for one without a quorum.
+    fn hold_back(&self) {
+        let parts = &self.inner.parts;
+        let quiet = &parts.network.quiet;
+        let on = match quiet.leads_since(self.is_leader()) {
+            None => false,
+            Some(since) => {
+                let metrics = self.inner.metrics.borrow_watched();
+                let alone = metrics.membership_config.membership().voter_ids().count() == 1;
+                let acked = metrics.last_quorum_acked.map(|acked| acked.elapsed());
+                let silence = acked.map_or(since.elapsed(), |acked| acked.min(since.elapsed()));
+                let lease = parts.config.timing.election_max;
+                let turns =
+                    silence.saturating_sub(lease).as_nanos() / (2 * lease).as_nanos().max(1);
+                !alone && silence >= lease && turns.is_multiple_of(2)
+            }
+        };
+        if quiet.hold_back(on) {
+            parts.raft.runtime_config().heartbeat(!on);
+        }
+    }
+
+    async fn ask_for_quiet(&self, pulses: &Pulses, incarnation: u64) {
         let parts = &self.inner.parts;
         let agreed = self.agree_on_quiet(incarnation).await;
         let ticks = |on| parts.raft.runtime_config().tick(on);
         // What was agreed upon must still be so: the vote and the end of the log.
         let calm = agreed.filter(|(calm, last)| self.at_rest(&calm.vote, last));
+        // Who agreed has answered just now.
+        for node in calm.iter().flat_map(|(calm, _)| &calm.members) {
+            pulses.answered(*node);
+        }
         parts
             .network
             .quiet
@@ -180,12 +211,10 @@ impl Group {
     /// A replica that wakes for a pre-vote has the leader show itself, if there is one.
     pub(super) fn wake_leader(&self) {
         let parts = &self.inner.parts;
-        let Some(leader) = self
-            .leader()
-            .filter(|leader| leader.replica != parts.replica)
-        else {
-            return;
-        };
+        if self.is_leader() {
+            return self.renew();
+        }
+        let Some(leader) = self.leader() else { return };
         let route = Route {
             to: leader.replica,
             from: parts.replica,

@@ -96,7 +96,7 @@ impl Group {
     }
 
     /// Has a quorum promise anew while the lease still holds, so that no read waits for it.
-    fn renew(&self) {
+    pub(super) fn renew(&self) {
         if self.inner.renewing.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -104,13 +104,18 @@ impl Group {
         self.inner.parts.runtime.spawn(async move {
             let _done = Renewing(&group.inner.renewing);
             // Whoever reads next finds out what became of it.
-            let _ = group.confirmed_index().await;
+            if group.confirmed_index().await.is_ok() {
+                group.inner.parts.network.quiet.confirmed();
+            }
         });
     }
 
     /// What is committed, when a quorum has acknowledged a message that was sent after this was called.
     pub(super) async fn confirmed_index(&self) -> Result<u64> {
         let parts = &self.inner.parts;
+        if parts.network.quiet.holds_back() {
+            return Err(Error::NoQuorum);
+        }
         for _ in 0..CONFIRMATIONS {
             let since = Instant::now();
             let answer = parts.raft.get_read_linearizer(ReadPolicy::ReadIndex).await;
