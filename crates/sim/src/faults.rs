@@ -69,11 +69,20 @@ fn is_log(path: &Path) -> bool {
 
 impl Faults {
     /// What the seed chooses of them.
-    pub fn new(random: &Random, nodes: u64, late: u64, errors: Arc<Mutex<Vec<String>>>) -> Faults {
+    pub fn new(
+        random: &Random,
+        nodes: u64,
+        late: u64,
+        leased: bool,
+        errors: Arc<Mutex<Vec<String>>>,
+    ) -> Faults {
         let mut kinds: Vec<&'static str> = KINDS.to_vec();
         kinds.retain(|_| random.one_in(3));
         // Something always dies.
         kinds.push("kill");
+        if leased && !kinds.contains(&"promise_forgotten") {
+            kinds.push("promise_forgotten");
+        }
         Faults {
             kinds,
             next_us: 0,
