@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -197,8 +197,13 @@ impl Groups {
     /// Takes a message from node to node.
     fn hear(&self, from: NodeId, payload: Bytes) -> Bytes {
         match wire::decode(payload) {
-            Ok((_, Message::Pulse { incarnation })) => {
+            Ok((_, Message::Pulse { incarnation, woken })) => {
                 self.inner.pulses.heard(from, incarnation);
+                for group in woken {
+                    if let Ok(running) = self.group(group) {
+                        running.woken_by(from);
+                    }
+                }
                 wire::done_reply()
             }
             Ok(_) => wire::error_reply(&Error::NoSuchGroup(NODE)),
@@ -269,17 +274,17 @@ async fn look_after(host: Weak<Inner>) {
         if inner.stopped.load(Ordering::Acquire) {
             return;
         }
-        let mut reach = BTreeSet::new();
+        let mut led = BTreeMap::new();
         for group in inner.groups.read().values() {
-            group.look_after(&inner.pulses, inner.incarnation, &mut reach);
+            group.look_after(&inner.pulses, inner.incarnation, &mut led);
         }
-        for node in reach {
-            let payload = wire::pulse(inner.incarnation);
+        for (node, woken) in inner.pulses.lead(led) {
+            let payload = wire::pulse(inner.incarnation, &woken);
             let sent = inner.transport.send(node, Class::Vote, NODE, payload);
             let (pulses, timeout) = (Arc::clone(&inner.pulses), inner.config.message_timeout);
             inner.runtime.spawn(async move {
                 if let Ok(Ok(_)) = tokio::time::timeout(timeout, sent).await {
-                    pulses.answered(node);
+                    pulses.told(node, &woken);
                 }
             });
         }

@@ -17,7 +17,7 @@
 //! A replica that is asked for a pre-vote while it is quiet refuses this once and wakes the leader, which then shows
 //! itself; if there is none, the next one is granted, and its own timers go on after a while. A leader that was quiet asks a quorum before it takes a write.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -58,6 +58,9 @@ struct State {
     /// Not before.
     ticks_from: Option<Instant>,
     idle_since: Option<Instant>,
+    /// The vote under which it was told to hand over: openraft's leader is silent then, so that others elect, and must
+    /// not have them be quiet.
+    handed_over: Option<Vote>,
     /// Since when it leads and is awake.
     leads_since: Option<Instant>,
 }
@@ -80,6 +83,7 @@ impl Default for Quiet {
             ticks: true,
             ticks_from: None,
             idle_since: None,
+            handed_over: None,
             leads_since: None,
         };
         Quiet {
@@ -119,6 +123,17 @@ impl Quiet {
     /// Whether a write must ask a quorum first.
     pub fn is_unconfirmed(&self) -> bool {
         self.unconfirmed.load(Ordering::Acquire)
+    }
+
+    /// It hands over what it leads under this vote.
+    pub fn hand_over(&self, vote: Vote) {
+        self.state.lock().handed_over = Some(vote);
+        self.stir();
+    }
+
+    /// Whether it was told to hand over what it leads under this vote.
+    pub fn hands_over(&self, vote: &Vote) -> bool {
+        self.state.lock().handed_over.as_ref() == Some(vote)
     }
 
     /// Since when it leads and is awake, as far as was noticed.
@@ -211,21 +226,69 @@ impl Quiet {
 }
 
 /// The pulses of the nodes.
+///
+/// A pulse says that a node lives, and so that it leads all that is quiet there. What this node does not lead quietly
+/// any more, for whatever reason, is named in its pulses until they were answered.
 #[derive(Default)]
 pub(crate) struct Pulses {
     peers: Mutex<BTreeMap<NodeId, Peer>>,
+    /// What this node led quietly when that was last looked at, and who relies on it.
+    led: Mutex<BTreeMap<GroupId, Vec<NodeId>>>,
 }
 
-#[derive(Default, Clone, Copy)]
+#[derive(Default)]
 struct Peer {
     heard: Option<(Instant, u64)>,
     answered: Option<Instant>,
+    /// What it is yet to hear of: groups that are not quiet here.
+    woken: BTreeSet<GroupId>,
 }
 
 impl Pulses {
     /// A node's pulse came, or what stands for one.
     pub fn heard(&self, node: NodeId, incarnation: u64) {
         self.peers.lock().entry(node).or_default().heard = Some((Instant::now(), incarnation));
+    }
+
+    /// These groups are led quietly here now, and no others. Gives the nodes that are to have a pulse, each with the
+    /// groups that it names.
+    pub fn lead(&self, led: BTreeMap<GroupId, Vec<NodeId>>) -> Vec<(NodeId, Vec<GroupId>)> {
+        let mut before = self.led.lock();
+        let mut peers = self.peers.lock();
+        for (group, members) in before.iter().filter(|(group, _)| !led.contains_key(*group)) {
+            for node in members {
+                peers.entry(*node).or_default().woken.insert(*group);
+            }
+        }
+        let mut reach: BTreeSet<NodeId> = BTreeSet::new();
+        for (group, members) in &led {
+            for node in members {
+                peers.entry(*node).or_default().woken.remove(group);
+                reach.insert(*node);
+            }
+        }
+        *before = led;
+        let due = peers
+            .iter()
+            .filter(|(node, peer)| !peer.woken.is_empty() || reach.contains(*node));
+        due.map(|(node, peer)| (*node, peer.woken.iter().copied().collect()))
+            .collect()
+    }
+
+    /// A group was to be quiet, and is not: who has agreed must hear of it.
+    pub fn not_led(&self, group: GroupId, members: &[NodeId]) {
+        let mut peers = self.peers.lock();
+        for node in members {
+            peers.entry(*node).or_default().woken.insert(group);
+        }
+    }
+
+    /// A node has heard of these.
+    pub fn told(&self, node: NodeId, woken: &[GroupId]) {
+        self.answered(node);
+        if let Some(peer) = self.peers.lock().get_mut(&node) {
+            peer.woken.retain(|group| !woken.contains(group));
+        }
     }
 
     /// A node answered ours.
@@ -237,14 +300,19 @@ impl Pulses {
     /// has the answers of a majority.
     pub fn bear_out(&self, own: NodeId, calm: &Calm, silence_max: Duration) -> bool {
         let peers = self.peers.lock();
-        let peer = |node: &NodeId| peers.get(node).copied().unwrap_or_default();
         let is_recent = |at: Instant| at.elapsed() < silence_max;
         if calm.leader != own {
-            let heard = peer(&calm.leader).heard;
+            let heard = peers.get(&calm.leader).and_then(|peer| peer.heard);
             return heard.is_some_and(|(at, by)| by == calm.incarnation && is_recent(at));
         }
-        let answer = |node: &&NodeId| peer(node).answered.is_some_and(is_recent);
+        let answer = |node: &&NodeId| {
+            let answered = peers.get(*node).and_then(|peer| peer.answered);
+            answered.is_some_and(is_recent)
+        };
         let answers = 1 + calm.voters.iter().filter(answer).count();
         answers > calm.voters.len().div_ceil(2)
     }
 }
+
+#[cfg(test)]
+mod tests;

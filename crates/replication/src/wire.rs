@@ -14,7 +14,7 @@
 //! 8 install    session u64, chunks u64, vote, optional id (last), stored membership
 //! 10 quiet     incarnation u64, vote (of the leader), optional id (the last entry)
 //! 11 wake      -
-//! 12 pulse     incarnation u64                              from node to node: group 0, replicas 0
+//! 12 pulse     incarnation u64, count u32, group u64 * count    from node to node: group 0, replicas 0
 //! 9 append that asks for a promise    lease u32 ms (1 to 100), then as append
 //!
 //! reply   = version u8 (1), status u8, body
@@ -101,6 +101,7 @@ pub(crate) enum Message {
     /// The node lives.
     Pulse {
         incarnation: u64,
+        woken: Vec<GroupId>,
     },
     Begin {
         session: u64,
@@ -184,9 +185,13 @@ pub(crate) fn wake(route: Route) -> Bytes {
     begin(WAKE, route, 32).into()
 }
 
-pub(crate) fn pulse(incarnation: u64) -> Bytes {
-    let mut out = begin(PULSE, Route { to: 0, from: 0 }, 32);
+pub(crate) fn pulse(incarnation: u64, woken: &[GroupId]) -> Bytes {
+    let mut out = begin(PULSE, Route { to: 0, from: 0 }, 32 + 8 * woken.len());
     out.put_u64_le(incarnation);
+    out.put_u32_le(woken.len() as u32);
+    for group in woken {
+        out.put_u64_le(*group);
+    }
     out.into()
 }
 
@@ -257,6 +262,10 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
         WAKE => Message::Wake,
         PULSE => Message::Pulse {
             incarnation: reader.u64()?,
+            woken: {
+                let count = reader.count(8)?;
+                (0..count).map(|_| reader.u64()).collect::<Result<_, _>>()?
+            },
         },
         BEGIN => Message::Begin {
             session: reader.u64()?,

@@ -107,6 +107,8 @@ impl Group {
             )));
         }
         self.ready_to_write(timeout).await?;
+        let vote = self.inner.metrics.borrow_watched().vote;
+        self.inner.parts.network.quiet.hand_over(vote);
         self.raft()
             .trigger()
             .transfer_leader(to)

@@ -1,6 +1,6 @@
 //! When a replica goes quiet and when it wakes: see [`quiet`](crate::quiet).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::quiet::{Calm, Pulses};
 use crate::raft::{LogId, TypeConfig, Vote};
 use crate::transport::Class;
-use crate::types::NodeId;
+use crate::types::{GroupId, NodeId};
 use crate::wire::{self, Route};
 
 impl Group {
@@ -42,18 +42,21 @@ impl Group {
     }
 
     /// Looks after the replica, once in a while: wakes it if what it relies on is gone, and asks the others to be
-    /// quiet if nothing happens. Tells the nodes that its own node's pulse must reach.
+    /// quiet if nothing happens. Tells what it leads quietly, and who relies on it.
     pub(crate) fn look_after(
         &self,
         pulses: &Arc<Pulses>,
         incarnation: u64,
-        reach: &mut BTreeSet<NodeId>,
+        led: &mut BTreeMap<GroupId, Vec<NodeId>>,
     ) {
         let parts = &self.inner.parts;
         let (quiet, config) = (&parts.network.quiet, &parts.config);
         if let Some(calm) = quiet.calm() {
-            if pulses.bear_out(config.node, &calm, config.timing.election_min) {
-                reach.extend(&calm.members);
+            let lives = self.inner.metrics.borrow_watched().running_state.is_ok();
+            if lives && pulses.bear_out(config.node, &calm, config.timing.election_min) {
+                if calm.leader == config.node {
+                    led.insert(parts.id, calm.members);
+                }
                 self.hold_back();
                 return;
             }
@@ -98,7 +101,11 @@ impl Group {
 
     async fn ask_for_quiet(&self, pulses: &Pulses, incarnation: u64) {
         let parts = &self.inner.parts;
-        let agreed = self.agree_on_quiet(incarnation).await;
+        let Some((calm, last, others)) = self.proposal_of_quiet(incarnation) else {
+            return parts.network.quiet.settle(None, |_| {});
+        };
+        let members = calm.members.clone();
+        let agreed = self.agree_on_quiet(calm, last, others).await;
         let ticks = |on| parts.raft.runtime_config().tick(on);
         // What was agreed upon must still be so: the vote and the end of the log.
         let calm = agreed.filter(|(calm, last)| self.at_rest(&calm.vote, last));
@@ -110,15 +117,22 @@ impl Group {
             .network
             .quiet
             .settle(calm.map(|(calm, _)| calm), ticks);
-        if self.is_quiet() {
+        if !self.is_quiet() {
+            pulses.not_led(parts.id, &members);
+        } else {
             switch::probe("quiet", || [parts.id, parts.replica]);
         }
     }
 
     /// What all replicas agree to rely on.
-    async fn agree_on_quiet(&self, incarnation: u64) -> Option<(Calm, LogId)> {
+    async fn agree_on_quiet(
+        &self,
+        calm: Calm,
+        last: LogId,
+        others: Vec<(u64, NodeId)>,
+    ) -> Option<(Calm, LogId)> {
         let parts = &self.inner.parts;
-        let (calm, last, others) = self.proposal_of_quiet(incarnation)?;
+        let incarnation = calm.incarnation;
         let answers = others.into_iter().map(|(to, node)| {
             let route = Route {
                 to,
@@ -152,7 +166,8 @@ impl Group {
             .map(|(replica, node)| (*replica, *node))
             .collect();
         let is_level = |replica: &u64| matched.get(replica).is_some_and(|upto| *upto == Some(last));
-        let is_fit = rests(&metrics, &metrics.vote, &last)
+        let is_fit = !parts.network.quiet.hands_over(&metrics.vote)
+            && rests(&metrics, &metrics.vote, &last)
             && membership.get_joint_config().len() == 1
             && !others.is_empty()
             && others.iter().all(|(replica, _)| is_level(replica));
@@ -175,7 +190,8 @@ impl Group {
     }
 
     fn at_rest(&self, vote: &Vote, last: &LogId) -> bool {
-        self.is_leader() && rests(&self.inner.metrics.borrow_watched(), vote, last)
+        let hands_over = self.inner.parts.network.quiet.hands_over(vote);
+        !hands_over && self.is_leader() && rests(&self.inner.metrics.borrow_watched(), vote, last)
     }
 
     /// The leader asks this replica to be quiet: whether it is.
@@ -206,6 +222,15 @@ impl Group {
         let ticks = |on| parts.raft.runtime_config().tick(on);
         parts.network.quiet.follow(calm, ticks);
         true
+    }
+
+    /// A node says that it does not lead this group quietly any more.
+    pub(crate) fn woken_by(&self, node: NodeId) {
+        let parts = &self.inner.parts;
+        let quiet = &parts.network.quiet;
+        if quiet.calm().is_some_and(|calm| calm.leader == node) {
+            quiet.wake(parts.config.timing.election_min);
+        }
     }
 
     /// A replica that wakes for a pre-vote has the leader show itself, if there is one.
