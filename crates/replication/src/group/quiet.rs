@@ -14,8 +14,11 @@ use crate::error::{Error, Result};
 use crate::quiet::{Calm, Pulses};
 use crate::raft::{LogId, TypeConfig, Vote};
 use crate::transport::Class;
-use crate::types::{GroupId, NodeId};
+use crate::types::{GroupId, NodeId, ReplicaId};
 use crate::wire::{self, Route};
+
+/// The other replicas, each with its node.
+type Others = Vec<(ReplicaId, NodeId)>;
 
 impl Group {
     /// Whether the group is idle, so that neither heartbeats nor timers of it go.
@@ -129,7 +132,7 @@ impl Group {
         &self,
         calm: Calm,
         last: LogId,
-        others: Vec<(u64, NodeId)>,
+        others: Others,
     ) -> Option<(Calm, LogId)> {
         let parts = &self.inner.parts;
         let incarnation = calm.incarnation;
@@ -154,13 +157,13 @@ impl Group {
     }
 
     /// What to ask of whom, if all replicas are known to be at the same entry.
-    fn proposal_of_quiet(&self, incarnation: u64) -> Option<(Calm, LogId, Vec<(u64, NodeId)>)> {
+    fn proposal_of_quiet(&self, incarnation: u64) -> Option<(Calm, LogId, Others)> {
         let parts = &self.inner.parts;
         let metrics = self.inner.metrics.borrow_watched();
         let last = metrics.local_committed?;
         let membership = metrics.membership_config.membership();
         let matched = metrics.replication.as_ref()?;
-        let others: Vec<(u64, NodeId)> = membership
+        let others: Others = membership
             .nodes()
             .filter(|(replica, _)| **replica != parts.replica)
             .map(|(replica, node)| (*replica, *node))
