@@ -17,8 +17,24 @@ pub fn failover(root: &Path, more: &[&str]) -> Result<()> {
     beside_etcd(root, "failover.json", &["--failover", "200"], more)
 }
 
+/// What groups cost that nobody uses: memory, idle CPU, how long until all are led. Without a peer.
+pub fn groups(root: &Path, more: &[&str]) -> Result<()> {
+    let what = ["--rounds", "1", "--groups", "1000"];
+    measure(root, "groups.json", None, &what, more)
+}
+
 fn beside_etcd(root: &Path, out: &str, what: &[&str], more: &[&str]) -> Result<()> {
     let etcd = services::require(&services::ETCD)?;
+    measure(root, out, Some(&etcd), what, more)
+}
+
+fn measure(
+    root: &Path,
+    out: &str,
+    etcd: Option<&Path>,
+    what: &[&str],
+    more: &[&str],
+) -> Result<()> {
     ci::cargo(root, &["build", "--release", "--package", "quorate-server"])?;
     let build = [
         "build",
@@ -32,7 +48,9 @@ fn beside_etcd(root: &Path, out: &str, what: &[&str], more: &[&str]) -> Result<(
     let release = ci::target_folder(root)?.join("release");
     let mut command = Command::new(release.join("quorate-bench"));
     command.arg("--quorate").arg(release.join("quorate"));
-    command.arg("--etcd").arg(etcd);
+    if let Some(etcd) = etcd {
+        command.arg("--etcd").arg(etcd);
+    }
     command
         .arg("--out")
         .arg(root.join("target/bench").join(out));

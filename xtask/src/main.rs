@@ -29,6 +29,8 @@ usage: cargo xtask <task>
                       three nodes of ours against three of etcd, on this machine
   bench failover [--failover N] [--rounds N] [--shards N]
                       how long writes stop when the leader is killed or frozen, N times each
+  bench groups [--groups N] [--settings FILE]
+                      memory and idle CPU of 1,000 groups that nobody uses, and how long until all are led
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench saga          three-step sagas and TCC a second, on PostgreSQL and SQLite
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
@@ -58,6 +60,7 @@ fn main() -> Result<()> {
         ["codegen", "--check"] => codegen::run(&root, true),
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "failover", more @ ..] => bench::failover(&root, more),
+        ["bench", "groups", more @ ..] => bench::groups(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
         ["bench", "saga"] => bench::saga(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),

@@ -2,6 +2,7 @@
 
 mod etcd;
 mod failover;
+mod groups;
 mod processes;
 
 use std::collections::BTreeMap;
@@ -55,6 +56,24 @@ struct Args {
     /// of each kind on each side
     #[arg(long, value_name = "FAULTS")]
     failover: Option<usize>,
+    /// Instead of throughput: what so many groups cost that nobody uses
+    #[arg(long, value_name = "GROUPS")]
+    groups: Option<u32>,
+    /// A file of settings for our nodes
+    #[arg(long)]
+    settings: Option<PathBuf>,
+}
+
+impl Args {
+    fn settings(&self) -> Result<String> {
+        let read = |path: &PathBuf| std::fs::read_to_string(path);
+        Ok(self
+            .settings
+            .as_ref()
+            .map(read)
+            .transpose()?
+            .unwrap_or_default())
+    }
 }
 
 /// Connections of the generator; our client opens them to each node, so fewer to each.
@@ -73,9 +92,10 @@ fn main() -> Result<()> {
         .enable_all()
         .build()?;
     let samples = runtime.block_on(async {
-        match args.failover {
-            Some(faults) => measure_failover(&args, faults).await,
-            None => measure(&args).await,
+        match (args.groups, args.failover) {
+            (Some(groups), _) => measure_groups(&args, groups).await,
+            (_, Some(faults)) => measure_failover(&args, faults).await,
+            _ => measure(&args).await,
         }
     })?;
     let report = report(&args, &samples);
@@ -105,7 +125,8 @@ async fn measure(args: &Args) -> Result<Samples> {
             side.measure_all(&target, "").await?;
         }
         let dir = tempfile::tempdir()?;
-        let processes = Processes::quorate(&args.quorate, dir.path(), args.shards)?;
+        let processes =
+            Processes::quorate(&args.quorate, dir.path(), args.shards, &args.settings()?)?;
         for (batching, suffix) in [(true, ""), (false, "/unbatched")] {
             let target = Arc::new(connect_ours(&processes.endpoints, batching).await?);
             let mut side = Side {
@@ -135,7 +156,8 @@ async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
                 gaps.entry((false, fault.name())).or_default().extend(found);
             }
             let dir = tempfile::tempdir()?;
-            let mut processes = Processes::quorate(&args.quorate, dir.path(), args.shards)?;
+            let mut processes =
+                Processes::quorate(&args.quorate, dir.path(), args.shards, &args.settings()?)?;
             let target = Arc::new(Ours::connect(&processes.endpoints).await?);
             let found = failover::gaps(&mut processes, &target, fault, each).await?;
             gaps.entry((true, fault.name())).or_default().extend(found);
@@ -152,6 +174,22 @@ async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
             ("gap_max_ms", at(1.0)),
         ] {
             samples.insert((ours, name.clone(), metric), vec![value]);
+        }
+    }
+    Ok(samples)
+}
+
+/// What idle groups cost, of ours alone.
+async fn measure_groups(args: &Args, count: u32) -> Result<Samples> {
+    let mut samples = Samples::new();
+    let settings = args.settings()?;
+    for _ in 0..args.rounds {
+        for (metric, value) in groups::cost(&args.quorate, count, &settings).await? {
+            let workload = format!("idle/groups={count}");
+            samples
+                .entry((true, workload, metric))
+                .or_default()
+                .push(value);
         }
     }
     Ok(samples)

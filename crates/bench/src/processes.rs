@@ -40,8 +40,11 @@ fn free_ports(count: usize) -> Result<Vec<u16>> {
 }
 
 impl Processes {
-    /// Three nodes of ours, with a namespace of `shards` shards named `bench`.
-    pub fn quorate(binary: &Path, dir: &Path, shards: u32) -> Result<Processes> {
+    /// Three nodes of ours with these settings, lines of the configuration file, and a namespace of `shards` shards
+    /// named `bench`.
+    pub fn quorate(binary: &Path, dir: &Path, shards: u32, settings: &str) -> Result<Processes> {
+        let config = dir.join("quorate.toml");
+        fs::write(&config, settings)?;
         let ports = free_ports(3)?;
         let endpoints: Vec<String> = ports
             .iter()
@@ -56,6 +59,7 @@ impl Processes {
             let mut command = Command::new(binary);
             command.args(["serve", "--listen", address, "--data-dir"]);
             command.arg(dir.join(format!("node-{n}")));
+            command.arg("--config").arg(&config);
             if n > 0 {
                 command.args(["--seeds", &endpoints[0]]);
             }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// Time, monotonic and of the calendar.
 pub trait Clock: Send + Sync {
     /// Time since some fixed origin; never goes back.
@@ -9,6 +11,12 @@ pub trait Clock: Send + Sync {
 
     /// Milliseconds since 1970 UTC; may jump either way.
     fn unix_ms(&self) -> u64;
+
+    /// How long the machine has slept in all, so that the monotonic clock stood still; none if it can't be told
+    /// just now.
+    fn slept(&self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
 }
 
 /// The machine's clocks.
@@ -43,4 +51,27 @@ impl Clock for RealClock {
             .unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
+
+    /// The clock that goes on in sleep, less the one that does not.
+    fn slept(&self) -> Option<Duration> {
+        for _ in 0..SLEPT_TRIES {
+            let before = clock_time(ClockId::Monotonic);
+            let asleep_too = clock_time(ClockId::Boottime);
+            let after = clock_time(ClockId::Monotonic);
+            if after.saturating_sub(before) < SLEPT_ERROR {
+                return Some(asleep_too.saturating_sub(after));
+            }
+        }
+        None
+    }
+}
+
+/// Two clocks can't be read in one moment: how far apart the readings may be...
+const SLEPT_ERROR: Duration = Duration::from_micros(500);
+/// ... and how often that is tried.
+const SLEPT_TRIES: u32 = 8;
+
+fn clock_time(id: ClockId) -> Duration {
+    let time = clock_gettime(id);
+    Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec.max(0) as u32)
 }

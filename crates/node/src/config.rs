@@ -1,5 +1,7 @@
 //! The settings of a node, resolved: plain data.
 
+use std::time::Duration;
+
 use quorate_kv::Limits;
 use quorate_replication::Timing;
 use quorate_storage::Options;
@@ -23,6 +25,11 @@ pub struct Config {
     pub coordinator_replicas: usize,
     /// Heartbeats and elections.
     pub timing: Timing,
+    /// A shard in which nothing happened for so long costs no heartbeats and no timers; zero: it always does.
+    pub quiet_after: Duration,
+    /// How long a leader may read without asking its followers, after they last heard it; zero: not at all. See
+    /// [`quorate_replication::Config::lease`].
+    pub lease: Duration,
 }
 
 impl Config {
@@ -37,6 +44,8 @@ impl Config {
             free_bytes_min: 256 << 20,
             coordinator_replicas: 3,
             timing: Timing::FAST,
+            quiet_after: Duration::from_secs(5),
+            lease: Duration::ZERO,
         }
     }
 }

@@ -408,6 +408,8 @@ fn open_groups(
     let mut settings = quorate_replication::Config::new(node, dir.path().join("log"));
     settings.segment_bytes = config.log_segment_bytes;
     settings.timing = config.timing;
+    settings.lease = config.lease;
+    settings.quiet_after = config.quiet_after;
     settings.proposal_bytes_max = crate::command::command_bytes_max(&config.limits);
     Ok(Groups::open(settings, dir.env.clone(), transport)?)
 }

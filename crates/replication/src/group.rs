@@ -4,21 +4,20 @@ mod failover;
 mod health;
 mod members;
 mod message;
+mod quiet;
+mod read;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::RaftMetrics;
-use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ForwardReason;
-use openraft::errors::{
-    ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError,
-};
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, ServerState};
@@ -35,10 +34,8 @@ use crate::network::Network;
 use crate::raft::{Payload, TypeConfig};
 use crate::reads::Rounds;
 use crate::state_machine::StateMachine;
-use crate::transport::Class;
 use crate::types::{Config, GroupId, Leader, Members, NodeId, ReplicaId, Role, Status};
 use crate::watch::AppliedWatch;
-use crate::wire::{self, Route};
 
 /// This node's replica of one group. Cheap to clone; all methods may be called from anywhere.
 #[derive(Clone)]
@@ -80,6 +77,8 @@ struct Inner {
     rounds: Arc<Rounds>,
     /// Rounds that ask the leader, when another does.
     forwards: Arc<Rounds>,
+    /// Whether a round is under way to renew the lease.
+    renewing: AtomicBool,
     inflight_bytes: AtomicUsize,
     inflight: AtomicUsize,
 }
@@ -127,6 +126,7 @@ impl Group {
             leader_heard: Mutex::default(),
             rounds: Arc::default(),
             forwards: Arc::default(),
+            renewing: AtomicBool::new(false),
             inflight_bytes: AtomicUsize::new(0),
             inflight: AtomicUsize::new(0),
         };
@@ -167,7 +167,7 @@ impl Group {
     }
 
     /// Has the group agree on a command and apply it here. Several may be under way; they are applied
-    /// in the order in which the futures are first polled, while this replica leads. Errors that say
+    /// in the order in which the futures are first polled, while this replica leads and is not just waking. Errors that say
     /// nothing happened: `NotLeader`, `NoQuorum`, `TooLarge`, `Overloaded`, `Stopped`. Any later
     /// doubt is `OutcomeUnknown`.
     pub async fn propose(&self, command: Bytes, timeout: Duration) -> Result<Proposed> {
@@ -186,6 +186,7 @@ impl Group {
             return Err(Error::Overloaded);
         }
         let _counted = InFlight::enter(&self.inner, command.len())?;
+        self.ready_to_write(timeout).await?;
         let (responder, done) = ProgressResponder::complete_only();
         // Out of tokio's budget: with none left, this poll would not queue it, and order would be lost.
         let send = self
@@ -205,88 +206,6 @@ impl Group {
             }),
             Err(error) => Err(write_error(error)),
         }
-    }
-
-    /// An index such that a state machine that applied it holds every write acknowledged before this
-    /// call began (ReadIndex): read there and the read is linearizable. Works on every replica; a
-    /// round to a quorum answers all callers that wait. Does **not** wait for this replica to apply
-    /// it: see [`Group::read_barrier`].
-    pub async fn read_index(&self, timeout: Duration) -> Result<u64> {
-        let group = self.clone();
-        let asked = async move {
-            let runtime = group.inner.parts.runtime.clone();
-            if group.is_leader() {
-                return group.local_read_index().await;
-            }
-            let asker = group.clone();
-            let round = move || {
-                let asker = asker.clone();
-                async move { asker.ask_leader().await }
-            };
-            group.inner.forwards.join(&runtime, round).await
-        };
-        within(timeout, "ReadIndex", asked).await?
-    }
-
-    /// A round to a quorum, as the leader.
-    async fn local_read_index(&self) -> Result<u64> {
-        if switch::rarely("replication.read_index_refused", 5) {
-            return Err(Error::NoQuorum);
-        }
-        if switch::bug("read_index_without_quorum") {
-            let committed = self.status().committed;
-            return committed.ok_or(Error::NoQuorum);
-        }
-        let raft = self.raft().clone();
-        let round = move || {
-            let raft = raft.clone();
-            async move {
-                match raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-                    Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-                    Err(error) => Err(read_error(error)),
-                }
-            }
-        };
-        self.inner
-            .rounds
-            .join(&self.inner.parts.runtime, round)
-            .await
-    }
-
-    /// A round to the leader, which makes one to a quorum.
-    async fn ask_leader(&self) -> Result<u64> {
-        let leader = self.leader().ok_or(Error::NotLeader { leader: None })?;
-        if leader.replica == self.replica() {
-            return self.local_read_index().await;
-        }
-        let parts = &self.inner.parts;
-        let route = Route {
-            to: leader.replica,
-            from: parts.replica,
-        };
-        let payload = wire::read(route);
-        let reply = parts
-            .network
-            .transport
-            .send(leader.node, Class::Vote, parts.id, payload);
-        let reply = within(parts.config.timing.election_max * 2, "ReadIndex", reply).await?;
-        let reply = reply.map_err(|_| Error::NotLeader { leader: None })?;
-        let mut reader = wire::decode_reply(parts.id, reply)?;
-        reader.u64().map_err(|e| Error::Corrupt(e.to_string()))
-    }
-
-    /// [`Group::read_index`], then waits until this replica has applied it: a read of the state
-    /// machine after this is linearizable. Returns the index.
-    pub async fn read_barrier(&self, timeout: Duration) -> Result<u64> {
-        let group = self.clone();
-        let barrier = async move {
-            let index = group.read_index(timeout).await?;
-            if !switch::bug("read_before_applied") {
-                group.wait_applied(index, timeout).await?;
-            }
-            Ok(index)
-        };
-        within(timeout, "the read", barrier).await?
     }
 
     /// The last index applied here; `None` before the first.
@@ -437,13 +356,5 @@ fn write_error(error: ClientWriteError<TypeConfig>) -> Error {
         }
         ClientWriteError::ChangeMembershipError(error) => members::change_error(error),
         ClientWriteError::PreconditionFailed(error) => Error::Invalid(error.to_string()),
-    }
-}
-
-fn read_error(error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>) -> Error {
-    match error {
-        RaftError::APIError(LinearizableReadError::ForwardToLeader(f)) => not_leader(&f),
-        RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Error::NoQuorum,
-        RaftError::Fatal(fatal) => stopped(&fatal),
     }
 }

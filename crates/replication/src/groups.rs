@@ -4,8 +4,8 @@
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,14 +19,16 @@ use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
 use crate::group::{Group, Parts};
+use crate::lease::{LEASE_MAX, Lease};
 use crate::log::SharedLog;
 use crate::machine::{Machine, run_job};
 use crate::network::Network;
+use crate::quiet::{NODE, Pulses, Quiet};
 use crate::state_machine::StateMachine;
 use crate::transport::{Class, Transport};
 use crate::types::{Config, GroupId, NodeId, ReplicaId};
 use crate::watch::AppliedWatch;
-use crate::wire;
+use crate::wire::{self, Message};
 
 /// How long the work of a replica that was stopped may take to end.
 const LET_GO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +47,9 @@ struct Inner {
     transport: Arc<dyn Transport>,
     log: SharedLog,
     groups: RwLock<HashMap<GroupId, Group>>,
+    pulses: Arc<Pulses>,
+    /// The number of this process, as its pulse tells it.
+    incarnation: u64,
     stopped: AtomicBool,
     /// One opening or removing at a time.
     changing: tokio::sync::Mutex<()>,
@@ -66,6 +71,8 @@ impl Groups {
         let inner = Inner {
             config: Arc::new(config),
             raft_config,
+            pulses: Arc::default(),
+            incarnation: env.random.next_u64(),
             env,
             runtime,
             transport,
@@ -74,9 +81,10 @@ impl Groups {
             stopped: AtomicBool::new(false),
             changing: tokio::sync::Mutex::new(()),
         };
-        Ok(Groups {
-            inner: Arc::new(inner),
-        })
+        let inner = Arc::new(inner);
+        let looked_after = Arc::downgrade(&inner);
+        inner.runtime.spawn(look_after(looked_after));
+        Ok(Groups { inner })
     }
 
     /// The groups that have something in the log: those to open after a restart.
@@ -173,14 +181,34 @@ impl Groups {
         group: GroupId,
         payload: Bytes,
     ) -> BoxFuture<'static, Bytes> {
+        if group == NODE {
+            return std::future::ready(self.hear(from, payload)).boxed();
+        }
         let handled = self.group(group).and_then(|running| {
             let (route, message) = wire::decode(payload).map_err(|malformed| {
                 tracing::warn!(from, ?class, group, %malformed, "a message can't be read");
                 Error::Invalid(malformed.to_string())
             })?;
-            Ok(running.handle(route, message))
+            Ok(running.handle(route, message, &self.inner.pulses))
         });
         handled.unwrap_or_else(|error| std::future::ready(wire::error_reply(&error)).boxed())
+    }
+
+    /// Takes a message from node to node.
+    fn hear(&self, from: NodeId, payload: Bytes) -> Bytes {
+        match wire::decode(payload) {
+            Ok((_, Message::Pulse { incarnation, woken })) => {
+                self.inner.pulses.heard(from, incarnation);
+                for group in woken {
+                    if let Ok(running) = self.group(group) {
+                        running.woken_by(from);
+                    }
+                }
+                wire::done_reply()
+            }
+            Ok(_) => wire::error_reply(&Error::NoSuchGroup(NODE)),
+            Err(malformed) => wire::error_reply(&Error::Invalid(malformed.to_string())),
+        }
     }
 
     /// Told by who knows for sure that the process of a peer is dead: groups that it led elect another at
@@ -239,6 +267,33 @@ impl Groups {
     }
 }
 
+/// Looks after quiet groups, and gives this node's pulse to the nodes that need it.
+async fn look_after(host: Weak<Inner>) {
+    loop {
+        let Some(inner) = host.upgrade() else { return };
+        if inner.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        let mut led = BTreeMap::new();
+        for group in inner.groups.read().values() {
+            group.look_after(&inner.pulses, inner.incarnation, &mut led);
+        }
+        for (node, woken) in inner.pulses.lead(led) {
+            let payload = wire::pulse(inner.incarnation, &woken);
+            let sent = inner.transport.send(node, Class::Vote, NODE, payload);
+            let (pulses, timeout) = (Arc::clone(&inner.pulses), inner.config.message_timeout);
+            inner.runtime.spawn(async move {
+                if let Ok(Ok(_)) = tokio::time::timeout(timeout, sent).await {
+                    pulses.told(node, &woken);
+                }
+            });
+        }
+        let heartbeat = inner.config.timing.heartbeat;
+        drop(inner);
+        tokio::time::sleep(heartbeat).await;
+    }
+}
+
 /// Starts one replica; runs on the runtime that carries Raft traffic.
 async fn start(
     host: Arc<Inner>,
@@ -279,6 +334,14 @@ async fn start(
         Arc::clone(&live),
     )?;
     let handle = adapter.handle();
+    let lease = Lease::new(
+        config.lease,
+        Arc::clone(&host.env.clock),
+        replica,
+        log.vote(),
+    );
+    let lease = Arc::new(lease);
+    let quiet = Arc::<Quiet>::default();
     let network = Network {
         transport: Arc::clone(&host.transport),
         env: host.env.clone(),
@@ -287,6 +350,8 @@ async fn start(
         message_timeout: config.message_timeout,
         snapshot_timeout: config.snapshot_timeout,
         snapshot_chunk_bytes: config.snapshot_chunk_bytes,
+        lease,
+        quiet,
     };
     let raft_config = Arc::clone(&host.raft_config);
     let raft = Raft::new(replica, raft_config, network.clone(), log.clone(), adapter).await;
@@ -314,6 +379,13 @@ fn raft_config(config: &Config) -> Result<openraft::Config> {
     if config.proposal_bytes_max as u64 + 4096 > config.segment_bytes {
         return Err(Error::Invalid("a proposal must fit a log segment".into()));
     }
+    if config.lease > LEASE_MAX || !config.lease.subsec_micros().is_multiple_of(1000) {
+        let message = format!(
+            "a lease is whole milliseconds, at most {LEASE_MAX:?}, not {:?}",
+            config.lease
+        );
+        return Err(Error::Invalid(message));
+    }
     let raft = openraft::Config {
         cluster_name: "quorate".into(),
         heartbeat_interval: ms(timing.heartbeat),
@@ -328,8 +400,8 @@ fn raft_config(config: &Config) -> Result<openraft::Config> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX >> 1,
         enable_pre_vote: Some(true),
-        // Without it a leader that reaches its followers but does not hear them leads for ever.
-        quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
+        // Ours knows of leaders that were quiet: see `Group::hold_back`.
+        quorum_loss_probe_interval: None,
         // A leader restored without an election could serve what it had not yet learned to be old.
         enable_leader_restore: Some(false),
         backoff: "10ms 20ms 40ms ...500ms".into(),

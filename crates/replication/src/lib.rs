@@ -23,9 +23,11 @@ mod error;
 mod group;
 mod groups;
 mod inbox;
+mod lease;
 mod log;
 mod machine;
 mod network;
+mod quiet;
 mod raft;
 mod reads;
 mod state_machine;
@@ -39,6 +41,7 @@ mod wire;
 pub use error::{Error, Result};
 pub use group::{Group, Proposed};
 pub use groups::Groups;
+pub use lease::LEASE_MAX;
 pub use state_machine::{
     Applied, Command, CommandBody, SnapshotSink, SnapshotSource, StateMachine,
 };

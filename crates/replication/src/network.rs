@@ -28,7 +28,9 @@ use quorate_env::{Env, JobClass, switch};
 
 use crate::codec::{Malformed, Reader};
 use crate::error::Error;
+use crate::lease::Lease;
 use crate::machine::{Snapshot, SnapshotData, run_job};
+use crate::quiet::Quiet;
 use crate::raft::{LogId, TypeConfig, Vote};
 use crate::transport::{Class, Transport, TransportError};
 use crate::types::{GroupId, NodeId, ReplicaId};
@@ -50,6 +52,8 @@ pub(crate) struct Network {
     pub message_timeout: Duration,
     pub snapshot_timeout: Duration,
     pub snapshot_chunk_bytes: usize,
+    pub lease: Arc<Lease>,
+    pub quiet: Arc<Quiet>,
 }
 
 /// One peer of a replica, for one class of messages.
@@ -147,10 +151,24 @@ impl Peer {
     fn send_append(&self, request: AppendEntriesRequest<TypeConfig>) -> InFlight {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
-        let payload = wire::append(self.route, &request);
+        match request.entries.is_empty() {
+            true => self.network.quiet.wake(Duration::ZERO),
+            false => self.network.quiet.stir(),
+        };
+        let lease = Arc::clone(&self.network.lease);
+        let (by, sent) = (self.route.to, lease.sending());
+        let payload = wire::append(self.route, &request, sent.asks);
         let timeout = self.network.message_timeout;
         let call = self.call(self.class, payload, timeout, RPCTypes::AppendEntries);
-        let reply = async move { wire::decode_append_reply(call.await?).map_err(malformed) };
+        let reply = async move {
+            let reply = wire::decode_append_reply(call.await?).map_err(malformed)?;
+            // A conflict is told before the vote that was taken with it is durable.
+            use AppendEntriesResponse::{PartialSuccess, Success};
+            if matches!(reply, Success | PartialSuccess(_)) {
+                lease.acked(by, sent);
+            }
+            Ok(reply)
+        };
         InFlight {
             prev,
             last,
@@ -164,6 +182,14 @@ impl Peer {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        // A candidate owes what it promised as a voter does. Asked here, when openraft has taken its own vote, and
+        // so takes no append of the old leader any more.
+        self.network.quiet.wake(Duration::ZERO);
+        let is_bypassed =
+            request.leadership_transfer && switch::bug("lease_kept_after_handing_over");
+        if !is_bypassed && !self.network.lease.kept().await && !pre {
+            return Err(unreachable_error("a leader has the promise of this voter"));
+        }
         let payload = wire::vote(self.route, pre, &request);
         let timeout = option.hard_ttl().min(self.network.message_timeout);
         let reader = self

@@ -164,6 +164,14 @@ pub struct Config {
     pub segment_bytes: u64,
     /// Election and heartbeat times, of all groups.
     pub timing: Timing,
+    /// A group in which nothing happened for so long goes quiet: no heartbeats, no timers; the pulse of the leader's
+    /// node stands for them. Zero: never.
+    pub quiet_after: Duration,
+    /// How long a leader may read without asking, after it sent what a quorum took; at most
+    /// [`LEASE_MAX`](crate::LEASE_MAX). Zero: it asks for every read. Voters keep twice as long from electing
+    /// another, so it relies on clocks of which none runs twice as fast as another, and none stands still while
+    /// others go on.
+    pub lease: Duration,
     /// The largest proposal, in bytes.
     pub proposal_bytes_max: usize,
     /// How much a group takes before it answers `Overloaded`: bytes of proposals in flight.
@@ -192,6 +200,8 @@ impl Config {
             log_dir: log_dir.into(),
             segment_bytes: 64 << 20,
             timing: Timing::FAST,
+            quiet_after: Duration::from_secs(5),
+            lease: Duration::ZERO,
             proposal_bytes_max: 8 << 20,
             inflight_bytes_max: 64 << 20,
             inflight_proposals_max: 4096,

@@ -12,6 +12,10 @@
 //! 6 begin      session u64                                  of a snapshot
 //! 7 chunk      session u64, number u64, bytes
 //! 8 install    session u64, chunks u64, vote, optional id (last), stored membership
+//! 10 quiet     incarnation u64, vote (of the leader), optional id (the last entry)
+//! 11 wake      -
+//! 12 pulse     incarnation u64, count u32, group u64 * count    from node to node: group 0, replicas 0
+//! 9 append that asks for a promise    lease u32 ms (1 to 100), then as append
 //!
 //! reply   = version u8 (1), status u8, body
 //!
@@ -20,7 +24,8 @@
 //!                  to vote      vote, granted u8, optional id (last)
 //!                  to transfer  accepted u8
 //!                  to read      index u64
-//!                  to begin, chunk    -
+//!                  to begin, chunk, wake, pulse    -
+//!                  to quiet     agreed u8
 //!                  to install   vote
 //! status 1, not the leader:     known u8, [replica u64, node u64]
 //! status 2, no such replica; 3, failed; 4, no quorum:    text
@@ -28,6 +33,8 @@
 
 #[cfg(test)]
 mod tests;
+
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes};
 
@@ -41,8 +48,9 @@ use crate::codec::{
     put_stored_membership, put_vote,
 };
 use crate::error::Error;
+use crate::lease::LEASE_MAX;
 use crate::machine::SnapshotMeta;
-use crate::raft::{TypeConfig, Vote};
+use crate::raft::{LogId, TypeConfig, Vote};
 use crate::types::{GroupId, Leader, ReplicaId};
 
 const VERSION: u8 = 1;
@@ -55,6 +63,10 @@ const READ: u8 = 5;
 const BEGIN: u8 = 6;
 const CHUNK: u8 = 7;
 const INSTALL: u8 = 8;
+const APPEND_LEASED: u8 = 9;
+const QUIET: u8 = 10;
+const WAKE: u8 = 11;
+const PULSE: u8 = 12;
 
 const DONE: u8 = 0;
 const NOT_LEADER: u8 = 1;
@@ -72,11 +84,25 @@ pub(crate) struct Route {
 /// A message, decoded.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Append(AppendEntriesRequest<TypeConfig>),
+    /// With the lease that it asks a promise for, or zero.
+    Append(AppendEntriesRequest<TypeConfig>, Duration),
     Vote(VoteRequest<TypeConfig>),
     PreVote(VoteRequest<TypeConfig>),
     Transfer(TransferLeaderRequest<TypeConfig>),
     Read,
+    /// The leader asks to be quiet.
+    Quiet {
+        incarnation: u64,
+        vote: Vote,
+        last: Option<LogId>,
+    },
+    /// The leader is to show itself.
+    Wake,
+    /// The node lives.
+    Pulse {
+        incarnation: u64,
+        woken: Vec<GroupId>,
+    },
     Begin {
         session: u64,
     },
@@ -102,10 +128,21 @@ fn begin(kind: u8, route: Route, capacity: usize) -> Vec<u8> {
     out
 }
 
-pub(crate) fn append(route: Route, request: &AppendEntriesRequest<TypeConfig>) -> Bytes {
+pub(crate) fn append(
+    route: Route,
+    request: &AppendEntriesRequest<TypeConfig>,
+    lease: Duration,
+) -> Bytes {
     let payloads: usize = request.entries.iter().map(payload_size).sum();
     let capacity = 128 + request.entries.len() * ENTRY_HEADER + payloads;
-    let mut out = begin(APPEND, route, capacity);
+    let mut out = match lease.as_millis() {
+        0 => begin(APPEND, route, capacity),
+        ms => {
+            let mut out = begin(APPEND_LEASED, route, capacity);
+            out.put_u32_le(ms as u32);
+            out
+        }
+    };
     put_vote(&mut out, &request.vote);
     put_opt_log_id(&mut out, request.prev_log_id.as_ref());
     put_opt_log_id(&mut out, request.leader_commit.as_ref());
@@ -134,6 +171,28 @@ pub(crate) fn transfer(route: Route, request: &TransferLeaderRequest<TypeConfig>
 
 pub(crate) fn read(route: Route) -> Bytes {
     begin(READ, route, 32).into()
+}
+
+pub(crate) fn quiet(route: Route, incarnation: u64, vote: &Vote, last: &LogId) -> Bytes {
+    let mut out = begin(QUIET, route, 96);
+    out.put_u64_le(incarnation);
+    put_vote(&mut out, vote);
+    put_opt_log_id(&mut out, Some(last));
+    out.into()
+}
+
+pub(crate) fn wake(route: Route) -> Bytes {
+    begin(WAKE, route, 32).into()
+}
+
+pub(crate) fn pulse(incarnation: u64, woken: &[GroupId]) -> Bytes {
+    let mut out = begin(PULSE, Route { to: 0, from: 0 }, 32 + 8 * woken.len());
+    out.put_u64_le(incarnation);
+    out.put_u32_le(woken.len() as u32);
+    for group in woken {
+        out.put_u64_le(*group);
+    }
+    out.into()
 }
 
 pub(crate) fn snapshot_begin(route: Route, session: u64) -> Bytes {
@@ -180,7 +239,14 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
         from: reader.u64()?,
     };
     let message = match kind {
-        APPEND => Message::Append(decode_append(&mut reader)?),
+        APPEND => Message::Append(decode_append(&mut reader)?, Duration::ZERO),
+        APPEND_LEASED => {
+            let lease = Duration::from_millis(u64::from(reader.u32()?));
+            if lease.is_zero() || lease > LEASE_MAX {
+                return Err(Malformed("a lease that is none, or longer than any"));
+            }
+            Message::Append(decode_append(&mut reader)?, lease)
+        }
         VOTE => Message::Vote(decode_vote(&mut reader)?),
         PRE_VOTE => Message::PreVote(decode_vote(&mut reader)?),
         TRANSFER => {
@@ -188,6 +254,19 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
             Message::Transfer(TransferLeaderRequest::new(vote, to, reader.opt_log_id()?))
         }
         READ => Message::Read,
+        QUIET => Message::Quiet {
+            incarnation: reader.u64()?,
+            vote: reader.vote()?,
+            last: reader.opt_log_id()?,
+        },
+        WAKE => Message::Wake,
+        PULSE => Message::Pulse {
+            incarnation: reader.u64()?,
+            woken: {
+                let count = reader.count(8)?;
+                (0..count).map(|_| reader.u64()).collect::<Result<_, _>>()?
+            },
+        },
         BEGIN => Message::Begin {
             session: reader.u64()?,
         },
@@ -290,6 +369,12 @@ pub(crate) fn vote_reply(response: &VoteResponse<TypeConfig>) -> Bytes {
 pub(crate) fn transfer_reply(response: &TransferLeaderResponse<TypeConfig>) -> Bytes {
     let mut out = reply(DONE);
     out.put_u8(u8::from(response.is_ok()));
+    out.into()
+}
+
+pub(crate) fn quiet_reply(agreed: bool) -> Bytes {
+    let mut out = reply(DONE);
+    out.put_u8(u8::from(agreed));
     out.into()
 }
 

@@ -99,4 +99,20 @@ pub const BUGS: &[Bug] = &[
         name: "outcome_depends_on_the_replica",
         what: "applying looks at something that differs between replicas",
     },
+    Bug {
+        name: "lease_across_a_restart",
+        what: "a voter that comes back has forgotten what it promised to the leader",
+    },
+    Bug {
+        name: "lease_without_margin",
+        what: "voters promise no longer than the leader counts on, whatever their clocks",
+    },
+    Bug {
+        name: "lease_kept_after_handing_over",
+        what: "a leader that hands over reads by its lease, and nobody waits for its end",
+    },
+    Bug {
+        name: "lease_let_go_of_when_thought_dead",
+        what: "voters forget their promise when they are told that the leader is dead",
+    },
 ];

@@ -15,6 +15,7 @@ pub struct NodeClock {
     micros: Arc<AtomicU64>,
     /// What the calendar is wrong by.
     off_ms: Arc<AtomicI64>,
+    slept_micros: Arc<AtomicU64>,
 }
 
 impl NodeClock {
@@ -22,6 +23,12 @@ impl NodeClock {
     pub fn advance(&self, by: Duration) {
         let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
         self.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    /// The machine slept.
+    pub fn sleep(&self, by: Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        self.slept_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
     /// The calendar jumps.
@@ -42,6 +49,13 @@ impl Clock for NodeClock {
 
     fn unix_ms(&self) -> u64 {
         let since = (self.micros.load(Ordering::Relaxed) / 1000) as i64;
+        let since = since + (self.slept_micros.load(Ordering::Relaxed) / 1000) as i64;
         (ORIGIN_UNIX_MS + since + self.off_ms.load(Ordering::Relaxed)).max(0) as u64
+    }
+
+    fn slept(&self) -> Option<Duration> {
+        Some(Duration::from_micros(
+            self.slept_micros.load(Ordering::Relaxed),
+        ))
     }
 }

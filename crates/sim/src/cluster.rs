@@ -65,6 +65,9 @@ pub struct Sizes {
     segment_bytes: u64,
     log_bytes_max: u64,
     coordinator_replicas: usize,
+    quiet_after_ms: u64,
+    /// How long leaders read without asking; zero: not at all.
+    pub lease_ms: u64,
 }
 
 impl Sizes {
@@ -78,6 +81,8 @@ impl Sizes {
                 false => 64 << 20,
             },
             coordinator_replicas: 3,
+            quiet_after_ms: [0, 20, 100, 300][random.below(4) as usize],
+            lease_ms: [0, 0, 20, 100, 100][random.below(5) as usize],
         }
     }
 
@@ -104,6 +109,8 @@ impl Sizes {
             log_segment_bytes: self.segment_bytes,
             free_bytes_min: 256 << 10,
             coordinator_replicas: self.coordinator_replicas,
+            lease: Duration::from_millis(self.lease_ms),
+            quiet_after: Duration::from_millis(self.quiet_after_ms),
             ..Config::new(Host::address(id))
         }
     }
@@ -186,6 +193,9 @@ impl Cluster {
         self.now_us += STEP_US;
         self.trace.set_now(self.now_us);
         (self.on_step)(self.now_us);
+        for host in self.hosts.values_mut() {
+            host.wake(self.now_us);
+        }
         self.deliver();
         let mut order: Vec<NodeId> = self.hosts.keys().copied().collect();
         let first = self.random.below(order.len() as u64) as usize;

@@ -18,6 +18,7 @@ use crate::host::DATA;
 use crate::run::any_crash;
 
 mod kinds;
+mod leases;
 mod members;
 
 pub use kinds::KINDS;
@@ -35,6 +36,12 @@ enum Mend {
     RightClock(u64),
     FastDisk(u64),
     Space(u64),
+    /// Of a leader and one of its voters, who forgets what it promised.
+    Forget(u64, u64),
+    /// A leader that hands over is cut off from the others.
+    CutOff(u64),
+    /// The others are told that a node is dead.
+    Tell(u64),
 }
 
 /// The faults of a run.
@@ -62,11 +69,20 @@ fn is_log(path: &Path) -> bool {
 
 impl Faults {
     /// What the seed chooses of them.
-    pub fn new(random: &Random, nodes: u64, late: u64, errors: Arc<Mutex<Vec<String>>>) -> Faults {
+    pub fn new(
+        random: &Random,
+        nodes: u64,
+        late: u64,
+        leased: bool,
+        errors: Arc<Mutex<Vec<String>>>,
+    ) -> Faults {
         let mut kinds: Vec<&'static str> = KINDS.to_vec();
         kinds.retain(|_| random.one_in(3));
         // Something always dies.
         kinds.push("kill");
+        if leased && !kinds.contains(&"promise_forgotten") {
+            kinds.push("promise_forgotten");
+        }
         Faults {
             kinds,
             next_us: 0,
@@ -133,6 +149,19 @@ impl Faults {
                 self.plan(cluster.now_us + 50_000, Mend::Start(id));
                 Ok(())
             }
+            Mend::Forget(leader, voter) => {
+                leases::forget(self, cluster, leader, voter);
+                Ok(())
+            }
+            Mend::Tell(dead) => {
+                leases::tell_of_death(cluster, dead);
+                Ok(())
+            }
+            Mend::CutOff(leader) => {
+                let until_us = self.lasting(cluster, 500);
+                leases::cut_off(self, cluster, leader, until_us);
+                Ok(())
+            }
             other => {
                 self.mend_quietly(cluster, other);
                 Ok(())
@@ -173,7 +202,8 @@ impl Faults {
                     jobs.set_on_threads(false);
                 }
             }
-            Mend::Start(_) | Mend::Kill(_) => {}
+            Mend::Start(_) | Mend::Kill(_) | Mend::Forget(..) | Mend::CutOff(_) | Mend::Tell(_) => {
+            }
         }
     }
 

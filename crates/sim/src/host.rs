@@ -42,6 +42,8 @@ pub struct Host {
     pace_left: u64,
     /// It does nothing until then.
     pub frozen_until_us: u64,
+    /// Since when it does nothing, and whether the machine sleeps, its clock too, or the process alone stands still.
+    frozen: Option<(u64, bool)>,
     /// What arrived while it was frozen.
     pub held: Vec<Parcel>,
     /// Why it does not open any more.
@@ -88,6 +90,7 @@ impl Host {
             pace: 1000,
             pace_left: 0,
             frozen_until_us: 0,
+            frozen: None,
             held: Vec::new(),
             refused: None,
         }
@@ -174,6 +177,7 @@ impl Host {
         network.set_down(self.id, true);
         self.stop_disk(crash);
         self.frozen_until_us = 0;
+        self.frozen = None;
         self.held.clear();
         if let Some(mut life) = self.life.take() {
             life.jobs.end();
@@ -189,6 +193,31 @@ impl Host {
     /// Whether it does nothing just now.
     pub fn is_frozen(&self, now_us: u64) -> bool {
         self.frozen_until_us > now_us
+    }
+
+    /// Nothing goes on until then. The clock that does not count sleep stands still if the machine `sleeps`.
+    pub fn freeze(&mut self, now_us: u64, until_us: u64, sleeps: bool) {
+        self.frozen_until_us = until_us;
+        self.frozen = self.frozen.or(Some((now_us, sleeps)));
+    }
+
+    /// When a frozen process goes on, its clock has gone on without it.
+    pub fn wake(&mut self, now_us: u64) {
+        if self.is_frozen(now_us) {
+            return;
+        }
+        let Some((since_us, slept)) = self.frozen.take() else {
+            return;
+        };
+        let missed = Duration::from_millis((now_us - since_us) / 1000);
+        if slept {
+            self.clock.sleep(missed);
+            return;
+        }
+        self.clock.advance(missed);
+        if let Some(runtime) = self.life.as_ref().and_then(|life| life.runtime.as_ref()) {
+            runtime.block_on(tokio::time::advance(missed));
+        }
     }
 
     /// A millisecond passes in the world; what the node answers meanwhile goes into the network.

@@ -73,7 +73,13 @@ pub fn play(wish: Wish) -> Report {
     let mut cluster = Cluster::new(nodes, random.clone(), board.clone(), trace.clone());
     let clock = shared.clone();
     cluster.on_step = Box::new(move |now_us| clock.set_now(now_us));
-    let mut faults = Faults::new(&random, nodes, late, shared.odd_errors.clone());
+    let mut faults = Faults::new(
+        &random,
+        nodes,
+        late,
+        cluster.sizes.lease_ms > 0,
+        shared.odd_errors.clone(),
+    );
     let verdict = play_phases(&mut cluster, &mut faults, &shared, late);
     let mut report = Report::new(wish.seed);
     report.verdict = match PANIC.lock().take() {

@@ -301,6 +301,7 @@ async fn configuration_that_cannot_be_names_the_field_and_what_it_takes() {
             "[raft]\nlog_segment_bytes = 1",
             &["raft.log_segment_bytes", "16777216 to"],
         ),
+        ("[raft]\nlease_ms = 101", &["raft.lease_ms", "100"]),
         (
             "[raft]\nelection_min_ms = 150",
             &["raft.election_min_ms", "twice raft.heartbeat_ms"],

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
+use quorate_env::switch;
 use tokio::time::Instant;
 
 use super::{Group, leader_of, stopped};
@@ -41,6 +42,7 @@ impl Group {
     /// election time. Timers go on beside it.
     pub(crate) async fn leader_gone(self, node: NodeId) {
         if let Some((dead, turn)) = self.succession(node) {
+            self.stir();
             // A replica that stopped stands no more.
             let _ = self.stand(dead, turn).await;
         }
@@ -50,7 +52,13 @@ impl Group {
     /// and depose it, and yet not be electable itself, because its log is shorter by then.
     async fn stand(&self, dead: Option<Dead>, turn: Turn) -> Result<()> {
         let patience = self.inner.parts.config.timing.election_max;
-        let (mut round, mut stagger) = (Instant::now(), STAGGER);
+        let lease = &self.inner.parts.network.lease;
+        // Who is thought dead may live, and read: nobody who promised helps to elect another before that is over.
+        if dead.is_some() && switch::bug("lease_let_go_of_when_thought_dead") {
+            lease.forget();
+        }
+        let begin = lease.owes_until().unwrap_or_else(Instant::now);
+        let (mut round, mut stagger) = (begin, STAGGER);
         let end = round + patience;
         while round < end {
             if let Some(Dead { vote, replica }) = dead {

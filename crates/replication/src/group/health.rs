@@ -30,6 +30,10 @@ impl Group {
         if let Some(reason) = self.stop_reason_of(metrics) {
             return Health::Stopped(reason);
         }
+        if self.inner.parts.network.quiet.is_quiet() {
+            // It would wake if its leader's node, or its quorum, were silent.
+            return Health::Works;
+        }
         let silence_max = self.inner.parts.config.timing.election_max * 2;
         let is_recent = |silence: Duration| silence <= silence_max;
         if metrics.state == ServerState::Leader {

@@ -75,6 +75,7 @@ impl Group {
         timeout: Duration,
         change: impl Future<Output = Result<()>>,
     ) -> Result<()> {
+        self.ready_to_write(timeout).await?;
         match within(timeout, "the change of members", change).await {
             Ok(done) => done,
             Err(late) => Err(Error::OutcomeUnknown(late.to_string())),
@@ -105,6 +106,9 @@ impl Group {
                 "replica {to} is too far behind to lead"
             )));
         }
+        self.ready_to_write(timeout).await?;
+        let vote = self.inner.metrics.borrow_watched().vote;
+        self.inner.parts.network.quiet.hand_over(vote);
         self.raft()
             .trigger()
             .transfer_leader(to)

@@ -1,5 +1,8 @@
 //! Three nodes in one process, over a network in memory and disks that forget what was not synced.
 
+mod leases;
+mod quiet;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
@@ -13,7 +16,8 @@ use quorate_env::{Env, Random, RealClock, ThreadJobs};
 use crate::testing::{MemoryMachine, MemoryNetwork};
 use crate::types::Timing;
 use crate::{
-    Class, Config, Error, Group, Groups, Health, NodeId, ReplicaId, Role, StateMachine, StopReason,
+    Class, Config, Error, Group, Groups, Health, LEASE_MAX, NodeId, ReplicaId, Role, StateMachine,
+    StopReason,
 };
 
 const GROUP: u64 = 7;
@@ -63,6 +67,8 @@ fn config(node: NodeId) -> Config {
         message_timeout: Duration::from_millis(500),
         snapshot_chunk_bytes: 100,
         timing: TIMING,
+        lease: LEASE_MAX,
+        quiet_after: Duration::from_millis(100),
         ..Config::new(node, "/log")
     }
 }

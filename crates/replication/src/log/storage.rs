@@ -53,6 +53,11 @@ impl GroupLog {
         state.entries.range(at).next().map(|meta| meta.id)
     }
 
+    /// The vote that is stored, or about to be.
+    pub fn vote(&self) -> Option<Vote> {
+        self.replica.state.lock().vote
+    }
+
     /// Which replica's it is.
     pub fn of(&self) -> Of {
         self.replica.of

@@ -30,6 +30,7 @@ struct State {
     lose_one_in: u64,
     delay_max: Duration,
     delivered: HashMap<Class, u64>,
+    delivered_of: HashMap<GroupId, u64>,
 }
 
 struct Letter {
@@ -103,6 +104,12 @@ impl MemoryNetwork {
             .unwrap_or(0)
     }
 
+    /// How many messages of a group were delivered; of group 0, from node to node.
+    pub fn delivered_of(&self, group: GroupId) -> u64 {
+        let state = self.state.lock();
+        state.delivered_of.get(&group).copied().unwrap_or(0)
+    }
+
     fn passes(&self, from: NodeId, to: NodeId) -> bool {
         let state = self.state.lock();
         let lost = state.lose_one_in > 0 && self.random.one_in(state.lose_one_in);
@@ -135,6 +142,7 @@ impl MemoryNetwork {
             let groups = {
                 let mut state = self.state.lock();
                 *state.delivered.entry(class).or_default() += 1;
+                *state.delivered_of.entry(letter.group).or_default() += 1;
                 state.nodes.get(&to).cloned()
             };
             let Some(groups) = groups else { continue };

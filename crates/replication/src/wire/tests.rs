@@ -63,11 +63,16 @@ fn messages() -> Vec<Bytes> {
     let vote_request = VoteRequest::new(a_vote(), Some(id(4, 7)));
     let transfer_request = TransferLeaderRequest::new(a_vote(), 5, Some(id(4, 7)));
     vec![
-        append(ROUTE, &request()),
+        append(ROUTE, &request(), Duration::ZERO),
+        append(ROUTE, &request(), LEASE_MAX),
         vote(ROUTE, false, &vote_request),
         vote(ROUTE, true, &vote_request),
         transfer(ROUTE, &transfer_request),
         read(ROUTE),
+        quiet(ROUTE, 5, &a_vote(), &id(4, 7)),
+        wake(ROUTE),
+        pulse(5, &[]),
+        pulse(5, &[7, 8]),
         snapshot_begin(ROUTE, 77),
         snapshot_chunk(ROUTE, 77, 3, b"some bytes"),
         snapshot_install(ROUTE, 77, 4, &a_vote(), &meta()),
@@ -76,16 +81,32 @@ fn messages() -> Vec<Bytes> {
 
 #[test]
 fn append_comes_back_as_it_went() {
-    let (route, message) = decode(append(ROUTE, &request())).expect("is a message");
+    let (route, message) = decode(append(ROUTE, &request(), Duration::ZERO)).expect("is a message");
     assert_eq!(route, ROUTE);
-    let Message::Append(found) = message else {
+    let Message::Append(found, lease) = message else {
         panic!("{message:?}")
     };
     let sent = request();
     assert_eq!(found.vote, sent.vote);
+    assert_eq!(lease, Duration::ZERO);
     assert_eq!(found.prev_log_id, sent.prev_log_id);
     assert_eq!(found.leader_commit, sent.leader_commit);
     assert_eq!(found.entries, sent.entries);
+}
+
+#[test]
+fn append_that_asks_for_a_promise_says_for_how_long() {
+    let asked = Duration::from_millis(20);
+    let bytes = append(ROUTE, &request(), asked);
+    let Ok((_, Message::Append(found, lease))) = decode(bytes.clone()) else {
+        panic!("is no append");
+    };
+    assert_eq!((lease, found.entries), (asked, request().entries));
+    for ms in [0_u32, 101, u32::MAX] {
+        let mut wrong = bytes.to_vec();
+        wrong[18..22].copy_from_slice(&ms.to_le_bytes());
+        assert!(decode(wrong.into()).is_err(), "{ms}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use quorate_kv::Limits;
-use quorate_replication::Timing;
+use quorate_replication::{LEASE_MAX, Timing};
 use serde::Deserialize;
 
 /// What a server runs with.
@@ -110,6 +110,8 @@ struct RaftPart {
     heartbeat_ms: Option<u64>,
     election_min_ms: Option<u64>,
     election_max_ms: Option<u64>,
+    lease_ms: Option<u64>,
+    quiet_after_ms: Option<u64>,
     coordinator_replicas: Option<usize>,
 }
 
@@ -337,6 +339,20 @@ impl RaftPart {
             "raft.election_min_ms: it takes at least twice raft.heartbeat_ms ({heartbeat}) and less \
              than raft.election_max_ms ({max}), not {min}: a leader would be voted out while it lives"
         );
+        let mut lease = to.lease.as_millis() as u64;
+        let lease_max = LEASE_MAX.as_millis() as u64;
+        take!("raft.lease_ms", self.lease_ms, lease, 0, lease_max);
+        to.lease = Duration::from_millis(lease);
+        let mut quiet_after = to.quiet_after.as_millis() as u64;
+        let most = 3_600_000;
+        take!(
+            "raft.quiet_after_ms",
+            self.quiet_after_ms,
+            quiet_after,
+            0,
+            most
+        );
+        to.quiet_after = Duration::from_millis(quiet_after);
         to.timing = Timing {
             heartbeat: Duration::from_millis(heartbeat),
             election_min: Duration::from_millis(min),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use quorate_env::sim::Fault;
 
-use super::{Faults, Mend};
+use super::{Faults, Mend, leases};
 use crate::cluster::Cluster;
 use crate::history::Violation;
 
@@ -35,6 +35,9 @@ pub const KINDS: &[&str] = &[
     "namespace_made",
     "flush",
     "hash",
+    "thought_dead",
+    "promise_forgotten",
+    "handed_over",
 ];
 
 /// Lets one happen; false if it can't just now.
@@ -52,6 +55,9 @@ pub(super) fn strike(
         "disk_sync_fails" => faults.fail_disk(cluster, Fault::Sync),
         "disk_write_fails" => faults.fail_disk(cluster, Fault::Write),
         "disk_read_fails" => faults.fail_disk(cluster, Fault::Read),
+        "thought_dead" | "promise_forgotten" | "handed_over" => {
+            leases::strike(faults, cluster, kind)
+        }
         "node_joins" => joins(faults, cluster)?,
         _ => asked(faults, cluster, kind),
     })
@@ -79,8 +85,9 @@ fn process(faults: &mut Faults, cluster: &mut Cluster, kind: &str) -> bool {
         "kill" => faults.kill_for(cluster, id, 2_500_000),
         "freeze" => {
             let until = faults.lasting(cluster, 3_000);
+            let (now_us, sleeps) = (cluster.now_us, cluster.random.one_in(2));
             if let Some(host) = cluster.hosts.get_mut(&id) {
-                host.frozen_until_us = until;
+                host.freeze(now_us, until, sleeps);
             }
         }
         _ => {
@@ -94,7 +101,7 @@ fn process(faults: &mut Faults, cluster: &mut Cluster, kind: &str) -> bool {
     true
 }
 
-fn cut(faults: &mut Faults, cluster: &Cluster, from: u64, to: u64, until_us: u64) {
+pub(super) fn cut(faults: &mut Faults, cluster: &Cluster, from: u64, to: u64, until_us: u64) {
     cluster.network.cut(from, to);
     faults.plan(until_us, Mend::Unblock(from, to));
 }
@@ -163,6 +170,7 @@ fn clock(faults: &mut Faults, cluster: &mut Cluster, kind: &str) -> bool {
     };
     let random = cluster.random.clone();
     let until_us = faults.lasting(cluster, 6_000);
+    let is_leased = cluster.sizes.lease_ms > 0;
     let Some(host) = cluster.hosts.get_mut(&id) else {
         return false;
     };
@@ -172,7 +180,11 @@ fn clock(faults: &mut Faults, cluster: &mut Cluster, kind: &str) -> bool {
         host.clock.jump(by_ms);
         faults.plan(until_us, Mend::RightClock(id));
     } else {
-        host.pace = [500, 900, 980, 1_020, 1_100, 2_000][random.below(6) as usize];
+        // Leases bear clocks of which none runs twice as fast as another.
+        host.pace = match is_leased {
+            true => [800, 900, 980, 1_020, 1_100, 1_300][random.below(6) as usize],
+            false => [500, 900, 980, 1_020, 1_100, 2_000][random.below(6) as usize],
+        };
         faults.plan(until_us, Mend::UsualPace(id));
     }
     true

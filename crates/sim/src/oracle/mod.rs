@@ -7,6 +7,7 @@ pub mod acknowledged;
 pub mod committed;
 pub mod intervals;
 pub mod leaders;
+pub mod leases;
 pub mod linearizable;
 pub mod log_matching;
 pub mod replicas;
@@ -64,6 +65,10 @@ impl Oracles {
                 let entry = (*term, *leader, *hash);
                 self.committed
                     .applied(*group, *replica, *index, entry, newest)
+            }
+            ("leased", [group, replica, term]) => {
+                let newest = self.leaders.newest(*group);
+                leases::read(*group, (*term, *replica), newest)
             }
             ("position", [group, index, version]) => {
                 self.versions.position(*group, *index, *version)
