@@ -147,8 +147,8 @@ impl Reader {
     }
 
     /// All that is left.
-    pub fn rest(self) -> Bytes {
-        self.rest
+    pub fn rest(&mut self) -> Bytes {
+        std::mem::take(&mut self.rest)
     }
 
     /// Checks that nothing is left.

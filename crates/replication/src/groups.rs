@@ -20,10 +20,10 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::group::{Group, Parts};
 use crate::lease::{LEASE_MAX, Lease};
-use crate::log::SharedLog;
+use crate::log::{GroupLog, SharedLog};
 use crate::machine::{Machine, run_job};
 use crate::network::Network;
-use crate::quiet::{NODE, Pulses, Quiet};
+use crate::quiet::{NODE, Pulses};
 use crate::state_machine::StateMachine;
 use crate::transport::{Class, Transport};
 use crate::types::{Config, GroupId, NodeId, ReplicaId};
@@ -334,25 +334,7 @@ async fn start(
         Arc::clone(&live),
     )?;
     let handle = adapter.handle();
-    let lease = Lease::new(
-        config.lease,
-        Arc::clone(&host.env.clock),
-        replica,
-        log.vote(),
-    );
-    let lease = Arc::new(lease);
-    let quiet = Arc::<Quiet>::default();
-    let network = Network {
-        transport: Arc::clone(&host.transport),
-        env: host.env.clone(),
-        group,
-        replica,
-        message_timeout: config.message_timeout,
-        snapshot_timeout: config.snapshot_timeout,
-        snapshot_chunk_bytes: config.snapshot_chunk_bytes,
-        lease,
-        quiet,
-    };
+    let network = network(&host, group, replica, &log);
     let raft_config = Arc::clone(&host.raft_config);
     let raft = Raft::new(replica, raft_config, network.clone(), log.clone(), adapter).await;
     let raft = raft.map_err(|fatal| Error::Stopped(fatal.to_string()))?;
@@ -371,6 +353,23 @@ async fn start(
         watch,
         network,
     }))
+}
+
+/// What a replica sends by.
+fn network(host: &Inner, group: GroupId, replica: ReplicaId, log: &GroupLog) -> Network {
+    let config = &host.config;
+    let clock = Arc::clone(&host.env.clock);
+    Network {
+        transport: Arc::clone(&host.transport),
+        env: host.env.clone(),
+        group,
+        replica,
+        message_timeout: config.message_timeout,
+        snapshot_timeout: config.snapshot_timeout,
+        snapshot_chunk_bytes: config.snapshot_chunk_bytes,
+        lease: Arc::new(Lease::new(config.lease, clock, replica, log.vote())),
+        quiet: Arc::default(),
+    }
 }
 
 fn raft_config(config: &Config) -> Result<openraft::Config> {

@@ -238,17 +238,23 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
         to: reader.u64()?,
         from: reader.u64()?,
     };
-    let message = match kind {
-        APPEND => Message::Append(decode_append(&mut reader)?, Duration::ZERO),
+    let message = decode_body(kind, &mut reader)?;
+    reader.end()?;
+    Ok((route, message))
+}
+
+fn decode_body(kind: u8, reader: &mut Reader) -> Result<Message, Malformed> {
+    Ok(match kind {
+        APPEND => Message::Append(decode_append(reader)?, Duration::ZERO),
         APPEND_LEASED => {
             let lease = Duration::from_millis(u64::from(reader.u32()?));
             if lease.is_zero() || lease > LEASE_MAX {
                 return Err(Malformed("a lease that is none, or longer than any"));
             }
-            Message::Append(decode_append(&mut reader)?, lease)
+            Message::Append(decode_append(reader)?, lease)
         }
-        VOTE => Message::Vote(decode_vote(&mut reader)?),
-        PRE_VOTE => Message::PreVote(decode_vote(&mut reader)?),
+        VOTE => Message::Vote(decode_vote(reader)?),
+        PRE_VOTE => Message::PreVote(decode_vote(reader)?),
         TRANSFER => {
             let (vote, to) = (reader.vote()?, reader.u64()?);
             Message::Transfer(TransferLeaderRequest::new(vote, to, reader.opt_log_id()?))
@@ -272,14 +278,11 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
         },
         CHUNK => {
             let (session, number) = (reader.u64()?, reader.u64()?);
-            return Ok((
-                route,
-                Message::Chunk {
-                    session,
-                    number,
-                    bytes: reader.rest(),
-                },
-            ));
+            Message::Chunk {
+                session,
+                number,
+                bytes: reader.rest(),
+            }
         }
         INSTALL => {
             let (session, chunks, vote) = (reader.u64()?, reader.u64()?, reader.vote()?);
@@ -300,9 +303,7 @@ pub(crate) fn decode(bytes: Bytes) -> Result<(Route, Message), Malformed> {
                 "a message of a kind that this program does not know",
             ));
         }
-    };
-    reader.end()?;
-    Ok((route, message))
+    })
 }
 
 fn decode_append(reader: &mut Reader) -> Result<AppendEntriesRequest<TypeConfig>, Malformed> {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use openraft::errors::RaftError;
-use openraft::raft::{AppendEntriesResponse, VoteRequest, VoteResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest, VoteResponse};
 use quorate_env::switch;
 use tokio::time::Instant;
 
@@ -46,44 +47,15 @@ impl Group {
         if route.to != self.replica() {
             return Err(Error::NoSuchGroup(self.id()));
         }
-        let raft = self.raft();
-        let (inbox, parts) = (&self.inner.inbox, &self.inner.parts);
-        let grace = parts.config.timing.election_min;
-        let was_quiet = match &message {
-            Message::Quiet { .. } => false,
-            Message::Append(request, _) if request.entries.is_empty() => {
-                parts.network.quiet.wake(grace)
-            }
-            Message::PreVote(_) | Message::Wake => {
-                let was_quiet = parts.network.quiet.wake(grace);
-                self.stir();
-                was_quiet
-            }
-            _ => self.stir(),
-        };
+        let (raft, inbox) = (self.raft(), &self.inner.inbox);
+        let was_quiet = self.hear(&message);
         Ok(match message {
             Message::Append(request, lease) => {
-                let came = Instant::now();
-                parts.network.lease.promise(lease);
-                let response = raft.append_entries(request).await.map_err(fatal)?;
-                switch::probe("followed", || {
-                    [self.id(), u64::from(self.status().role == Role::Learner)]
-                });
-                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
-                    self.note_leader(came);
-                }
-                wire::append_reply(&response)
+                wire::append_reply(&self.append(request, lease).await?)
             }
             Message::Vote(request) => wire::vote_reply(&self.vote(request).await?),
             Message::PreVote(request) => {
-                parts.network.lease.kept().await;
-                let mut response = raft.pre_vote(request).await.map_err(fatal)?;
-                if was_quiet {
-                    // The leader was silent because it was asked to be. If there is one, it shows itself now.
-                    response.vote_granted = false;
-                    self.wake_leader();
-                }
-                wire::vote_reply(&response)
+                wire::vote_reply(&self.pre_vote(request, was_quiet).await?)
             }
             Message::Quiet {
                 incarnation,
@@ -143,6 +115,56 @@ impl Group {
 }
 
 impl Group {
+    /// What comes wakes the group, or shows that it is awake. Says whether it was quiet.
+    fn hear(&self, message: &Message) -> bool {
+        let parts = &self.inner.parts;
+        let grace = parts.config.timing.election_min;
+        match message {
+            Message::Quiet { .. } => false,
+            Message::Append(request, _) if request.entries.is_empty() => {
+                parts.network.quiet.wake(grace)
+            }
+            Message::PreVote(_) | Message::Wake => {
+                let was_quiet = parts.network.quiet.wake(grace);
+                self.stir();
+                was_quiet
+            }
+            _ => self.stir(),
+        }
+    }
+
+    async fn append(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+        lease: Duration,
+    ) -> Result<AppendEntriesResponse<TypeConfig>> {
+        let came = Instant::now();
+        self.inner.parts.network.lease.promise(lease);
+        let response = self.raft().append_entries(request).await.map_err(fatal)?;
+        switch::probe("followed", || {
+            [self.id(), u64::from(self.status().role == Role::Learner)]
+        });
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            self.note_leader(came);
+        }
+        Ok(response)
+    }
+
+    async fn pre_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        was_quiet: bool,
+    ) -> Result<VoteResponse<TypeConfig>> {
+        self.inner.parts.network.lease.kept().await;
+        let mut response = self.raft().pre_vote(request).await.map_err(fatal)?;
+        if was_quiet {
+            // The leader was silent because it was asked to be. If there is one, it shows itself now.
+            response.vote_granted = false;
+            self.wake_leader();
+        }
+        Ok(response)
+    }
+
     /// Votes, when no leader has this voter's promise: one that hands over too, for who asks can't prove that it was
     /// the one that has the promise.
     async fn vote(&self, request: VoteRequest<TypeConfig>) -> Result<VoteResponse<TypeConfig>> {

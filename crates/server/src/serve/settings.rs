@@ -308,6 +308,26 @@ impl RaftPart {
             1,
             7
         );
+        self.times(to)?;
+        let mut lease = to.lease.as_millis() as u64;
+        let lease_max = LEASE_MAX.as_millis() as u64;
+        take!("raft.lease_ms", self.lease_ms, lease, 0, lease_max);
+        to.lease = Duration::from_millis(lease);
+        let mut quiet_after = to.quiet_after.as_millis() as u64;
+        let most = 3_600_000;
+        take!(
+            "raft.quiet_after_ms",
+            self.quiet_after_ms,
+            quiet_after,
+            0,
+            most
+        );
+        to.quiet_after = Duration::from_millis(quiet_after);
+        Ok(())
+    }
+
+    /// Heartbeats and elections, which have to suit each other.
+    fn times(&self, to: &mut quorate_node::Config) -> Result<()> {
         let (mut heartbeat, mut min, mut max) = (
             to.timing.heartbeat.as_millis() as u64,
             to.timing.election_min.as_millis() as u64,
@@ -339,20 +359,6 @@ impl RaftPart {
             "raft.election_min_ms: it takes at least twice raft.heartbeat_ms ({heartbeat}) and less \
              than raft.election_max_ms ({max}), not {min}: a leader would be voted out while it lives"
         );
-        let mut lease = to.lease.as_millis() as u64;
-        let lease_max = LEASE_MAX.as_millis() as u64;
-        take!("raft.lease_ms", self.lease_ms, lease, 0, lease_max);
-        to.lease = Duration::from_millis(lease);
-        let mut quiet_after = to.quiet_after.as_millis() as u64;
-        let most = 3_600_000;
-        take!(
-            "raft.quiet_after_ms",
-            self.quiet_after_ms,
-            quiet_after,
-            0,
-            most
-        );
-        to.quiet_after = Duration::from_millis(quiet_after);
         to.timing = Timing {
             heartbeat: Duration::from_millis(heartbeat),
             election_min: Duration::from_millis(min),
