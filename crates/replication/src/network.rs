@@ -151,6 +151,12 @@ impl Peer {
     fn send_append(&self, request: AppendEntriesRequest<TypeConfig>) -> InFlight {
         let prev = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(prev);
+        if self.network.quiet.holds_back() {
+            // Entries keep followers from electing as heartbeats do.
+            let refused = Err(unreachable_error("no quorum is heard"));
+            let reply = std::future::ready(refused).boxed();
+            return InFlight { prev, last, reply };
+        }
         match request.entries.is_empty() {
             true => self.network.quiet.wake(Duration::ZERO),
             false => self.network.quiet.stir(),

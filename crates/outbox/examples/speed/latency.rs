@@ -2,7 +2,7 @@
 //!
 //! The effect is seen by looking at its table every two milliseconds, so the figures include that.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -126,8 +126,15 @@ async fn produce(
 #[derive(Default)]
 struct Seen {
     last: i64,
+    /// Ids below the last that were not there yet: partitions commit out of order of their ids.
+    gaps: BTreeSet<i64>,
+    /// Number of an effect, and when it was seen.
+    open: Vec<(i64, Instant)>,
     millis: Vec<f64>,
 }
+
+/// An id that is so far behind is that of an effect that was rolled back.
+const ROLLED_BACK: i64 = 5_000;
 
 impl Seen {
     async fn look(
@@ -135,22 +142,30 @@ impl Seen {
         base: &Base,
         committed: &Mutex<HashMap<i64, Instant>>,
     ) -> Outcome<usize> {
-        // Effects of partitions commit out of order of their ids: what is new is told by number.
-        let text = "SELECT id, number FROM effects WHERE id > $1 - 500 ORDER BY id";
+        let text = "SELECT id, number FROM effects WHERE id > $1 OR id = ANY($2) ORDER BY id";
+        let gaps: Vec<i64> = self.gaps.iter().copied().collect();
         let rows: Vec<(i64, i64)> = sqlx::query_as(text)
             .bind(self.last)
+            .bind(gaps)
             .fetch_all(&base.pool)
             .await?;
         let now = Instant::now();
-        let mut new = 0;
         for (id, number) in rows {
+            self.gaps.remove(&id);
+            self.gaps.extend(self.last + 1..id);
             self.last = self.last.max(id);
-            if let Some(at) = committed.lock().remove(&number) {
-                self.millis
-                    .push(now.duration_since(at).as_secs_f64() * 1000.0);
-                new += 1;
-            }
+            self.open.push((number, now));
         }
-        Ok(new)
+        // An effect may be seen before its producer has heard of the commit.
+        let mut committed = committed.lock();
+        let before = self.millis.len();
+        self.open.retain(|(number, at)| {
+            let from = committed.remove(number);
+            let took = from.map(|from| at.saturating_duration_since(from).as_secs_f64() * 1000.0);
+            self.millis.extend(took);
+            took.is_none()
+        });
+        self.gaps = self.gaps.split_off(&(self.last - ROLLED_BACK));
+        Ok(self.millis.len() - before)
     }
 }

@@ -16,6 +16,7 @@
 
 use std::time::Duration;
 
+use openraft::RaftMetrics;
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
 use quorate_env::switch;
@@ -23,13 +24,15 @@ use tokio::time::Instant;
 
 use super::{Group, leader_of, stopped};
 use crate::error::Result;
-use crate::raft::Vote;
+use crate::raft::{TypeConfig, Vote};
 use crate::types::NodeId;
 
 /// Between two voters that ask for the first time: longer than a round trip and the sync of a vote mostly take.
 const STAGGER: Duration = Duration::from_millis(20);
 /// Each further time it is twice as long, up to this: so a slow machine's elections get done.
 const STAGGER_MAX: Duration = Duration::from_millis(320);
+/// For so long after a death what the dead node had sent may still be taken in.
+const LATE: Duration = Duration::from_secs(1);
 
 impl Group {
     /// Has this replica stand for election at once, and again at growing distances while nobody leads, for the
@@ -41,36 +44,46 @@ impl Group {
     /// If a node led the group, or might have been about to, stands for election whenever nobody leads, for the
     /// election time. Timers go on beside it.
     pub(crate) async fn leader_gone(self, node: NodeId) {
-        if let Some((dead, turn)) = self.succession(node) {
+        // What this replica knows may be behind for a moment.
+        let concerns = |metrics: &_| self.turn_after(metrics, node).is_some();
+        let waited = self.wait_for(LATE, "a leader that is gone", concerns).await;
+        let turn = self.turn_after(&self.inner.metrics.borrow_watched(), node);
+        if let (Ok(()), Some(turn)) = (waited, turn) {
             self.stir();
             // A replica that stopped stands no more.
-            let _ = self.stand(dead, turn).await;
+            let _ = self.stand(Some(node), turn).await;
         }
     }
 
     /// One that is elected is watched for that long: a rival that asked in the same moment may hold a higher term
     /// and depose it, and yet not be electable itself, because its log is shorter by then.
-    async fn stand(&self, dead: Option<Dead>, turn: Turn) -> Result<()> {
+    async fn stand(&self, gone: Option<NodeId>, turn: Turn) -> Result<()> {
         let patience = self.inner.parts.config.timing.election_max;
         let lease = &self.inner.parts.network.lease;
         // Who is thought dead may live, and read: nobody who promised helps to elect another before that is over.
-        if dead.is_some() && switch::bug("lease_let_go_of_when_thought_dead") {
+        if gone.is_some() && switch::bug("lease_let_go_of_when_thought_dead") {
             lease.forget();
         }
         let begin = lease.owes_until().unwrap_or_else(Instant::now);
         let (mut round, mut stagger) = (begin, STAGGER);
         let end = round + patience;
+        let mut dead = None;
         while round < end {
+            // What it had sent before it died may be taken in only now, and show that it led. Later it is a process
+            // that was started anew.
+            if dead.is_none() && round < begin + LATE {
+                dead = gone.and_then(|node| self.led_from(node));
+            }
             if let Some(Dead { vote, replica }) = dead {
-                // A transfer to nobody that is there: it lets go of the lease. What the leader had sent before it
-                // died may be taken in only now and give the lease anew, so each round lets go of it again.
+                // A transfer to nobody that is there: it lets go of the lease. What is taken in late may give the
+                // lease anew, so each round lets go of it again.
                 let let_go = TransferLeaderRequest::new(vote, replica, None);
                 let asked = self.raft().handle_transfer_leader(let_go).await;
                 // Refused: the vote has changed, so there is nothing to let go of.
                 let _ = asked.map_err(|fatal| stopped(&fatal))?;
             }
             tokio::time::sleep_until(round + stagger * turn.place).await;
-            if !self.is_led(dead.map(|dead| dead.replica)) {
+            if !self.is_led(dead.map(|dead| dead.vote)) {
                 self.elect().await?;
             }
             round += stagger * turn.of;
@@ -80,25 +93,28 @@ impl Group {
         Ok(())
     }
 
-    /// Whether somebody leads who is not dead.
-    fn is_led(&self, dead: Option<u64>) -> bool {
-        let leader = self.inner.metrics.borrow_watched().current_leader;
-        leader.is_some_and(|leader| Some(leader) != dead)
+    /// Whether somebody leads under another vote than the dead leader's.
+    fn is_led(&self, dead: Option<Vote>) -> bool {
+        let metrics = self.inner.metrics.borrow_watched();
+        metrics.current_leader.is_some() && Some(metrics.vote) != dead
     }
 
-    /// Who is to be followed, if anybody led, and when this replica's turn is. None: it is not for this replica to
-    /// stand, or the lead is not the dead node's.
-    fn succession(&self, node: NodeId) -> Option<(Option<Dead>, Turn)> {
+    /// The leader, if it is on this node.
+    fn led_from(&self, node: NodeId) -> Option<Dead> {
         let metrics = self.inner.metrics.borrow_watched();
-        let dead = match leader_of(&metrics) {
-            Some(leader) if leader.node != node => return None,
-            Some(leader) => Some(Dead {
-                vote: metrics.vote,
-                replica: leader.replica,
-            }),
-            // An election may be under way, and its winner may be the one that died.
-            None => None,
-        };
+        let leader = leader_of(&metrics).filter(|leader| leader.node == node)?;
+        Some(Dead {
+            vote: metrics.vote,
+            replica: leader.replica,
+        })
+    }
+
+    /// When this replica's turn is to follow a leader on this node, or one that was about to be elected. None: it is
+    /// not for this replica to stand, or another node leads.
+    fn turn_after(&self, metrics: &RaftMetrics<TypeConfig>, node: NodeId) -> Option<Turn> {
+        if leader_of(metrics).is_some_and(|leader| leader.node != node) {
+            return None;
+        }
         let membership = metrics.membership_config.membership();
         let on_node = |voter: &u64| membership.get_node(voter).is_some_and(|held| *held == node);
         let (gone, mut heirs): (Vec<u64>, Vec<u64>) = membership.voter_ids().partition(on_node);
@@ -108,11 +124,10 @@ impl Group {
         heirs.sort_unstable();
         let own = heirs.iter().position(|voter| *voter == self.replica())? as u64;
         let of = heirs.len() as u64;
-        let turn = Turn {
+        Some(Turn {
             place: ((own + self.id()) % of) as u32,
             of: of as u32,
-        };
-        Some((dead, turn))
+        })
     }
 }
 

@@ -80,6 +80,7 @@ impl Group {
 
     /// A leader that reaches its followers and does not hear them would lead for ever, for they hear it. So one that
     /// has heard no quorum for an election time-out is silent for two of them, then shows itself for two, in turn.
+    /// While it is silent it sends no entries either.
     /// openraft has the same (`quorum_loss_probe_interval`), but takes a leader that was quiet for one without a quorum.
     fn hold_back(&self) {
         let parts = &self.inner.parts;
@@ -169,7 +170,11 @@ impl Group {
             .map(|(replica, node)| (*replica, *node))
             .collect();
         let is_level = |replica: &u64| matched.get(replica).is_some_and(|upto| *upto == Some(last));
-        let is_fit = !parts.network.quiet.hands_over(&metrics.vote)
+        // One that does not hear the others must not keep them from electing.
+        let lately = parts.config.timing.election_min;
+        let acked = metrics.last_quorum_acked.map(|acked| acked.elapsed());
+        let is_fit = acked.is_some_and(|acked| acked < lately)
+            && !parts.network.quiet.hands_over(&metrics.vote)
             && rests(&metrics, &metrics.vote, &last)
             && membership.get_joint_config().len() == 1
             && !others.is_empty()

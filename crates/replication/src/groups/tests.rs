@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use openraft::raft::AppendEntriesRequest;
 use quorate_env::sim::SimDisk;
 use quorate_env::{Env, Random, RealClock, ThreadJobs};
 
+use crate::raft::Vote;
 use crate::testing::{MemoryMachine, MemoryNetwork};
 use crate::types::Timing;
+use crate::wire;
 use crate::{
     Class, Config, Error, Group, Groups, Health, LEASE_MAX, NodeId, ReplicaId, Role, StateMachine,
     StopReason,
@@ -400,6 +403,41 @@ fn group_that_nobody_led_when_a_voter_died_is_led_without_waiting_for_timers() {
             cluster.nodes[&node].groups.node_gone(4);
             cluster.nodes[&node].groups.node_gone(1);
         }
+        cluster.write(0).await;
+    });
+}
+
+#[test]
+fn leader_that_is_heard_of_after_its_death_is_followed_without_waiting_for_timers() {
+    runtime().block_on(async {
+        let cluster = Cluster::with_timing(&[2, 3], NO_TIMERS).await;
+        cluster.network.isolate(2, &[3]);
+        for node in [2, 3] {
+            let founded = cluster.group(node).bootstrap(members(&[1, 2, 3])).await;
+            founded.expect("bootstraps");
+        }
+        let heartbeat = AppendEntriesRequest {
+            vote: Vote::new_committed(5, replica(1)),
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        for node in [2, 3] {
+            let groups = &cluster.nodes[&node].groups;
+            groups.node_gone(1);
+            let route = wire::Route {
+                to: replica(node),
+                from: replica(1),
+            };
+            let message = wire::append(route, &heartbeat, Duration::ZERO);
+            groups.handle(1, Class::Append, GROUP, message).await;
+            until("the dead leader is heard of", || async {
+                let leader = cluster.group(node).leader()?;
+                (leader.node == 1).then_some(())
+            })
+            .await;
+        }
+        cluster.network.heal();
         cluster.write(0).await;
     });
 }
