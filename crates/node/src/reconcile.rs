@@ -182,15 +182,13 @@ pub(crate) async fn open_shard(
             .replicas
             .iter()
             .map(|replica| (replica.id, replica.node));
-        group.bootstrap(members.collect()).await?;
-        let preferred = shard
-            .replicas
-            .first()
-            .is_some_and(|first| first.id == replica);
-        if preferred && group.leader().is_none() {
+        let is_new = group.bootstrap(members.collect()).await?;
+        let place = shard.replicas.iter().position(|one| one.id == replica);
+        let place = place.unwrap_or_default();
+        if (is_new || place == 0) && group.leader().is_none() {
             // The others may not have opened their replicas yet, so it asks for a while.
-            let first = group.clone();
-            tokio::spawn(async move { first.campaign().await });
+            let (first, of) = (group.clone(), shard.replicas.len());
+            tokio::spawn(async move { first.campaign(place as u32, of as u32).await });
         }
     }
     let context = Arc::clone(&inner.context);

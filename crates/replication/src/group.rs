@@ -150,17 +150,17 @@ impl Group {
     }
 
     /// Gives a new group its first members, this replica among them. Every first replica is told the
-    /// same, once or many times, in any order; a group that has members already is left alone.
-    pub async fn bootstrap(&self, members: BTreeMap<ReplicaId, NodeId>) -> Result<()> {
+    /// same, once or many times, in any order; a group that has members already is left alone. Whether it is new.
+    pub async fn bootstrap(&self, members: BTreeMap<ReplicaId, NodeId>) -> Result<bool> {
         if members.get(&self.replica()) != Some(&self.inner.parts.config.node) {
             return Err(Error::Invalid(
                 "this replica is not among the first members".into(),
             ));
         }
         match self.raft().initialize(members).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(true),
             // It has a log or a vote: it was told before, or heard from one that was.
-            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
             Err(RaftError::APIError(error)) => Err(Error::Invalid(error.to_string())),
             Err(RaftError::Fatal(fatal)) => Err(stopped(&fatal)),
         }

@@ -11,7 +11,7 @@
 //! A leader that is thought dead and lives is deposed, no more: it commits nothing in its old term, and reads ask a
 //! quorum. Reads that rest on a lease would need more: that the *process* is dead.
 //!
-//! A new group is in the same place: nobody leads it, and everybody knows. One voter is chosen to ask, again and
+//! A new group is in the same place: nobody leads it, and everybody knows. Its voters ask in turn too, again and
 //! again, because the others may not have opened their replicas yet.
 
 use std::time::Duration;
@@ -35,10 +35,13 @@ const STAGGER_MAX: Duration = Duration::from_millis(320);
 const LATE: Duration = Duration::from_secs(1);
 
 impl Group {
-    /// Has this replica stand for election at once, and again at growing distances while nobody leads, for the
-    /// election time. For a new group, of which one replica is told so. Timers go on beside it.
-    pub async fn campaign(&self) -> Result<()> {
-        self.stand(None, Turn { place: 0, of: 1 }).await
+    /// Has this replica of a new group stand for election, and again at growing distances while nobody leads, for the
+    /// election time. All first replicas are told so, each with its place in one order. Timers go on beside it.
+    ///
+    /// Being told their first members, all of them ask for votes in the same moment. One that is elected can be
+    /// deposed by the vote that another gave itself, and those who followed it know nothing of that.
+    pub async fn campaign(&self, place: u32, of: u32) -> Result<()> {
+        self.stand(None, Turn { place, of }).await
     }
 
     /// If a node led the group, or might have been about to, stands for election whenever nobody leads, for the

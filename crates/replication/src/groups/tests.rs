@@ -376,7 +376,7 @@ fn new_group_is_led_as_soon_as_a_quorum_opened_it_without_waiting_for_timers() {
         founded.expect("bootstraps");
         let campaign = tokio::spawn({
             let first = first.clone();
-            async move { first.campaign().await }
+            async move { first.campaign(0, 3).await }
         });
         let asked = || async { (first.status().term > 0).then_some(()) };
         until("a vote that nobody else gives", asked).await;
