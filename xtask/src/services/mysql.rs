@@ -53,7 +53,10 @@ pub fn prepare() -> Result<Prepared> {
     // Neither the machine's own settings nor those of a user count.
     words.extend(["--no-defaults", "--skip-test-db", "--skip-name-resolve"].map(str::to_owned));
     words.push("--auth-root-authentication-method=normal".to_owned());
-    words.push(format!("--datadir={}", folder.path().join("data").display()));
+    words.push(format!(
+        "--datadir={}",
+        folder.path().join("data").display()
+    ));
     let mut command = Command::new(&words[0]);
     command
         .args(&words[1..])
