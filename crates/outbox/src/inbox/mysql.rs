@@ -67,13 +67,20 @@ impl MySqlInbox {
     /// `Schema` when the tables are of another version; `Unavailable`.
     pub async fn migrate(pool: MySqlPool) -> Result<MySqlInbox> {
         let mut connection = crate::mysql::migration_lock(&pool, MARK).await?;
-        for table in TABLES {
-            session::run(&mut connection, format!("{table}{}", crate::mysql::ENGINE)).await?;
+        let found = match version(&mut connection).await {
+            Err(error) if error.kind() == ErrorKind::Missing => None,
+            found => found?,
+        };
+        if found.is_none() {
+            for table in TABLES {
+                let text = format!("{table}{}", crate::mysql::ENGINE);
+                session::run(&mut connection, text).await?;
+            }
+            sqlx::query("INSERT INTO quorate_inbox_schema VALUES (1, ?)")
+                .bind(VERSION)
+                .execute(&mut connection)
+                .await?;
         }
-        sqlx::query("INSERT IGNORE INTO quorate_inbox_schema VALUES (1, ?)")
-            .bind(VERSION)
-            .execute(&mut connection)
-            .await?;
         connection.close().await?;
         MySqlInbox::open(pool).await
     }
@@ -85,14 +92,19 @@ impl MySqlInbox {
     /// by themselves, or read what is not committed.
     pub async fn open(pool: MySqlPool) -> Result<MySqlInbox> {
         session::check(&pool).await?;
-        let row = sqlx::query("SELECT version FROM quorate_inbox_schema")
-            .fetch_optional(&pool)
-            .await
-            .map_err(super::sql::open_error)?;
-        let found: Option<i64> = row.map(|row| row.try_get(0)).transpose()?;
+        let found = version(&mut *pool.acquire().await?).await?;
         super::sql::check_version(found, VERSION)?;
         Ok(MySqlInbox { pool })
     }
+}
+
+/// The version of the tables; `None` where a migration died before it was written.
+async fn version(connection: &mut MySqlConnection) -> Result<Option<i64>> {
+    let row = sqlx::query("SELECT version FROM quorate_inbox_schema")
+        .fetch_optional(connection)
+        .await
+        .map_err(super::sql::open_error)?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?)
 }
 
 /// Reads a row of [`WAITING`], and says whether it could be read whole. What can't be is no error, so that other
@@ -271,13 +283,16 @@ impl Ledger for MySqlInbox {
     async fn forget(&self, consumer: &str, before_ms: i64) -> Result<u64> {
         let mut forgotten = 0;
         loop {
+            // At READ COMMITTED nobody who notes an id waits for it.
+            let mut tx = Tx::begin(&self.pool, session::IDLE, None).await?;
             let done = sqlx::query(
                 "DELETE FROM quorate_inbox_seen WHERE consumer = ? AND at_ms < ? LIMIT 10000",
             )
             .bind(consumer.as_bytes())
             .bind(before_ms)
-            .execute(&self.pool)
+            .execute(tx.connection())
             .await?;
+            tx.commit().await.map_err(session::commit_error)?;
             forgotten += done.rows_affected();
             if done.rows_affected() < FORGET_ROWS {
                 return Ok(forgotten);

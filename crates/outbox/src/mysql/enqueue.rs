@@ -47,7 +47,7 @@ impl MySqlOutbox {
     ///
     /// It locks the message's part until the transaction ends: enqueue late in the transaction, and several
     /// messages by [`MySqlOutbox::enqueue_all`]. It changes what `LAST_INSERT_ID()` answers. On a MariaDB with
-    /// `innodb_snapshot_isolation` (the default from 11.6.2 on), begin the transaction at READ COMMITTED: at
+    /// `innodb_snapshot_isolation` (on by default in 11.8), begin the transaction at READ COMMITTED: at
     /// REPEATABLE READ whatever was read before makes it fail whenever another has enqueued meanwhile.
     ///
     /// # Errors
@@ -263,7 +263,7 @@ fn no_transaction() -> Error {
     Error::new(ErrorKind::Invalid, text)
 }
 
-fn no_counter() -> Error {
+pub(super) fn no_counter() -> Error {
     let text = "quorate_outbox_counter has not each part once: restore it, or drop all quorate_outbox \
                 tables and migrate again";
     Error::new(ErrorKind::Schema, text)

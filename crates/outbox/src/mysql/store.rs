@@ -8,6 +8,7 @@ use sqlx::mysql::MySqlRow;
 use sqlx::{AssertSqlSafe, MySqlConnection, Row as _};
 use tokio::sync::Notify;
 
+use super::enqueue::no_counter;
 use super::session::{IDLE, Tx, commit_error, optional, text};
 use super::{MySqlOutbox, parked, trim};
 use crate::message::headers_from_text;
@@ -43,9 +44,9 @@ impl MySqlOutbox {
         // The counter before the rows: see the module. Rows above it wait for the next read.
         let row = sqlx::query(LAST)
             .bind(i64::from(fence.part))
-            .fetch_one(&self.pool)
+            .fetch_optional(&self.pool)
             .await?;
-        let settled: i64 = row.try_get(0)?;
+        let settled: i64 = row.ok_or_else(no_counter)?.try_get(0)?;
         let (lows, highs) = progress.done.gaps(progress.floor);
         let after = progress.done.last().unwrap_or(progress.floor);
         if settled < after {

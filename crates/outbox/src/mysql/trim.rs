@@ -12,6 +12,9 @@ use crate::{Ranges, Result, points};
 const TRIM_ROWS: u64 = 1_000;
 /// So many times for each part, before it is another part's turn.
 const TRIM_ROUNDS: usize = 50;
+const TRIMMABLE: &str = "\
+    SELECT r.floor FROM quorate_outbox_relay r WHERE r.part = ? AND EXISTS (
+        SELECT 1 FROM quorate_outbox o WHERE o.part = r.part AND o.id <= r.floor)";
 /// The rows of a part lie together, by id: the oldest are deleted, and their pages used again.
 const TRIM: &str = "\
     DELETE FROM quorate_outbox WHERE part = ? AND id <= ? ORDER BY id LIMIT 1000";
@@ -20,10 +23,13 @@ const TRIM: &str = "\
 pub(super) async fn run(outbox: &MySqlOutbox, parts: &[u16]) -> Result<i64> {
     let mut freed = 0;
     for part in parts {
-        let row = sqlx::query("SELECT floor FROM quorate_outbox_relay WHERE part = ?")
+        let row = sqlx::query(TRIMMABLE)
             .bind(i64::from(*part))
-            .fetch_one(&outbox.pool)
+            .fetch_optional(&outbox.pool)
             .await?;
+        let Some(row) = row else {
+            continue;
+        };
         let floor: i64 = row.try_get(0)?;
         for _ in 0..TRIM_ROUNDS {
             // At READ COMMITTED the place where new rows come is not locked.

@@ -12,7 +12,7 @@ use super::support::{AnyOutbox, Keeps, My, eventually};
 use crate::inbox::{Ledger, LedgerTx, MySqlInbox, Stream};
 use crate::mysql::MySqlOutbox;
 use crate::mysql::session::{IDLE, Tx};
-use crate::store::{Most, Progress, Store, Which, Wish};
+use crate::store::{Change, Most, Progress, Store, Which, Wish};
 use crate::{ErrorKind, Limits, Message};
 
 async fn outbox(parts: u16) -> (My, MySqlOutbox) {
@@ -101,6 +101,24 @@ async fn store_mysql_rows_above_what_is_settled_wait() {
     };
     let refused = outbox.read(fence, &progress, Most::ALL).await;
     assert_eq!(refused.expect_err("refused").kind(), ErrorKind::Fenced);
+    my.end().await;
+}
+
+/// The epoch of a part is compared in the database: another process knows nothing of this one.
+#[tokio::test]
+async fn store_mysql_save_of_another_process_is_fenced() {
+    let (my, one) = outbox(1).await;
+    let two = MySqlOutbox::open(my.pool.clone()).await.expect("opens");
+    let held = one.hold("one", &[], Duration::from_secs(60)).await;
+    let old = held.expect("holds").claimed[0].fence;
+    one.release(&[old]).await.expect("releases");
+    let held = two.hold("two", &[], Duration::from_secs(60)).await;
+    let new = held.expect("holds").claimed[0].fence;
+    let (progress, nothing) = (Progress::default(), Change::default());
+    let refused = one.save(old, &progress, &nothing).await;
+    assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Fenced);
+    let saved = two.save(new, &progress, &nothing).await;
+    saved.expect("saves");
     my.end().await;
 }
 
