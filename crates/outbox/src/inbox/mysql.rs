@@ -358,19 +358,18 @@ impl LedgerTx for MySqlInboxTx {
             let mut query: QueryBuilder<MySql> = QueryBuilder::new(
                 "SELECT source, topic, `key`, last_seq FROM quorate_inbox_key WHERE consumer = ",
             );
-            query.push_bind(consumer.as_bytes());
-            // Not (…) IN (…): MariaDB would look at every key of the consumer.
-            for (nth, stream) in streams.iter().enumerate() {
+            for stream in streams {
                 check_stream(stream)?;
-                query.push(if nth == 0 { " AND (" } else { " OR " });
-                query.push("(source = ").push_bind(stream.source.as_bytes());
-                query
-                    .push(" AND topic = ")
-                    .push_bind(stream.topic.as_bytes());
-                query.push(" AND `key` = ").push_bind(stream.key.as_bytes());
-                query.push(")");
             }
-            query.push(") ORDER BY source, topic, `key` FOR UPDATE");
+            query.push_bind(consumer.as_bytes());
+            query.push(" AND (source, topic, `key`) IN ");
+            query.push_tuples(streams, |mut tuple, stream| {
+                tuple
+                    .push_bind(stream.source.as_bytes())
+                    .push_bind(stream.topic.as_bytes())
+                    .push_bind(stream.key.as_bytes());
+            });
+            query.push(" ORDER BY source, topic, `key` FOR UPDATE");
             let alone = streams.len() == 1;
             let rows = query.build().persistent(alone).fetch_all(self.connection());
             for row in rows.await? {

@@ -119,6 +119,10 @@ async fn store_mysql_save_of_another_process_is_fenced() {
     assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Fenced);
     let saved = two.save(new, &progress, &nothing).await;
     saved.expect("saves");
+    // A failover has lost that save, and nothing else is different.
+    execute(&my, "UPDATE quorate_outbox_relay SET saves = saves - 1").await;
+    let refused = two.save(new, &progress, &nothing).await;
+    assert_eq!(refused.expect_err("fenced").kind(), ErrorKind::Fenced);
     my.end().await;
 }
 
@@ -542,7 +546,7 @@ async fn relay_mysql_lock_of_a_frozen_relay_is_ended() {
 async fn session_mysql_patience_is_given_back() {
     let my = My::new().await;
     let pool = sqlx::mysql::MySqlPoolOptions::new().max_connections(1);
-    let pool = pool.connect_with(my.options.clone()).await;
+    let pool = pool.connect_with((*my.options).clone()).await;
     let pool = pool.expect("connects");
     let patience = async || -> i64 {
         let text = "SELECT CAST(@@SESSION.wait_timeout AS SIGNED)";

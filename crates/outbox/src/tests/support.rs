@@ -83,7 +83,7 @@ impl Pg {
 pub struct My {
     pub pool: MySqlPool,
     pub admin: MySqlPool,
-    pub options: MySqlConnectOptions,
+    pub options: Box<MySqlConnectOptions>,
     name: String,
 }
 
@@ -113,7 +113,7 @@ impl My {
         My {
             pool,
             admin,
-            options,
+            options: Box::new(options),
             name,
         }
     }
@@ -134,7 +134,7 @@ impl My {
                         Ok(())
                     })
                 });
-        let connected = pool.connect_with(self.options.clone()).await;
+        let connected = pool.connect_with((*self.options).clone()).await;
         connected.expect("connects")
     }
 
