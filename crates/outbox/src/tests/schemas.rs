@@ -114,9 +114,10 @@ async fn schema_mysql_missing_old_and_half_made_are_refused() {
     }
     drop(tx);
     run("INSERT INTO quorate_outbox_counter VALUES (3, 0)").await;
-    run("ALTER TABLE quorate_outbox_key ENGINE = MyISAM").await;
+    run("ALTER TABLE quorate_outbox_member ENGINE = MyISAM").await;
     let opened = MySqlOutbox::open(my.pool.clone()).await;
-    refused(opened, "quorate_outbox_key is not an InnoDB table");
+    refused(opened, "quorate_outbox_member is not an InnoDB table");
+    run("ALTER TABLE quorate_outbox_member ENGINE = InnoDB").await;
     run("DROP TABLE quorate_outbox_key").await;
     let opened = MySqlOutbox::open(my.pool.clone()).await;
     refused(opened, "quorate_outbox_key is missing");
