@@ -106,7 +106,7 @@ impl From<quorate_kv::Error> for Error {
     }
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         let kind = match &error {
@@ -119,10 +119,13 @@ impl From<sqlx::Error> for Error {
 }
 
 /// A table or column that is not there is a matter of migrations; everything else may pass.
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 fn database_kind(error: &dyn sqlx::error::DatabaseError) -> ErrorKind {
     let missing = match error.code() {
-        Some(code) => matches!(code.as_ref(), "42P01" | "42703" | "3F000" | "42883"),
+        Some(code) => matches!(
+            code.as_ref(),
+            "42P01" | "42703" | "3F000" | "42883" | "42S02" | "42S22"
+        ),
         None => false,
     };
     let text = error.message();

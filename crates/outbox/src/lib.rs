@@ -35,11 +35,11 @@
 //!
 //! # What it does not do
 //!
-//! No order between keys. No effect-once for what a consumer does outside its database. No MySQL yet.
+//! No order between keys. No effect-once for what a consumer does outside its database.
 //! A sequence starts at 1 when the outbox's tables are made: making them anew makes a new source.
 //!
 //! Without features the crate has the in-process broker and the outbox over a
-//! [`Kv`](quorate_kv::Kv). Features: `postgres`, `sqlite`, `kafka`.
+//! [`Kv`](quorate_kv::Kv). Features: `postgres`, `mysql`, `sqlite`, `kafka`.
 
 mod backoff;
 pub mod broker;
@@ -47,6 +47,8 @@ mod error;
 pub mod inbox;
 pub mod kv;
 mod message;
+#[cfg(feature = "mysql")]
+pub mod mysql;
 #[cfg(not(feature = "crash-points"))]
 mod points;
 #[cfg(feature = "crash-points")]
@@ -58,7 +60,13 @@ pub mod relay;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod store;
-#[cfg(all(test, feature = "postgres", feature = "sqlite", feature = "kafka"))]
+#[cfg(all(
+    test,
+    feature = "postgres",
+    feature = "mysql",
+    feature = "sqlite",
+    feature = "kafka"
+))]
 mod tests;
 
 pub use error::{Error, ErrorKind, Result};

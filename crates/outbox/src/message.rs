@@ -73,7 +73,7 @@ impl Message {
     }
 
     /// The part of the outbox it belongs to: by its key, or by its id when it has no order.
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
     pub(crate) fn part(&self, parts: u16) -> u16 {
         let hash = match (&self.key, self.ordered) {
             (Some(key), true) => xxhash_rust::xxh3::xxh3_64(key.as_bytes()),
@@ -227,13 +227,13 @@ pub enum Level {
     EffectivelyOnce,
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 /// Headers as they are stored: a JSON array of pairs.
 pub(crate) fn headers_to_text(headers: &[(String, String)]) -> String {
     serde_json::to_string(headers).unwrap_or_else(|_| "[]".into())
 }
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 /// Reads what [`headers_to_text`] wrote.
 pub(crate) fn headers_from_text(text: &str) -> Result<Vec<(String, String)>> {
     serde_json::from_str(text)

@@ -1,11 +1,12 @@
 //! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for, and started.
 //!
 //! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
-//! `QUORATE_POSTGRES` and `QUORATE_KAFKA` name servers that run already; then none is started. What is
-//! started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
+//! `QUORATE_POSTGRES`, `QUORATE_MYSQL` and `QUORATE_KAFKA` name servers that run already; then none is
+//! started. What is started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
 //! when it is no longer needed, whatever becomes of the task.
 
 mod kafka;
+mod mysql;
 mod postgres;
 mod process;
 
@@ -19,12 +20,35 @@ use crate::ci;
 /// Servers for tests and benchmarks. Dropping it stops those that were started here.
 pub struct Services {
     environment: Vec<(&'static str, String)>,
-    _running: Vec<process::Process>,
+    running: Vec<process::Process>,
 }
 
 impl Services {
-    /// Starts what no variable of the environment names.
+    /// Starts what no variable of the environment names. MariaDB takes its time to make a data directory, and
+    /// does so while the others start; all servers are children of this thread, and die with it.
     pub fn start(root: &Path) -> Result<Services> {
+        let wants_mysql = std::env::var_os("QUORATE_MYSQL").is_none();
+        // Both may install packages, which apt does for one at a time.
+        if wants_mysql {
+            mysql::require_all().context("MariaDB")?;
+        }
+        std::thread::scope(|scope| {
+            let prepared = wants_mysql.then(|| scope.spawn(mysql::prepare));
+            let mut services = Services::start_others(root)?;
+            if let Some(prepared) = prepared {
+                let Ok(prepared) = prepared.join() else {
+                    bail!("MariaDB: its data directory could not be made");
+                };
+                let started = prepared.and_then(mysql::Prepared::start);
+                let (url, process) = started.context("MariaDB")?;
+                services.environment.push(("QUORATE_MYSQL", url));
+                services.running.push(process);
+            }
+            Ok(services)
+        })
+    }
+
+    fn start_others(root: &Path) -> Result<Services> {
         let mut environment = Vec::new();
         let mut running = Vec::new();
         if std::env::var_os("QUORATE_POSTGRES").is_none() {
@@ -49,7 +73,7 @@ impl Services {
         }
         Ok(Services {
             environment,
-            _running: running,
+            running: running,
         })
     }
 

@@ -54,7 +54,7 @@ pub enum State {
 }
 
 impl State {
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
     pub(crate) fn number(self) -> i32 {
         match self {
             State::Waiting => 0,
@@ -63,7 +63,7 @@ impl State {
         }
     }
 
-    #[cfg(any(feature = "postgres", feature = "sqlite"))]
+    #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
     pub(crate) fn of(number: i32) -> State {
         match number {
             1 => State::Dead,

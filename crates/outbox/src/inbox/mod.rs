@@ -25,14 +25,16 @@
 //! follows of its key waits behind it. An operator replays it, in order, or skips it. A database that does
 //! not answer is nobody's failure: it is waited for.
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 #[macro_use]
-mod sql;
+pub(crate) mod sql;
 
 mod apply;
 mod consumer;
 mod handler;
 mod ledger;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod rebalance;
@@ -49,6 +51,8 @@ use crate::{Level, Partition};
 pub use consumer::Consumer;
 pub use handler::{Failure, Handler};
 pub use ledger::{Ledger, LedgerTx, Position, State, Stream, Waiting};
+#[cfg(feature = "mysql")]
+pub use mysql::MySqlInbox;
 #[cfg(feature = "postgres")]
 pub use postgres::PgInbox;
 #[cfg(feature = "sqlite")]

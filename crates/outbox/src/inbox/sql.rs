@@ -1,20 +1,37 @@
-//! The ledger in SQL. PostgreSQL and SQLite take the same statements but for the tables and row locks.
+//! The ledger in SQL. PostgreSQL and SQLite take the same statements but for the tables and row locks; MySQL
+//! shares what is read of messages that were set aside.
 
 use uuid::Uuid;
 
 use crate::message::{HEADER_ID, HEADER_SEQ, HEADER_SOURCE};
 
+/// What is read of a message that was set aside.
+pub(super) const WAITING: &str = "\
+    p.message_id, p.topic, p.number, p.at, p.key, p.headers, p.payload, p.state, p.reason, p.attempts,
+    p.wish, p.source, p.seq";
+/// Those of a consumer (`$1`) whose turn it is, the oldest first, so many (`$2`).
+pub(super) const READY: &str = "\
+    FROM quorate_inbox_parked p
+    LEFT JOIN quorate_inbox_key k ON k.consumer = p.consumer
+        AND k.source = p.source AND k.topic = p.topic AND k.key = p.key
+    WHERE p.consumer = $1 AND (
+        (p.state = 2 AND p.wish <> 0)
+        OR (p.state <> 2 AND p.seq <= coalesce(k.last_seq, 0))
+        OR ((p.state = 0 OR (p.state = 1 AND p.wish <> 0)) AND p.seq <= coalesce(k.last_seq, 0) + 1)
+        OR (p.state = 0 AND p.wish <> 0 AND NOT EXISTS (
+            SELECT 1 FROM quorate_inbox_parked b WHERE b.consumer = p.consumer
+            AND b.source = p.source AND b.topic = p.topic AND b.key = p.key AND b.seq < p.seq)))
+    ORDER BY p.parked_ms LIMIT $2";
+
 /// Makes a ledger of a kind of pool. `$begin` says how a transaction begins in which handlers may take so long;
 /// `$lock` is what ends a SELECT that locks its rows, `$rows` makes rows `t (value)` of the JSON array `$2`, and
 /// `$id` an id of such a row.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 macro_rules! sql_ledger {
     ($ledger:ident, $tx:ident, $database:ty, $connection:ty, $row:ty, $begin:ident, $lock:literal,
      $rows:literal, $id:literal) => {
         /// A transaction of the inbox.
         pub struct $tx(sqlx::Transaction<'static, $database>);
-
-        const WAITING: &str = "p.message_id, p.topic, p.number, p.at, p.key, p.headers, p.payload, \
-                               p.state, p.reason, p.attempts, p.wish, p.source, p.seq";
 
         /// Reads a row of [`WAITING`], and says whether it could be read whole. Headers that can't be are no
         /// error, so that other messages go on: it is shown, with its place, and can be skipped.
@@ -79,21 +96,7 @@ macro_rules! sql_ledger {
             }
 
             async fn ready(&self, consumer: &str, limit: usize) -> Result<Vec<Waiting>> {
-                let text = format!(
-                    "SELECT {WAITING} FROM quorate_inbox_parked p
-                     LEFT JOIN quorate_inbox_key k ON k.consumer = p.consumer
-                        AND k.source = p.source AND k.topic = p.topic AND k.key = p.key
-                     WHERE p.consumer = $1 AND (
-                        (p.state = 2 AND p.wish <> 0)
-                        OR (p.state <> 2 AND p.seq <= coalesce(k.last_seq, 0))
-                        OR ((p.state = 0 OR (p.state = 1 AND p.wish <> 0))
-                            AND p.seq <= coalesce(k.last_seq, 0) + 1)
-                        OR (p.state = 0 AND p.wish <> 0 AND NOT EXISTS (
-                            SELECT 1 FROM quorate_inbox_parked b WHERE b.consumer = p.consumer
-                            AND b.source = p.source AND b.topic = p.topic AND b.key = p.key
-                            AND b.seq < p.seq)))
-                     ORDER BY p.parked_ms LIMIT $2"
-                );
+                let text = format!("SELECT {WAITING} {READY}");
                 let rows = sqlx::query(sqlx::AssertSqlSafe(text))
                     .bind(consumer)
                     .bind(limit as i64)
@@ -341,6 +344,7 @@ macro_rules! sql_ledger {
 }
 
 /// Values as a JSON array.
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 pub(super) fn array<T: serde::Serialize>(values: impl Iterator<Item = T>) -> String {
     serde_json::Value::from_iter(values.map(|value| serde_json::json!(value))).to_string()
 }
@@ -356,7 +360,7 @@ pub(super) fn place(id: Uuid, source: String, seq: Option<i64>) -> Vec<(String, 
 }
 
 /// What a failed commit says. When the database has refused it, it is known that nothing was written.
-pub(super) fn commit_error(error: sqlx::Error) -> crate::Error {
+pub(crate) fn commit_error(error: sqlx::Error) -> crate::Error {
     let refused = error.as_database_error().is_some_and(|from| {
         let of_code = from.code().is_some_and(|code| code.starts_with("40"));
         of_code || !matches!(from.kind(), sqlx::error::ErrorKind::Other)
@@ -375,7 +379,7 @@ pub(super) fn open_error(error: sqlx::Error) -> crate::Error {
     match made.kind() {
         crate::ErrorKind::Schema => crate::Error::new(
             crate::ErrorKind::Missing,
-            "the database has no inbox yet: migrate it (PgInbox::migrate, SqliteInbox::migrate)",
+            "the database has no inbox yet: migrate it (PgInbox::migrate, MySqlInbox::migrate, SqliteInbox::migrate)",
         ),
         _ => made,
     }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::ledger::{Ledger, LedgerTx, Position, State, Stream, Waiting};
 use super::now_ms;
+use super::sql::{READY, WAITING};
 use crate::message::{headers_from_text, headers_to_text};
 use crate::store::{Which, Wish};
 use crate::{Delivery, Error, ErrorKind, Partition, Result};

@@ -1,4 +1,4 @@
-//! Consumers over both databases, with the broker in this process.
+//! Consumers over all databases, with the broker in this process.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::{MySqlConnection, PgConnection, SqliteConnection};
 
-use super::support::{Lite, Pg, eventually};
+use super::support::{Lite, My, Pg, eventually};
 use crate::broker::local::{LocalBroker, LocalOptions};
 use crate::broker::{Broker, Outbatch, Outgoing};
 use crate::inbox::{
-    Baseline, Consumer, ConsumerOptions, Failure, Handler, Ledger, OnFailure, OnGap, PgInbox,
-    SqliteInbox, State,
+    Baseline, Consumer, ConsumerOptions, Failure, Handler, Ledger, MySqlInbox, OnFailure, OnGap,
+    PgInbox, SqliteInbox, State,
 };
 use crate::store::{BoxFuture, Fence, Which, Wish};
 use crate::{Delivery, ErrorKind, HEADER_ID, HEADER_SEQ, HEADER_SKIP, HEADER_SOURCE, Level};
@@ -56,9 +56,10 @@ impl Effects {
 }
 
 pub const EFFECT: &str = "INSERT INTO effects (k, text) VALUES ($1, $2)";
+pub const EFFECT_MY: &str = "INSERT INTO effects (k, text) VALUES (?, ?)";
 
 macro_rules! effects_of {
-    ($connection:ty) => {
+    ($connection:ty, $effect:ident) => {
         impl Handler<$connection> for Effects {
             fn handle<'a>(
                 &'a self,
@@ -68,7 +69,7 @@ macro_rules! effects_of {
                 Box::pin(async move {
                     let text = String::from_utf8_lossy(&message.payload).into_owned();
                     // The effect first: a failure after it must leave nothing.
-                    sqlx::query(EFFECT)
+                    sqlx::query($effect)
                         .bind(&message.key)
                         .bind(&text)
                         .execute(tx)
@@ -79,8 +80,9 @@ macro_rules! effects_of {
         }
     };
 }
-effects_of!(PgConnection);
-effects_of!(SqliteConnection);
+effects_of!(PgConnection, EFFECT);
+effects_of!(MySqlConnection, EFFECT_MY);
+effects_of!(SqliteConnection, EFFECT);
 
 /// One of the databases, with a table for effects.
 pub trait Base: Sized {
@@ -92,10 +94,14 @@ pub trait Base: Sized {
 }
 
 const TABLE_PG: &str = "CREATE TABLE effects (id bigserial PRIMARY KEY, k text, text text)";
+const TABLE_MY: &str = "\
+    CREATE TABLE effects (id BIGINT AUTO_INCREMENT PRIMARY KEY, k VARCHAR(255), text VARCHAR(255))
+    CHARACTER SET utf8mb4 COLLATE utf8mb4_bin";
 const TABLE_LITE: &str = "CREATE TABLE effects (id INTEGER PRIMARY KEY, k TEXT, text TEXT)";
 const TEXTS: &str = "SELECT text FROM effects WHERE k = $1 ORDER BY id";
 
 pub struct OnPg(pub Pg, pub PgInbox);
+pub struct OnMy(pub My, pub MySqlInbox);
 pub struct OnLite(pub Lite, pub SqliteInbox);
 
 pub async fn on_pg() -> OnPg {
@@ -106,6 +112,18 @@ pub async fn on_pg() -> OnPg {
         .expect("makes a table");
     let inbox = PgInbox::migrate(pg.pool.clone()).await.expect("migrates");
     OnPg(pg, inbox)
+}
+
+pub async fn on_my() -> OnMy {
+    let my = My::new().await;
+    sqlx::query(TABLE_MY)
+        .execute(&my.pool)
+        .await
+        .expect("makes a table");
+    let inbox = MySqlInbox::migrate(my.pool.clone())
+        .await
+        .expect("migrates");
+    OnMy(my, inbox)
 }
 
 pub async fn on_lite() -> OnLite {
@@ -127,6 +145,23 @@ impl Base for OnPg {
     }
     async fn texts(&self, key: &str) -> Vec<String> {
         sqlx::query_scalar(TEXTS)
+            .bind(key)
+            .fetch_all(&self.0.pool)
+            .await
+            .expect("reads")
+    }
+    async fn end(self) {
+        self.0.end().await;
+    }
+}
+
+impl Base for OnMy {
+    type Inbox = MySqlInbox;
+    fn inbox(&self) -> MySqlInbox {
+        self.1.clone()
+    }
+    async fn texts(&self, key: &str) -> Vec<String> {
+        sqlx::query_scalar("SELECT text FROM effects WHERE k = ? ORDER BY id")
             .bind(key)
             .fetch_all(&self.0.pool)
             .await
@@ -228,12 +263,16 @@ pub fn memory() -> LocalBroker {
     LocalBroker::in_memory(LocalOptions::default())
 }
 
-/// Runs a test over both databases.
-macro_rules! over_both {
-    ($check:ident, $pg:ident, $lite:ident) => {
+/// Runs a test over all databases.
+macro_rules! over_all {
+    ($check:ident, $pg:ident, $my:ident, $lite:ident) => {
         #[tokio::test(flavor = "multi_thread")]
         async fn $pg() {
             $check(on_pg().await).await;
+        }
+        #[tokio::test(flavor = "multi_thread")]
+        async fn $my() {
+            $check(on_my().await).await;
         }
         #[tokio::test(flavor = "multi_thread")]
         async fn $lite() {
@@ -241,11 +280,12 @@ macro_rules! over_both {
         }
     };
 }
-pub(super) use over_both;
+pub(super) use over_all;
 
-over_both!(
+over_all!(
     repetitions_have_one_effect,
     consumer_postgres_repetitions_have_one_effect,
+    consumer_mysql_repetitions_have_one_effect,
     consumer_sqlite_repetitions_have_one_effect
 );
 async fn repetitions_have_one_effect<B: Base>(base: B)
@@ -286,9 +326,10 @@ where
     base.end().await;
 }
 
-over_both!(
+over_all!(
     gap_waits_for_what_is_missing,
     consumer_postgres_gap_waits_for_what_is_missing,
+    consumer_mysql_gap_waits_for_what_is_missing,
     consumer_sqlite_gap_waits_for_what_is_missing
 );
 async fn gap_waits_for_what_is_missing<B: Base>(base: B)
@@ -344,9 +385,10 @@ where
     base.end().await;
 }
 
-over_both!(
+over_all!(
     failures_are_tried_again_then_dead_then_replayed_in_order,
     consumer_postgres_failures_are_tried_again_then_dead_then_replayed_in_order,
+    consumer_mysql_failures_are_tried_again_then_dead_then_replayed_in_order,
     consumer_sqlite_failures_are_tried_again_then_dead_then_replayed_in_order
 );
 async fn failures_are_tried_again_then_dead_then_replayed_in_order<B: Base>(base: B)
@@ -477,9 +519,10 @@ where
     base.end().await;
 }
 
-over_both!(
+over_all!(
     policies_halt_skip_and_accept,
     consumer_postgres_policies_halt_skip_and_accept,
+    consumer_mysql_policies_halt_skip_and_accept,
     consumer_sqlite_policies_halt_skip_and_accept
 );
 async fn policies_halt_skip_and_accept<B: Base>(base: B)
@@ -580,9 +623,10 @@ where
     base.end().await;
 }
 
-over_both!(
+over_all!(
     a_newer_claim_fences,
     consumer_postgres_newer_claim_fences,
+    consumer_mysql_newer_claim_fences,
     consumer_sqlite_newer_claim_fences
 );
 async fn a_newer_claim_fences<B: Base>(base: B)
@@ -614,7 +658,18 @@ where
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_members_come_and_go_and_every_effect_is_there_once() {
-    let base = on_pg().await;
+    members_come_and_go(on_pg().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_mysql_members_come_and_go_and_every_effect_is_there_once() {
+    members_come_and_go(on_my().await).await;
+}
+
+async fn members_come_and_go<B: Base>(base: B)
+where
+    Effects: Handler<<B::Inbox as Ledger>::Connection>,
+{
     let (broker, effects) = (memory(), Arc::new(Effects::default()));
     let mut consumers = Vec::new();
     for round in 0..30i64 {
@@ -642,7 +697,18 @@ async fn consumer_members_come_and_go_and_every_effect_is_there_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consumer_levels_differ_in_what_they_repeat() {
-    let base = on_pg().await;
+    levels_differ(on_pg().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_mysql_levels_differ_in_what_they_repeat() {
+    levels_differ(on_my().await).await;
+}
+
+async fn levels_differ<B: Base>(base: B)
+where
+    Effects: Handler<<B::Inbox as Ledger>::Connection>,
+{
     let effects = Arc::new(Effects::default());
     let twice = [sent("a", 1, "1"), sent("a", 1, "1")];
     for (level, expected) in [
@@ -685,33 +751,41 @@ async fn consumer_levels_differ_in_what_they_repeat() {
     base.end().await;
 }
 
-/// A handler whose statement fails and who says it went well must not lose the message.
+/// A handler whose transaction is broken and who says it went well must not lose the message. MySQL goes on with a
+/// transaction in which a statement failed, but not with one that a deadlock has ended.
 struct Swallows(AtomicBool);
 
-impl Handler<PgConnection> for Swallows {
-    fn handle<'a>(
-        &'a self,
-        tx: &'a mut PgConnection,
-        message: &'a Delivery,
-    ) -> BoxFuture<'a, Result<(), Failure>> {
-        Box::pin(async move {
-            let text = String::from_utf8_lossy(&message.payload).into_owned();
-            sqlx::query(EFFECT)
-                .bind(&message.key)
-                .bind(&text)
-                .execute(&mut *tx)
-                .await?;
-            if self.0.swap(false, Ordering::SeqCst) {
-                let _ = sqlx::query("SELECT * FROM no_such_table").execute(tx).await;
+macro_rules! swallows {
+    ($connection:ty, $effect:ident, $breaks:literal) => {
+        impl Handler<$connection> for Swallows {
+            fn handle<'a>(
+                &'a self,
+                tx: &'a mut $connection,
+                message: &'a Delivery,
+            ) -> BoxFuture<'a, Result<(), Failure>> {
+                Box::pin(async move {
+                    let text = String::from_utf8_lossy(&message.payload).into_owned();
+                    sqlx::query($effect)
+                        .bind(&message.key)
+                        .bind(&text)
+                        .execute(&mut *tx)
+                        .await?;
+                    if self.0.swap(false, Ordering::SeqCst) {
+                        let _ = sqlx::raw_sql($breaks).execute(tx).await;
+                    }
+                    Ok(())
+                })
             }
-            Ok(())
-        })
-    }
+        }
+    };
 }
+swallows!(PgConnection, EFFECT, "SELECT * FROM no_such_table");
+swallows!(MySqlConnection, EFFECT_MY, "ROLLBACK");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn consumer_postgres_broken_transaction_is_not_taken_for_success() {
-    let base = on_pg().await;
+async fn broken_transaction_is_not_taken_for_success<B: Base>(base: B)
+where
+    Swallows: Handler<<B::Inbox as Ledger>::Connection>,
+{
     let broker = memory();
     let mut free = sent("free", 0, "free");
     free.headers.retain(|(name, _)| name == HEADER_ID);
@@ -740,4 +814,14 @@ async fn consumer_postgres_broken_transaction_is_not_taken_for_success() {
         consumer.drain().await;
     }
     base.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_postgres_broken_transaction_is_not_taken_for_success() {
+    broken_transaction_is_not_taken_for_success(on_pg().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_mysql_ended_transaction_is_not_taken_for_success() {
+    broken_transaction_is_not_taken_for_success(on_my().await).await;
 }

@@ -9,7 +9,6 @@ use quorate_kv::{
     Batch, BatchResult, Compare, CompareResult, Delete, Domain, Entry, Get, Kv, Put, Scan,
     ScanPage, Written,
 };
-use sqlx::AssertSqlSafe;
 
 use super::relays::{keyed, quick, start, until_got};
 use super::support::{AnyOutbox, Keeps, eventually};
@@ -48,20 +47,7 @@ fn of_key(broker: &Keeps, key: &str) -> Vec<String> {
 }
 
 async fn run(outbox: &AnyOutbox, text: &str) {
-    let text = AssertSqlSafe(text.to_owned());
-    match outbox {
-        AnyOutbox::Pg(pg, _) => sqlx::query(text)
-            .execute(&pg.pool)
-            .await
-            .map(|done| done.rows_affected()),
-        AnyOutbox::Lite(lite, _) => sqlx::query(text)
-            .execute(&lite.pool)
-            .await
-            .map(|done| done.rows_affected()),
-        AnyOutbox::Kv(_) => Ok(1),
-    }
-    .map(|rows| assert_eq!(rows, 1, "a row is changed"))
-    .expect("changes a row");
+    assert_eq!(outbox.run(text).await, 1, "a row is changed");
 }
 
 /// A row is spoilt; the others of its key wait behind it, other keys go on; once mended all go in order.
@@ -115,20 +101,24 @@ async fn relay_postgres_damaged_row_parks_its_key_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_damaged_row_parks_its_key_only() {
+    let spoil = "headers = 'oops' WHERE `key` = 'a' AND seq = 2";
+    damaged_row_parks_its_key_only(AnyOutbox::my(1).await, spoil, "headers = '[]'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_sqlite_damaged_row_parks_its_key_only() {
     let spoil = "headers = '[[1', message_id = x'07' WHERE key = 'a' AND seq = 2";
     damaged_row_parks_its_key_only(AnyOutbox::lite(1).await, spoil, "headers = '[]'").await;
 }
 
-/// SQLite takes anything in any column: what the row belongs to may be lost with it.
-#[tokio::test(flavor = "multi_thread")]
-async fn relay_sqlite_row_without_a_readable_topic_is_parked_alone() {
-    let outbox = AnyOutbox::lite(1).await;
+/// SQLite takes anything in any column, MySQL any bytes: what the row belongs to may be lost with it.
+async fn row_without_a_readable_topic_is_parked_alone(outbox: AnyOutbox, spoil: &str) {
     for i in 1..=3 {
         outbox.enqueue(&[keyed("a", i)], true).await;
     }
-    let spoil = "UPDATE quorate_outbox SET topic = x'ff', created_ms = 'long ago' WHERE seq = 2";
-    run(&outbox, spoil).await;
+    let spoil = format!("UPDATE quorate_outbox SET {spoil} WHERE seq = 2");
+    run(&outbox, &spoil).await;
     let broker = Arc::new(Keeps::default());
     let relay = start(&outbox, &broker, quick());
     until_got(&broker, 2).await;
@@ -140,6 +130,18 @@ async fn relay_sqlite_row_without_a_readable_topic_is_parked_alone() {
     until_parked(&store, "it is forgotten", <[Parked]>::is_empty).await;
     relay.drain().await;
     assert_eq!(of_key(&broker, "a"), ["1", "3"], "consumers see the gap");
+    outbox.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_sqlite_row_without_a_readable_topic_is_parked_alone() {
+    let spoil = "topic = x'ff', created_ms = 'long ago'";
+    row_without_a_readable_topic_is_parked_alone(AnyOutbox::lite(1).await, spoil).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_row_without_a_readable_topic_is_parked_alone() {
+    row_without_a_readable_topic_is_parked_alone(AnyOutbox::my(1).await, "topic = x'ff'").await;
 }
 
 /// A topic that will never be there: not even a skip record can be sent. Then the message is dropped.
@@ -171,6 +173,11 @@ async fn message_without_a_topic_can_be_dropped(outbox: AnyOutbox) {
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_postgres_message_without_a_topic_can_be_dropped() {
     message_without_a_topic_can_be_dropped(AnyOutbox::pg(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_message_without_a_topic_can_be_dropped() {
+    message_without_a_topic_can_be_dropped(AnyOutbox::my(1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -39,6 +39,11 @@ async fn enqueue_postgres_sequences_are_gapless_over_rollbacks() {
 }
 
 #[tokio::test]
+async fn enqueue_mysql_sequences_are_gapless_over_rollbacks() {
+    sequences_are_gapless_over_rollbacks(AnyOutbox::my(4).await).await;
+}
+
+#[tokio::test]
 async fn enqueue_sqlite_sequences_are_gapless_over_rollbacks() {
     sequences_are_gapless_over_rollbacks(AnyOutbox::lite(4).await).await;
 }
@@ -74,29 +79,18 @@ fn enqueue_bad_messages_are_refused_before_anything_is_written() {
     check(good.header("a", "b".repeat(16 << 10)), ErrorKind::TooLarge);
 }
 
-#[tokio::test]
-async fn enqueue_opposite_key_orders_do_not_deadlock() {
-    let outbox = AnyOutbox::pg(4).await;
-    let AnyOutbox::Pg(pg, inner) = &outbox else {
-        unreachable!()
-    };
-    let writer = |reverse: bool| {
-        let (pool, inner) = (pg.pool.clone(), inner.clone());
-        async move {
-            for _ in 0..50 {
-                let mut keys: Vec<Message> = (0..6)
-                    .map(|k| Message::keyed("t", format!("k{k}"), "x"))
-                    .collect();
-                if reverse {
-                    keys.reverse();
-                }
-                let mut tx = pool.begin().await.expect("begins");
-                inner
-                    .enqueue_all(&mut tx, &keys)
-                    .await
-                    .expect("no deadlock");
-                tx.commit().await.expect("commits");
+async fn opposite_key_orders_do_not_deadlock(outbox: AnyOutbox) {
+    let writer = async |reverse: bool| {
+        for _ in 0..50 {
+            let mut keys: Vec<Message> = (0..6)
+                .map(|k| Message::keyed("t", format!("k{k}"), "x"))
+                .collect();
+            if reverse {
+                keys.reverse();
             }
+            let mut tx = outbox.begin().await;
+            tx.enqueue_all(&keys).await.expect("no deadlock");
+            tx.commit().await;
         }
     };
     tokio::join!(writer(false), writer(true), writer(false), writer(true));
@@ -105,4 +99,14 @@ async fn enqueue_opposite_key_orders_do_not_deadlock() {
         .await;
     assert_eq!(last[0].seq, Some(201), "every number once");
     outbox.end().await;
+}
+
+#[tokio::test]
+async fn enqueue_postgres_opposite_key_orders_do_not_deadlock() {
+    opposite_key_orders_do_not_deadlock(AnyOutbox::pg(4).await).await;
+}
+
+#[tokio::test]
+async fn enqueue_mysql_opposite_key_orders_do_not_deadlock() {
+    opposite_key_orders_do_not_deadlock(AnyOutbox::my(4).await).await;
 }

@@ -6,6 +6,7 @@ mod damage;
 mod enqueuing;
 mod faults;
 mod handlers;
+mod mysqls;
 mod positions;
 mod ranges;
 mod relays;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::consumers::{
-    Base, Effects, memory, on_lite, on_pg, options, over_both, publish, sent, start, until_texts,
+    Base, Effects, OnMy, OnPg, memory, on_lite, on_my, on_pg, options, over_all, publish, sent,
+    start, until_texts,
 };
 use super::support::{FromStart, eventually};
 use crate::broker::{Broker, Outgoing};
@@ -15,9 +16,13 @@ use crate::store::{Which, Wish};
 use crate::{Consumer, ConsumerOptions, ErrorKind, Partition};
 
 /// A failover: positions, numbers and effects of the last moments are gone. They are fetched again.
-#[tokio::test(flavor = "multi_thread")]
-async fn consumer_postgres_database_that_went_back_is_caught_up() {
-    let base = on_pg().await;
+async fn database_that_went_back_is_caught_up<B: Base>(
+    base: B,
+    run: impl AsyncFn(&B, &'static str),
+    back: &'static str,
+) where
+    Effects: Handler<<B::Inbox as Ledger>::Connection>,
+{
     let (broker, effects) = (memory(), Arc::new(Effects::default()));
     // Another group that never commits keeps the broker from forgetting.
     let topics = ["t".to_owned()];
@@ -31,22 +36,11 @@ async fn consumer_postgres_database_that_went_back_is_caught_up() {
     until_texts(&base, "b", &["1"]).await;
     let keep = "CREATE TABLE kept_position AS SELECT * FROM quorate_inbox_position;
                 CREATE TABLE kept_key AS SELECT * FROM quorate_inbox_key";
-    sqlx::raw_sql(keep)
-        .execute(&base.0.pool)
-        .await
-        .expect("keeps");
+    run(&base, keep).await;
     publish(&broker, &[sent("a", 2, "2"), sent("b", 2, "2")]).await;
     until_texts(&base, "a", &["1", "2"]).await;
     until_texts(&base, "b", &["1", "2"]).await;
-    let back = "UPDATE quorate_inbox_position p SET next = k.next FROM kept_position k
-                WHERE k.topic = p.topic AND k.number = p.number;
-                UPDATE quorate_inbox_key p SET last_seq = k.last_seq FROM kept_key k
-                WHERE k.key = p.key;
-                DELETE FROM effects WHERE text = '2'";
-    sqlx::raw_sql(back)
-        .execute(&base.0.pool)
-        .await
-        .expect("goes back");
+    run(&base, back).await;
     publish(&broker, &[sent("a", 3, "3"), sent("b", 3, "3")]).await;
     until_texts(&base, "a", &["1", "2", "3"]).await;
     until_texts(&base, "b", &["1", "2", "3"]).await;
@@ -56,9 +50,39 @@ async fn consumer_postgres_database_that_went_back_is_caught_up() {
     base.end().await;
 }
 
-over_both!(
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_postgres_database_that_went_back_is_caught_up() {
+    let run = async |base: &OnPg, text: &'static str| {
+        let done = sqlx::raw_sql(text).execute(&base.0.pool).await;
+        done.expect("runs");
+    };
+    let back = "UPDATE quorate_inbox_position p SET next = k.next FROM kept_position k
+                WHERE k.topic = p.topic AND k.number = p.number;
+                UPDATE quorate_inbox_key p SET last_seq = k.last_seq FROM kept_key k
+                WHERE k.key = p.key;
+                DELETE FROM effects WHERE text = '2'";
+    database_that_went_back_is_caught_up(on_pg().await, run, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_mysql_database_that_went_back_is_caught_up() {
+    let run = async |base: &OnMy, text: &'static str| {
+        let done = sqlx::raw_sql(text).execute(&base.0.pool).await;
+        done.expect("runs");
+    };
+    let back = "START TRANSACTION;
+                UPDATE quorate_inbox_position p JOIN kept_position k
+                ON k.topic = p.topic AND k.number = p.number SET p.next = k.next;
+                UPDATE quorate_inbox_key p JOIN kept_key k ON k.key = p.key SET p.last_seq = k.last_seq;
+                DELETE FROM effects WHERE text = '2';
+                COMMIT";
+    database_that_went_back_is_caught_up(on_my().await, run, back).await;
+}
+
+over_all!(
     a_late_claim_is_outlived,
     consumer_postgres_late_claim_of_another_is_outlived,
+    consumer_mysql_late_claim_of_another_is_outlived,
     consumer_sqlite_late_claim_of_another_is_outlived
 );
 /// A process that was frozen in the middle of a claim finishes it long after the partition went to this one.
@@ -87,9 +111,10 @@ where
     base.end().await;
 }
 
-over_both!(
+over_all!(
     first_seen_dead_holds_its_key,
     consumer_postgres_first_seen_message_that_dies_holds_its_key,
+    consumer_mysql_first_seen_message_that_dies_holds_its_key,
     consumer_sqlite_first_seen_message_that_dies_holds_its_key
 );
 async fn first_seen_dead_holds_its_key<B: Base>(base: B)
@@ -139,9 +164,10 @@ where
     base.end().await;
 }
 
-over_both!(
+over_all!(
     a_gap_can_be_given_up,
     consumer_postgres_gap_that_stays_can_be_given_up,
+    consumer_mysql_gap_that_stays_can_be_given_up,
     consumer_sqlite_gap_that_stays_can_be_given_up
 );
 /// What is missing was lost outside, by the retention of a topic perhaps: an operator goes on without it.
@@ -340,9 +366,12 @@ async fn consumer_commit_whose_answer_is_lost_counts_once() {
 
 /// A message that waits in the database and can't be read any more: its key waits, others go on, and it can be
 /// skipped.
-#[tokio::test(flavor = "multi_thread")]
-async fn consumer_waiting_message_that_is_damaged_holds_its_key_only() {
-    let base = on_pg().await;
+async fn waiting_message_that_is_damaged_holds_its_key_only<B: Base>(
+    base: B,
+    run: impl AsyncFn(&B, &'static str),
+) where
+    Effects: Handler<<B::Inbox as Ledger>::Connection>,
+{
     let (broker, effects) = (memory(), Arc::new(Effects::default()));
     let consumer = start(&base, &broker, &effects, options()).await;
     publish(&broker, &[sent("a", 2, "2"), sent("a", 3, "3")]).await;
@@ -350,10 +379,7 @@ async fn consumer_waiting_message_that_is_damaged_holds_its_key_only() {
     let both = |waiting: &[crate::inbox::Waiting]| waiting.len() == 2;
     until_waiting(&inbox, both).await;
     let spoil = "UPDATE quorate_inbox_parked SET headers = 'oops' WHERE seq = 2";
-    sqlx::query(spoil)
-        .execute(&base.0.pool)
-        .await
-        .expect("spoils");
+    run(&base, spoil).await;
     publish(&broker, &[sent("a", 1, "1"), sent("b", 2, "b2")]).await;
     until_texts(&base, "a", &["1"]).await;
     publish(&broker, &[sent("b", 1, "b1")]).await;
@@ -366,6 +392,24 @@ async fn consumer_waiting_message_that_is_damaged_holds_its_key_only() {
     until_texts(&base, "a", &["1", "3"]).await;
     consumer.drain().await;
     base.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_waiting_message_that_is_damaged_holds_its_key_only() {
+    let run = async |base: &OnPg, text: &'static str| {
+        let done = sqlx::query(text).execute(&base.0.pool).await;
+        done.expect("spoils");
+    };
+    waiting_message_that_is_damaged_holds_its_key_only(on_pg().await, run).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_mysql_waiting_message_that_is_damaged_holds_its_key_only() {
+    let run = async |base: &OnMy, text: &'static str| {
+        let done = sqlx::query(text).execute(&base.0.pool).await;
+        done.expect("spoils");
+    };
+    waiting_message_that_is_damaged_holds_its_key_only(on_my().await, run).await;
 }
 
 async fn until_waiting(
@@ -387,9 +431,7 @@ async fn until_waiting(
 }
 
 /// A consumer that is frozen in the middle of a transaction keeps no locks: another claims its partition.
-#[tokio::test(flavor = "multi_thread")]
-async fn consumer_postgres_lock_of_a_frozen_consumer_is_ended() {
-    let base = on_pg().await;
+async fn lock_of_a_frozen_consumer_is_ended<B: Base>(base: B) {
     let inbox = base.inbox();
     let topic = "t".to_owned();
     let partition = Partition { topic, number: 0 };
@@ -403,4 +445,14 @@ async fn consumer_postgres_lock_of_a_frozen_consumer_is_ended() {
     let late = frozen.commit().await;
     late.expect_err("it is over");
     base.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_postgres_lock_of_a_frozen_consumer_is_ended() {
+    lock_of_a_frozen_consumer_is_ended(on_pg().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumer_mysql_lock_of_a_frozen_consumer_is_ended() {
+    lock_of_a_frozen_consumer_is_ended(on_my().await).await;
 }

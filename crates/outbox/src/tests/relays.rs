@@ -95,6 +95,11 @@ async fn relay_postgres_publishes_what_is_committed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_publishes_what_is_committed() {
+    publishes_what_is_committed(AnyOutbox::my(4).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_sqlite_publishes_what_is_committed() {
     publishes_what_is_committed(AnyOutbox::lite(3).await).await;
 }
@@ -212,6 +217,11 @@ async fn relay_postgres_retries_keep_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_retries_keep_order() {
+    retries_keep_order(AnyOutbox::my(2).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_sqlite_retries_keep_order() {
     retries_keep_order(AnyOutbox::lite(2).await).await;
 }
@@ -325,6 +335,11 @@ async fn relay_postgres_poison_parks_its_key_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_poison_parks_its_key_only() {
+    poison_parks_its_key_only(AnyOutbox::my(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_sqlite_poison_parks_its_key_only() {
     poison_parks_its_key_only(AnyOutbox::lite(1).await).await;
 }
@@ -375,18 +390,18 @@ async fn relay_postgres_lost_lease_fences() {
 }
 
 #[tokio::test]
+async fn relay_mysql_lost_lease_fences() {
+    a_lost_lease_fences(AnyOutbox::my(1).await).await;
+}
+
+#[tokio::test]
 async fn relay_sqlite_lost_lease_fences() {
     a_lost_lease_fences(AnyOutbox::lite(1).await).await;
 }
 
 /// A clock that steps an hour ahead ends leases early: another relay takes over, and order and
 /// completeness hold.
-#[tokio::test(flavor = "multi_thread")]
-async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
-    let outbox = AnyOutbox::pg(2).await;
-    let AnyOutbox::Pg(pg, _) = &outbox else {
-        unreachable!()
-    };
+async fn clock_step_hands_parts_over_without_loss(outbox: AnyOutbox, hour: &str) {
     let broker = Arc::new(Keeps::default());
     let relays = [
         start(&outbox, &broker, quick()),
@@ -397,8 +412,8 @@ async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
         if i % 20 == 10 {
             // What a step of the database's clock does to leases.
             let step =
-                "UPDATE quorate_outbox_relay SET lease_until = lease_until - interval '1 hour'";
-            sqlx::query(step).execute(&pg.pool).await.expect("steps");
+                format!("UPDATE quorate_outbox_relay SET lease_until = lease_until - {hour}");
+            outbox.run(&step).await;
         }
     }
     until_got(&broker, 120).await;
@@ -424,8 +439,26 @@ async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_postgres_clock_step_hands_parts_over_without_loss() {
+    clock_step_hands_parts_over_without_loss(AnyOutbox::pg(2).await, "interval '1 hour'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_clock_step_hands_parts_over_without_loss() {
+    clock_step_hands_parts_over_without_loss(AnyOutbox::my(2).await, "interval 1 hour").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_ten_relays_share_parts_and_hand_them_over() {
-    let outbox = AnyOutbox::pg(10).await;
+    ten_relays_share_parts(AnyOutbox::pg(10).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_ten_relays_share_parts_and_hand_them_over() {
+    ten_relays_share_parts(AnyOutbox::my(10).await).await;
+}
+
+async fn ten_relays_share_parts(outbox: AnyOutbox) {
     let broker = Arc::new(Keeps::default());
     let options = || RelayOptions {
         lease: Duration::from_millis(600),
@@ -465,7 +498,15 @@ async fn relay_ten_relays_share_parts_and_hand_them_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_broker_gone_keeps_everything_and_says_so() {
-    let outbox = AnyOutbox::pg(2).await;
+    broker_gone_keeps_everything(AnyOutbox::pg(2).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_broker_gone_keeps_everything_and_says_so() {
+    broker_gone_keeps_everything(AnyOutbox::my(2).await).await;
+}
+
+async fn broker_gone_keeps_everything(outbox: AnyOutbox) {
     let broker = Arc::new(Keeps::default());
     broker.gone.store(true, Ordering::SeqCst);
     let relay = start(&outbox, &broker, quick());
@@ -495,7 +536,15 @@ async fn relay_broker_gone_keeps_everything_and_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_at_most_once_never_repeats() {
-    let outbox = AnyOutbox::pg(1).await;
+    at_most_once_never_repeats(AnyOutbox::pg(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_at_most_once_never_repeats() {
+    at_most_once_never_repeats(AnyOutbox::my(1).await).await;
+}
+
+async fn at_most_once_never_repeats(outbox: AnyOutbox) {
     let broker = Arc::new(Keeps::default());
     broker.refuse.store(1, Ordering::SeqCst);
     outbox.enqueue(&[keyed("a", "lost")], true).await;
@@ -533,12 +582,7 @@ async fn published_rows_are_trimmed(outbox: AnyOutbox, count: &'static str) {
         sqlx::query(age).execute(&pg.pool).await.expect("ages");
     }
     eventually("no rows are left", || async {
-        let left: i64 = match &outbox {
-            AnyOutbox::Pg(pg, _) => sqlx::query_scalar(count).fetch_one(&pg.pool).await,
-            AnyOutbox::Lite(lite, _) => sqlx::query_scalar(count).fetch_one(&lite.pool).await,
-            AnyOutbox::Kv(_) => Ok(0),
-        }
-        .map_err(|e| e.to_string())?;
+        let left = outbox.number(count).await;
         if left == 0 {
             Ok(())
         } else {
@@ -556,6 +600,15 @@ async fn published_rows_are_trimmed(outbox: AnyOutbox, count: &'static str) {
 async fn relay_postgres_published_rows_are_trimmed() {
     published_rows_are_trimmed(
         AnyOutbox::pg(2).await,
+        "SELECT count(*) FROM quorate_outbox",
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_published_rows_are_trimmed() {
+    published_rows_are_trimmed(
+        AnyOutbox::my(2).await,
         "SELECT count(*) FROM quorate_outbox",
     )
     .await;
@@ -637,12 +690,7 @@ async fn relay_kv_lost_lease_fences() {
 }
 
 /// A save that fails must not leave a message marked that was to be parked.
-#[tokio::test(flavor = "multi_thread")]
-async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
-    let outbox = AnyOutbox::pg(1).await;
-    let AnyOutbox::Pg(pg, _) = &outbox else {
-        unreachable!()
-    };
+async fn parks_what_could_not_be_parked_at_first(outbox: AnyOutbox) {
     let hide = "ALTER TABLE quorate_outbox_parked RENAME TO hidden";
     let show = "ALTER TABLE hidden RENAME TO quorate_outbox_parked";
     let broker = Arc::new(Keeps::default());
@@ -650,7 +698,7 @@ async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
     let relay = start(&outbox, &broker, quick());
     outbox.enqueue(&[keyed("b", "good")], true).await;
     until_got(&broker, 1).await;
-    sqlx::query(hide).execute(&pg.pool).await.expect("hides");
+    outbox.run(hide).await;
     outbox
         .enqueue(&[keyed("a", "bad"), keyed("b", "more")], true)
         .await;
@@ -663,7 +711,7 @@ async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
         }
     })
     .await;
-    sqlx::query(show).execute(&pg.pool).await.expect("shows");
+    outbox.run(show).await;
     let store = outbox.store();
     eventually("it is parked", || async {
         let parked = store.parked(None, 10).await.map_err(|e| e.to_string())?;
@@ -677,4 +725,14 @@ async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
     relay.drain().await;
     assert!(broker.texts().contains(&"more".to_owned()));
     outbox.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_postgres_parks_what_could_not_be_parked_at_first() {
+    parks_what_could_not_be_parked_at_first(AnyOutbox::pg(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_parks_what_could_not_be_parked_at_first() {
+    parks_what_could_not_be_parked_at_first(AnyOutbox::my(1).await).await;
 }

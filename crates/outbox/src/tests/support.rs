@@ -4,9 +4,10 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
+use sqlx::{AssertSqlSafe, MySql, MySqlPool, PgPool, Postgres, SqlitePool, Transaction};
 
 use crate::Partition;
 use crate::broker::{Positions, Start};
@@ -78,6 +79,73 @@ impl Pg {
     }
 }
 
+/// A database of its own in the server of MySQL's protocol.
+pub struct My {
+    pub pool: MySqlPool,
+    pub admin: MySqlPool,
+    pub options: Box<MySqlConnectOptions>,
+    name: String,
+}
+
+impl My {
+    pub async fn new() -> My {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let url = variable("QUORATE_MYSQL");
+        let admin = MySqlPoolOptions::new().max_connections(2);
+        let admin = admin.connect(&url).await.expect("MySQL answers");
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("quorate_test_{}_{number}", std::process::id());
+        for make in [
+            format!("DROP DATABASE IF EXISTS {name}"),
+            // Names and keys must not hang on what a server's default is.
+            format!("CREATE DATABASE {name} CHARACTER SET latin1"),
+        ] {
+            let made = sqlx::query(AssertSqlSafe(make)).execute(&admin).await;
+            made.expect("creates");
+        }
+        let options: MySqlConnectOptions = url.parse().expect("a URL");
+        let options = options.database(&name);
+        let pool = MySqlPoolOptions::new()
+            .max_connections(24)
+            .connect_with(options.clone())
+            .await
+            .expect("connects");
+        My {
+            pool,
+            admin,
+            options: Box::new(options),
+            name,
+        }
+    }
+
+    /// The database's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A pool whose sessions begin with a statement.
+    pub async fn pool_with(&self, first: &'static str) -> MySqlPool {
+        let pool =
+            MySqlPoolOptions::new()
+                .max_connections(4)
+                .after_connect(move |connection, _| {
+                    Box::pin(async move {
+                        sqlx::query(first).execute(connection).await?;
+                        Ok(())
+                    })
+                });
+        let connected = pool.connect_with((*self.options).clone()).await;
+        connected.expect("connects")
+    }
+
+    pub async fn end(self) {
+        self.pool.close().await;
+        let drop = format!("DROP DATABASE {}", self.name);
+        let dropped = sqlx::query(AssertSqlSafe(drop)).execute(&self.admin).await;
+        dropped.expect("drops");
+    }
+}
+
 /// A database file of its own.
 pub struct Lite {
     pub pool: SqlitePool,
@@ -134,6 +202,7 @@ where
 /// An outbox in one of the databases.
 pub enum AnyOutbox {
     Pg(Pg, crate::postgres::PgOutbox),
+    My(My, crate::mysql::MySqlOutbox),
     Lite(Lite, crate::sqlite::SqliteOutbox),
     Kv(crate::kv::KvOutbox),
 }
@@ -143,6 +212,12 @@ impl AnyOutbox {
         let pg = Pg::new().await;
         let outbox = crate::postgres::PgOutbox::migrate(pg.pool.clone(), parts).await;
         AnyOutbox::Pg(pg, outbox.expect("migrates"))
+    }
+
+    pub async fn my(parts: u16) -> AnyOutbox {
+        let my = My::new().await;
+        let outbox = crate::mysql::MySqlOutbox::migrate(my.pool.clone(), parts).await;
+        AnyOutbox::My(my, outbox.expect("migrates"))
     }
 
     pub async fn lite(parts: u16) -> AnyOutbox {
@@ -165,6 +240,7 @@ impl AnyOutbox {
     pub fn store(&self) -> std::sync::Arc<dyn crate::store::Store> {
         match self {
             AnyOutbox::Pg(_, outbox) => std::sync::Arc::new(outbox.clone()),
+            AnyOutbox::My(_, outbox) => std::sync::Arc::new(outbox.clone()),
             AnyOutbox::Lite(_, outbox) => std::sync::Arc::new(outbox.clone()),
             AnyOutbox::Kv(outbox) => std::sync::Arc::new(outbox.clone()),
         }
@@ -174,13 +250,15 @@ impl AnyOutbox {
     pub async fn enqueue(&self, messages: &[crate::Message], commit: bool) -> Vec<crate::Enqueued> {
         let mut gave = Vec::new();
         match self {
-            AnyOutbox::Pg(pg, outbox) => {
-                let mut tx = pg.pool.begin().await.expect("begins");
+            AnyOutbox::Pg(..) | AnyOutbox::My(..) => {
+                let mut tx = self.begin().await;
                 for message in messages {
-                    gave.push(outbox.enqueue(&mut tx, message).await.expect("enqueues"));
+                    gave.push(tx.enqueue(message).await.expect("enqueues"));
                 }
                 if commit {
-                    tx.commit().await.expect("commits");
+                    tx.commit().await;
+                } else {
+                    tx.rollback().await;
                 }
             }
             AnyOutbox::Lite(lite, outbox) => {
@@ -211,9 +289,98 @@ impl AnyOutbox {
     }
 
     pub async fn end(self) {
-        if let AnyOutbox::Pg(pg, _) = self {
-            pg.end().await;
+        match self {
+            AnyOutbox::Pg(pg, _) => pg.end().await,
+            AnyOutbox::My(my, _) => my.end().await,
+            AnyOutbox::Lite(..) | AnyOutbox::Kv(_) => {}
         }
+    }
+
+    /// Begins a transaction, in a server.
+    pub async fn begin(&self) -> AnyTx {
+        match self {
+            AnyOutbox::Pg(pg, outbox) => {
+                AnyTx::Pg(pg.pool.begin().await.expect("begins"), outbox.clone())
+            }
+            AnyOutbox::My(my, outbox) => {
+                AnyTx::My(my.pool.begin().await.expect("begins"), outbox.clone())
+            }
+            AnyOutbox::Lite(..) | AnyOutbox::Kv(_) => unreachable!("not a server"),
+        }
+    }
+
+    /// Runs statements, one after the other; answers how many rows the last one changed.
+    pub async fn run(&self, text: &str) -> u64 {
+        let mut rows = 1;
+        for text in text.split(';').filter(|text| !text.trim().is_empty()) {
+            let query = AssertSqlSafe(text.to_owned());
+            let done = match self {
+                AnyOutbox::Pg(pg, _) => {
+                    let done = sqlx::query(query).execute(&pg.pool).await;
+                    done.map(|done| done.rows_affected())
+                }
+                AnyOutbox::My(my, _) => {
+                    let done = sqlx::query(query).execute(&my.pool).await;
+                    done.map(|done| done.rows_affected())
+                }
+                AnyOutbox::Lite(lite, _) => {
+                    let done = sqlx::query(query).execute(&lite.pool).await;
+                    done.map(|done| done.rows_affected())
+                }
+                AnyOutbox::Kv(_) => Ok(1),
+            };
+            rows = done.unwrap_or_else(|error| panic!("{text}: {error}"));
+        }
+        rows
+    }
+
+    /// Reads a number.
+    pub async fn number(&self, text: &'static str) -> i64 {
+        match self {
+            AnyOutbox::Pg(pg, _) => sqlx::query_scalar(text).fetch_one(&pg.pool).await,
+            AnyOutbox::My(my, _) => sqlx::query_scalar(text).fetch_one(&my.pool).await,
+            AnyOutbox::Lite(lite, _) => sqlx::query_scalar(text).fetch_one(&lite.pool).await,
+            AnyOutbox::Kv(_) => Ok(0),
+        }
+        .unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+}
+
+/// A transaction in one of the servers.
+pub enum AnyTx {
+    Pg(Transaction<'static, Postgres>, crate::postgres::PgOutbox),
+    My(Transaction<'static, MySql>, crate::mysql::MySqlOutbox),
+}
+
+impl AnyTx {
+    pub async fn enqueue(&mut self, message: &crate::Message) -> crate::Result<crate::Enqueued> {
+        match self {
+            AnyTx::Pg(tx, outbox) => outbox.enqueue(tx, message).await,
+            AnyTx::My(tx, outbox) => outbox.enqueue(tx, message).await,
+        }
+    }
+
+    pub async fn enqueue_all(&mut self, messages: &[crate::Message]) -> crate::Result<()> {
+        match self {
+            AnyTx::Pg(tx, outbox) => outbox.enqueue_all(tx, messages).await,
+            AnyTx::My(tx, outbox) => outbox.enqueue_all(tx, messages).await,
+        }
+    }
+
+    pub async fn commit(self) {
+        match self {
+            AnyTx::Pg(tx, _) => tx.commit().await,
+            AnyTx::My(tx, _) => tx.commit().await,
+        }
+        .expect("commits");
+    }
+
+    pub async fn rollback(self) {
+        match self {
+            AnyTx::Pg(tx, _) => tx.rollback().await,
+            AnyTx::My(tx, _) => tx.rollback().await,
+        }
+        .expect("rolls back");
     }
 }
 

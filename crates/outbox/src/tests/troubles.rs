@@ -11,25 +11,18 @@ use crate::{HEADER_SOURCE, Message, RelayOptions};
 
 /// A failover: the database has lost its last moments, and gives ids out again that the relay takes for
 /// settled.
-#[tokio::test(flavor = "multi_thread")]
-async fn relay_postgres_database_that_went_back_loses_nothing() {
-    let outbox = AnyOutbox::pg(1).await;
-    let AnyOutbox::Pg(pg, _) = &outbox else {
-        unreachable!()
-    };
+async fn database_that_went_back_loses_nothing(outbox: AnyOutbox, last: &'static str, back: &str) {
     let broker = Arc::new(Keeps::default());
     let relay = start(&outbox, &broker, quick());
     for i in 0..5 {
         outbox.enqueue(&[keyed("a", i)], true).await;
     }
     until_got(&broker, 5).await;
-    let keep = "CREATE TABLE kept AS SELECT * FROM quorate_outbox_relay";
-    sqlx::query(keep).execute(&pg.pool).await.expect("keeps");
-    let last: i64 = sqlx::query_scalar("SELECT last_value FROM quorate_outbox_id_0")
-        .fetch_one(&pg.pool)
-        .await
-        .expect("reads");
-    // Ids that only rolled-back transactions have had, and one message that will be lost with its row.
+    outbox
+        .run("CREATE TABLE kept AS SELECT * FROM quorate_outbox_relay")
+        .await;
+    let last = outbox.number(last).await;
+    // Ids that only rolled-back transactions have had, and messages that will be lost with their rows.
     for i in 0..20 {
         outbox.enqueue(&[keyed("b", i)], false).await;
     }
@@ -38,10 +31,9 @@ async fn relay_postgres_database_that_went_back_loses_nothing() {
         .await;
     until_got(&broker, 6).await;
     eventually("the floor is past all that", || async {
-        let floor: i64 = sqlx::query_scalar("SELECT floor FROM quorate_outbox_relay")
-            .fetch_one(&pg.pool)
-            .await
-            .map_err(|e| e.to_string())?;
+        let floor = outbox
+            .number("SELECT floor FROM quorate_outbox_relay")
+            .await;
         if floor > last + 20 {
             Ok(())
         } else {
@@ -52,14 +44,9 @@ async fn relay_postgres_database_that_went_back_loses_nothing() {
         }
     })
     .await;
-    let back = format!(
-        "DELETE FROM quorate_outbox WHERE id > {last};
-         UPDATE quorate_outbox_relay r SET floor = k.floor, done = k.done, saves = k.saves
-         FROM kept k WHERE k.part = r.part;
-         SELECT setval('quorate_outbox_id_0', {last})"
-    );
-    let back = sqlx::raw_sql(sqlx::AssertSqlSafe(back));
-    back.execute(&pg.pool).await.expect("goes back");
+    let forget = format!("DELETE FROM quorate_outbox WHERE id > {last}");
+    outbox.run(&forget).await;
+    outbox.run(&back.replace("{last}", &last.to_string())).await;
     for i in 5..10 {
         outbox.enqueue(&[keyed("a", i)], true).await;
     }
@@ -80,8 +67,27 @@ async fn relay_postgres_database_that_went_back_loses_nothing() {
         }
     })
     .await;
+    assert!(relay.status().fenced >= 1, "{:?}", relay.status());
     relay.drain().await;
     outbox.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_postgres_database_that_went_back_loses_nothing() {
+    let last = "SELECT last_value FROM quorate_outbox_id_0";
+    let back = "UPDATE quorate_outbox_relay r SET floor = k.floor, done = k.done, saves = k.saves
+                FROM kept k WHERE k.part = r.part;
+                SELECT setval('quorate_outbox_id_0', {last})";
+    database_that_went_back_loses_nothing(AnyOutbox::pg(1).await, last, back).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_database_that_went_back_loses_nothing() {
+    let last = "SELECT last_id FROM quorate_outbox_counter";
+    let back = "UPDATE quorate_outbox_relay r JOIN kept k ON k.part = r.part
+                SET r.floor = k.floor, r.done = k.done, r.saves = k.saves;
+                UPDATE quorate_outbox_counter SET last_id = {last}";
+    database_that_went_back_loses_nothing(AnyOutbox::my(1).await, last, back).await;
 }
 
 /// The broker knows of a batch that the database has lost: its number is not taken for that of a new one.
@@ -145,6 +151,11 @@ async fn relay_postgres_only_what_spoils_a_batch_is_parked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_only_what_spoils_a_batch_is_parked() {
+    only_what_spoils_is_parked(AnyOutbox::my(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_kv_only_what_spoils_a_batch_is_parked() {
     only_what_spoils_is_parked(AnyOutbox::kv(1)).await;
 }
@@ -180,6 +191,11 @@ async fn relay_postgres_batches_are_limited_in_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_batches_are_limited_in_bytes() {
+    batches_are_limited_in_bytes(AnyOutbox::my(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relay_sqlite_batches_are_limited_in_bytes() {
     batches_are_limited_in_bytes(AnyOutbox::lite(1).await).await;
 }
@@ -190,9 +206,7 @@ async fn relay_kv_batches_are_limited_in_bytes() {
 }
 
 /// With gaps in what is published, a read gives the lowest rows, and says when it was cut.
-#[tokio::test]
-async fn store_postgres_read_is_cut_from_above() {
-    let outbox = AnyOutbox::pg(1).await;
+async fn read_is_cut_from_above(outbox: AnyOutbox) {
     let messages: Vec<Message> = (0..10).map(|i| keyed("a", i)).collect();
     outbox.enqueue(&messages, true).await;
     let store = outbox.store();
@@ -214,6 +228,16 @@ async fn store_postgres_read_is_cut_from_above() {
     let one = read(100, 0).await.expect("reads");
     assert_eq!((ids(&one), one.cut), (vec![1], true));
     outbox.end().await;
+}
+
+#[tokio::test]
+async fn store_postgres_read_is_cut_from_above() {
+    read_is_cut_from_above(AnyOutbox::pg(1).await).await;
+}
+
+#[tokio::test]
+async fn store_mysql_read_is_cut_from_above() {
+    read_is_cut_from_above(AnyOutbox::my(1).await).await;
 }
 
 /// Who leaves is not counted any more: the others get its parts at once.
@@ -240,17 +264,21 @@ async fn store_postgres_who_leaves_is_not_counted() {
 }
 
 #[tokio::test]
+async fn store_mysql_who_leaves_is_not_counted() {
+    who_leaves_is_not_counted(AnyOutbox::my(4).await).await;
+}
+
+#[tokio::test]
 async fn store_sqlite_who_leaves_is_not_counted() {
     who_leaves_is_not_counted(AnyOutbox::lite(4).await).await;
 }
 
 /// A batch that is not answered, of a part that is lost meanwhile, costs no other part its lease.
-#[tokio::test(flavor = "multi_thread")]
-async fn relay_postgres_broker_that_does_not_answer_costs_no_other_lease() {
-    let outbox = AnyOutbox::pg(2).await;
-    let AnyOutbox::Pg(pg, _) = &outbox else {
-        unreachable!()
-    };
+async fn broker_that_does_not_answer_costs_no_other_lease(
+    outbox: AnyOutbox,
+    for_ever: &str,
+    lease: [&'static str; 2],
+) {
     let broker = Arc::new(Keeps::default());
     broker.stuck.lock().insert("stuck".into());
     let options = RelayOptions {
@@ -264,33 +292,23 @@ async fn relay_postgres_broker_that_does_not_answer_costs_no_other_lease() {
         tried.then_some(()).ok_or_else(|| "not yet".to_owned())
     })
     .await;
-    let steal = "UPDATE quorate_outbox_relay SET epoch = epoch + 1, owner = 'thief',
-                 lease_until = 'infinity' WHERE part = $1";
-    sqlx::query(steal)
-        .bind(i32::from(stuck))
-        .execute(&pg.pool)
-        .await
-        .expect("steals");
+    let steal = format!(
+        "UPDATE quorate_outbox_relay SET epoch = epoch + 1, owner = 'thief', lease_until = '{for_ever}'
+         WHERE part = {stuck}"
+    );
+    assert_eq!(outbox.run(&steal).await, 1, "steals");
     eventually("it knows", || async {
         let status = relay.status();
         let lost = status.fenced == 1 && status.parts == [1 - stuck];
         lost.then_some(()).ok_or_else(|| format!("{status:?}"))
     })
     .await;
-    let lease = || async {
-        let text = "SELECT lease_until::text FROM quorate_outbox_relay WHERE part = $1";
-        let until: String = sqlx::query_scalar(text)
-            .bind(i32::from(1 - stuck))
-            .fetch_one(&pg.pool)
-            .await
-            .expect("reads");
-        until
-    };
+    let lease = || outbox.number(lease[usize::from(1 - stuck)]);
     for _ in 0..4 {
         let before = lease().await;
         eventually("the other part's lease is renewed", || async {
             let now = lease().await;
-            (now != before).then_some(()).ok_or(now)
+            (now != before).then_some(()).ok_or(now.to_string())
         })
         .await;
     }
@@ -301,6 +319,26 @@ async fn relay_postgres_broker_that_does_not_answer_costs_no_other_lease() {
     broker.stuck.lock().clear();
     relay.drain().await;
     outbox.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_postgres_broker_that_does_not_answer_costs_no_other_lease() {
+    let lease = [
+        "SELECT (extract(epoch FROM lease_until) * 1000000)::bigint FROM quorate_outbox_relay WHERE part = 0",
+        "SELECT (extract(epoch FROM lease_until) * 1000000)::bigint FROM quorate_outbox_relay WHERE part = 1",
+    ];
+    let outbox = AnyOutbox::pg(2).await;
+    broker_that_does_not_answer_costs_no_other_lease(outbox, "infinity", lease).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_mysql_broker_that_does_not_answer_costs_no_other_lease() {
+    let lease = [
+        "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', lease_until) FROM quorate_outbox_relay WHERE part = 0",
+        "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', lease_until) FROM quorate_outbox_relay WHERE part = 1",
+    ];
+    let outbox = AnyOutbox::my(2).await;
+    broker_that_does_not_answer_costs_no_other_lease(outbox, "9999-12-31", lease).await;
 }
 
 /// One key under two prefixes of a store is two sequences, each from a source of its own.

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::AssertSqlSafe;
 
 use super::support::{AnyOutbox, Keeps, eventually};
-use crate::postgres::PgOutbox;
 use crate::{Message, Relay, RelayOptions};
 
 const WRITERS: u64 = 8;
@@ -32,27 +31,27 @@ impl Random {
 }
 
 /// Writes; answers key and number of all that was committed.
-async fn write(pool: PgPool, outbox: PgOutbox, seed: u64, ordered: bool) -> Vec<(String, i64)> {
+async fn write(outbox: &AnyOutbox, seed: u64, ordered: bool) -> Vec<(String, i64)> {
     let mut random = Random(seed);
     let mut committed = Vec::new();
     for round in 0..ROUNDS {
         let key = format!("k{}", random.below(KEYS));
         let mut message = Message::keyed("t", &key, format!("{seed}-{round}"));
         message.ordered = ordered;
-        let mut tx = pool.begin().await.expect("begins");
+        let mut tx = outbox.begin().await;
         let early = random.below(2) == 0;
         let pause = Duration::from_micros(random.below(12_000));
         if !early {
             tokio::time::sleep(pause).await;
         }
-        let gave = outbox.enqueue(&mut tx, &message).await.expect("enqueues");
+        let gave = tx.enqueue(&message).await.expect("enqueues");
         if early {
             tokio::time::sleep(pause).await;
         }
         if random.below(20) == 0 {
-            tx.rollback().await.expect("rolls back");
+            tx.rollback().await;
         } else {
-            tx.commit().await.expect("commits");
+            tx.commit().await;
             committed.push((key, gave.seq.unwrap_or(gave.id)));
         }
     }
@@ -60,10 +59,7 @@ async fn write(pool: PgPool, outbox: PgOutbox, seed: u64, ordered: bool) -> Vec<
 }
 
 async fn write_all(outbox: &AnyOutbox, ordered: bool) -> Vec<(String, i64)> {
-    let AnyOutbox::Pg(pg, inner) = outbox else {
-        unreachable!()
-    };
-    let writers = (0..WRITERS).map(|seed| write(pg.pool.clone(), inner.clone(), seed, ordered));
+    let writers = (0..WRITERS).map(|seed| write(outbox, seed, ordered));
     let all = futures_util::future::join_all(writers).await;
     all.into_iter().flatten().collect()
 }
@@ -86,7 +82,19 @@ fn judge(committed: &[(String, i64)], got: &[(String, i64)]) -> (usize, usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn writers_relay_loses_nothing_and_keeps_order() {
     for ordered in [true, false] {
-        let outbox = AnyOutbox::pg(4).await;
+        nothing_is_lost_and_order_is_kept(AnyOutbox::pg(4).await, ordered).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_mysql_relay_loses_nothing_and_keeps_order() {
+    for ordered in [true, false] {
+        nothing_is_lost_and_order_is_kept(AnyOutbox::my(4).await, ordered).await;
+    }
+}
+
+async fn nothing_is_lost_and_order_is_kept(outbox: AnyOutbox, ordered: bool) {
+    {
         let broker = Arc::new(Keeps::default());
         let options = RelayOptions {
             lease: Duration::from_secs(2),

@@ -14,7 +14,7 @@ The tables of outbox and inbox are those of the crate `quorate-outbox`. What is 
 the database; the service's own relay or consumer carries it out, within a second.
 
 Examples:
-  export QUORATE_DATABASE=postgres://shop@db.example/shop      or sqlite:/var/lib/shop/shop.db
+  export QUORATE_DATABASE=postgres://shop@db.example/shop      or mysql://…, or sqlite:/var/lib/shop/shop.db
   quorate outbox lag
   quorate outbox list
   quorate outbox retry --topic orders --key customer-7
@@ -51,7 +51,7 @@ at the gap.")]
 /// Where the tables are.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseArgs {
-    /// The service's database: postgres://USER@HOST/NAME or sqlite:FILE
+    /// The service's database: postgres://USER@HOST/NAME, mysql://USER@HOST/NAME or sqlite:FILE
     #[arg(
         long,
         env = "QUORATE_DATABASE",

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePool, SqlitePoolOptions};
 
@@ -14,6 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub enum Database {
     /// PostgreSQL.
     Postgres(PgPool),
+    /// MySQL or MariaDB.
+    MySql(MySqlPool),
     /// SQLite.
     Sqlite(SqlitePool),
 }
@@ -35,6 +38,17 @@ impl Database {
                 let pool = pool.with_context(|| format!("connect to PostgreSQL at {place}"))?;
                 Ok(Database::Postgres(pool))
             }
+            Some("mysql" | "mariadb") => {
+                let options =
+                    MySqlConnectOptions::from_str(url).context("the URL of --database")?;
+                let place = format!("{}:{}", options.get_host(), options.get_port());
+                let pool = MySqlPoolOptions::new()
+                    .max_connections(2)
+                    .acquire_timeout(PATIENCE);
+                let pool = pool.connect_with(options).await;
+                let pool = pool.with_context(|| format!("connect to MySQL at {place}"))?;
+                Ok(Database::MySql(pool))
+            }
             Some("sqlite") => {
                 let options = SqliteConnectOptions::from_str(url)
                     .context("the URL of --database")?
@@ -45,7 +59,9 @@ impl Database {
                 let pool = pool.with_context(|| format!("open the database file {file}"))?;
                 Ok(Database::Sqlite(pool))
             }
-            _ => bail!("--database takes postgres://USER@HOST/NAME or sqlite:FILE"),
+            _ => bail!(
+                "--database takes postgres://USER@HOST/NAME, mysql://USER@HOST/NAME or sqlite:FILE"
+            ),
         }
     }
 }

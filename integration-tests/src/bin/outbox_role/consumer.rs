@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use parking_lot::Mutex;
-use quorate_outbox::inbox::{Failure, Handler, Ledger, PgInbox, State};
+use quorate_outbox::inbox::{Failure, Handler, Ledger, MySqlInbox, PgInbox, State};
 use quorate_outbox::store::{BoxFuture, Which, Wish};
 use quorate_outbox::{Consumer, ConsumerOptions, Delivery, HEADER_SEQ};
-use sqlx::{PgConnection, SqliteConnection};
+use sqlx::{MySqlConnection, PgConnection, SqliteConnection};
 
 use crate::Settings;
 
@@ -30,9 +30,10 @@ impl Effects {
 }
 
 const EFFECT: &str = "INSERT INTO effects (k, seq, text) VALUES ($1, $2, $3)";
+const EFFECT_MYSQL: &str = "INSERT INTO effects (k, seq, text) VALUES (?, ?, ?)";
 
 macro_rules! effects_of {
-    ($connection:ty) => {
+    ($connection:ty, $effect:ident) => {
         impl Handler<$connection> for Effects {
             fn handle<'a>(
                 &'a self,
@@ -42,7 +43,7 @@ macro_rules! effects_of {
                 Box::pin(async move {
                     let text = String::from_utf8_lossy(&message.payload).into_owned();
                     let seq: Option<i64> = message.header(HEADER_SEQ).and_then(|s| s.parse().ok());
-                    sqlx::query(EFFECT)
+                    sqlx::query($effect)
                         .bind(&message.key)
                         .bind(seq)
                         .bind(&text)
@@ -54,8 +55,9 @@ macro_rules! effects_of {
         }
     };
 }
-effects_of!(PgConnection);
-effects_of!(SqliteConnection);
+effects_of!(PgConnection, EFFECT);
+effects_of!(MySqlConnection, EFFECT_MYSQL);
+effects_of!(SqliteConnection, EFFECT);
 
 pub fn options(topic: &str, batch: usize) -> ConsumerOptions {
     ConsumerOptions {
@@ -69,7 +71,17 @@ pub fn options(topic: &str, batch: usize) -> ConsumerOptions {
 }
 
 pub async fn run(settings: &Settings) -> Result<()> {
-    let inbox = PgInbox::open(settings.pool().await?).await?;
+    if settings.is_mysql() {
+        consume(settings, MySqlInbox::open(settings.mysql().await?).await?).await
+    } else {
+        consume(settings, PgInbox::open(settings.pool().await?).await?).await
+    }
+}
+
+async fn consume<L: Ledger>(settings: &Settings, inbox: L) -> Result<()>
+where
+    Effects: Handler<L::Connection>,
+{
     let batch = settings.number("batch")? as usize;
     let mut options = options(settings.get("topic")?, batch);
     if settings.get("group").is_err() {

@@ -16,8 +16,9 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, bail};
 use quorate_outbox::broker::kafka::{KafkaBroker, KafkaMode, KafkaOptions};
-use sqlx::PgPool;
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{MySqlPool, PgPool};
 
 /// What the command line says.
 pub struct Settings(HashMap<String, String>);
@@ -49,6 +50,20 @@ impl Settings {
         let options: PgConnectOptions = self.get("postgres")?.parse()?;
         let options = options.options([("search_path", self.get("schema")?)]);
         let pool = PgPoolOptions::new().max_connections(12);
+        Ok(pool.connect_with(options).await?)
+    }
+
+    /// Whether the test's database is one of MySQL's protocol.
+    pub fn is_mysql(&self) -> bool {
+        self.get("database")
+            .is_ok_and(|database| database == "mysql")
+    }
+
+    /// Connects to it.
+    pub async fn mysql(&self) -> Result<MySqlPool> {
+        let options: MySqlConnectOptions = self.get("mysql")?.parse()?;
+        let options = options.database(self.get("schema")?);
+        let pool = MySqlPoolOptions::new().max_connections(12);
         Ok(pool.connect_with(options).await?)
     }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use quorate_outbox::broker::Broker;
+use quorate_outbox::mysql::MySqlOutbox;
 use quorate_outbox::postgres::PgOutbox;
+use quorate_outbox::store::Store;
 use quorate_outbox::{Relay, RelayOptions};
 
 use crate::Settings;
@@ -22,7 +24,11 @@ pub fn options() -> RelayOptions {
 }
 
 pub async fn run(settings: &Settings) -> Result<()> {
-    let outbox = Arc::new(PgOutbox::open(settings.pool().await?).await?);
+    let outbox: Arc<dyn Store> = if settings.is_mysql() {
+        Arc::new(MySqlOutbox::open(settings.mysql().await?).await?)
+    } else {
+        Arc::new(PgOutbox::open(settings.pool().await?).await?)
+    };
     let broker: Arc<dyn Broker> = Arc::new(Picky::new(Arc::new(settings.kafka()?)));
     let relay = Relay::start(outbox.clone(), broker, options())?;
     tokio::spawn(picky::resend(outbox));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use quorate_outbox::broker::kafka::{KafkaBroker, KafkaOptions};
 use quorate_outbox::broker::{Broker, Positions, Start};
-use quorate_outbox::store::{BoxFuture, Store};
+use quorate_outbox::store::BoxFuture;
 use quorate_outbox::{HEADER_ID, Partition};
 
 use crate::support::eventually;
@@ -69,16 +69,10 @@ pub const EFFECTS: &str = "SELECT k, seq, text FROM effects ORDER BY id";
 impl Bench {
     /// Reads orders and effects.
     pub async fn look(&self) -> Result<(Vec<i64>, Vec<Effect>), String> {
-        let text = |e: sqlx::Error| e.to_string();
         // Effects first: an order that comes between has no effect yet, which is no fault.
-        let rows: Vec<(Option<String>, Option<i64>, String)> = sqlx::query_as(EFFECTS)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(text)?;
-        let orders = sqlx::query_scalar(ORDERS)
-            .fetch_all(&self.pool)
-            .await
-            .map_err(text)?;
+        let rows: Vec<(Option<String>, Option<i64>, String)> = self.read(EFFECTS).await?;
+        let orders: Vec<(i64,)> = self.read(ORDERS).await?;
+        let orders = orders.into_iter().map(|(id,)| id).collect();
         let effect = |(key, seq, text)| Effect { key, seq, text };
         Ok((orders, rows.into_iter().map(effect).collect()))
     }
@@ -124,7 +118,7 @@ impl Bench {
         let ended = producer.ended().await;
         assert!(ended.success(), "{what}: the producer ended with {ended}");
         eventually(what, SOON, || async {
-            let lag = self.outbox.lag().await.map_err(|e| e.to_string())?;
+            let lag = self.store().lag().await.map_err(|e| e.to_string())?;
             if lag.waiting == 0 && lag.parked == 0 {
                 return Ok(());
             }

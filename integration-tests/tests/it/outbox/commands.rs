@@ -1,9 +1,9 @@
-//! `quorate outbox`: what is set aside is seen and ordered from a shell, on PostgreSQL and SQLite.
+//! `quorate outbox`: what is set aside is seen and ordered from a shell, on PostgreSQL, MySQL and SQLite.
 
 use std::time::Duration;
 
 use quorate_outbox::Message;
-use quorate_outbox::inbox::{Ledger, LedgerTx, PgInbox, SqliteInbox, State, Waiting};
+use quorate_outbox::inbox::{Ledger, LedgerTx, MySqlInbox, PgInbox, SqliteInbox, State, Waiting};
 use quorate_outbox::sqlite::SqliteOutbox;
 use quorate_outbox::store::{Change, Most, Park, Parked, Store, Which, Wish};
 use quorate_outbox::{Delivery, HEADER_CREATED, HEADER_ID, HEADER_SEQ, HEADER_SOURCE, Partition};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use uuid::Uuid;
 
-use super::process::{Bench, variable};
+use super::process::{Base, Bench, MYSQL, variable};
 use crate::support::{Ended, quorate};
 
 /// Sets everything of one part aside, as a relay does.
@@ -169,20 +169,38 @@ async fn outbox_commands_show_and_order_what_is_set_aside_in_postgres() {
     let shell = Shell {
         url: format!("{url}?options[search_path]={}", bench.topic()),
     };
-    relay_messages(&bench).await;
-    relays_are_ordered(&shell, &bench.outbox).await;
-    let inbox = PgInbox::open(bench.pool.clone()).await.expect("opens");
+    let Base::Pg(pool, outbox) = &bench.base else {
+        unreachable!("it was made on PostgreSQL")
+    };
+    let mut tx = pool.begin().await.expect("begins");
+    for message in messages() {
+        outbox.enqueue(&mut tx, &message).await.expect("enqueues");
+    }
+    tx.commit().await.expect("commits");
+    relays_are_ordered(&shell, outbox).await;
+    let inbox = PgInbox::open(pool.clone()).await.expect("opens");
     consumers_are_ordered(&shell, &inbox).await;
     bench.end().await;
 }
 
-async fn relay_messages(bench: &Bench) {
-    let mut tx = bench.pool.begin().await.expect("begins");
+#[tokio::test]
+async fn outbox_commands_show_and_order_what_is_set_aside_in_mysql() {
+    let bench = Bench::new("QUORATE_KAFKA", &[MYSQL]).await;
+    let Base::MySql(pool, outbox) = &bench.base else {
+        unreachable!("it was made on MySQL")
+    };
+    let url: sqlx::mysql::MySqlConnectOptions = variable("QUORATE_MYSQL").parse().expect("a URL");
+    let url = sqlx::ConnectOptions::to_url_lossy(&url.database(bench.topic()));
+    let shell = Shell { url: url.into() };
+    let mut tx = pool.begin().await.expect("begins");
     for message in messages() {
-        let done = bench.outbox.enqueue(&mut tx, &message).await;
-        done.expect("enqueues");
+        outbox.enqueue(&mut tx, &message).await.expect("enqueues");
     }
     tx.commit().await.expect("commits");
+    relays_are_ordered(&shell, outbox).await;
+    let inbox = MySqlInbox::open(pool.clone()).await.expect("opens");
+    consumers_are_ordered(&shell, &inbox).await;
+    bench.end().await;
 }
 
 #[tokio::test]
@@ -218,15 +236,17 @@ async fn outbox_commands_show_and_order_what_is_set_aside_in_sqlite() {
 
 #[tokio::test]
 async fn outbox_commands_refuse_what_is_no_database_and_show_no_password() {
-    for url in ["mysql://u@h/d", "shop.db", ""] {
+    for url in ["oracle://u@h/d", "shop.db", ""] {
         let shell = Shell { url: url.into() };
         let said = shell.run(&["list"]).await.bad();
         assert!(said.contains("postgres://USER@HOST/NAME"), "{url}: {said}");
     }
-    let url = "postgres://ann:sesame@127.0.0.1:1/shop".to_owned();
-    let said = Shell { url }.run(&["list"]).await.bad();
-    assert!(
-        said.contains("127.0.0.1:1") && !said.contains("sesame"),
-        "{said}"
-    );
+    for scheme in ["postgres", "mysql"] {
+        let url = format!("{scheme}://ann:sesame@127.0.0.1:1/shop");
+        let said = Shell { url }.run(&["list"]).await.bad();
+        assert!(
+            said.contains("127.0.0.1:1") && !said.contains("sesame"),
+            "{said}"
+        );
+    }
 }

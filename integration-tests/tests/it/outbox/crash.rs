@@ -12,7 +12,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::support::{Share, eventually};
 
 use super::check::{EFFECTS, Effect, ORDERS, judge};
-use super::process::{Bench, Process, SOON};
+use super::process::{Base, Bench, MYSQL, Process, SOON};
 
 const PRODUCER: [&str; 6] = [
     "producer.begun",
@@ -32,6 +32,18 @@ const RELAY: [&str; 10] = [
     "store.parked",
     "relay.replayed",
     "trim.truncated",
+    "trim.committed",
+];
+const RELAY_MYSQL: [&str; 10] = [
+    "store.claimed",
+    "store.claim-committed",
+    "relay.read",
+    "relay.published",
+    "relay.saved",
+    "store.saved-row",
+    "store.parked",
+    "relay.replayed",
+    "trim.deleted",
     "trim.committed",
 ];
 const TRANSACTIONS: [&str; 7] = [
@@ -168,7 +180,9 @@ async fn one(role: &'static str, point: &'static str, seed: u64, settings: &[&st
             if point.starts_with("trim") {
                 // Small tables are trimmed once they have been idle.
                 let age = "UPDATE quorate_outbox SET created = created - interval '1 minute'";
-                let _ = sqlx::query(age).execute(&bench.pool).await;
+                if let Base::Pg(pool, _) = &bench.base {
+                    let _ = sqlx::query(age).execute(pool).await;
+                }
             }
             if running {
                 Err("it was not killed".into())
@@ -209,6 +223,15 @@ async fn outbox_producer_killed_at_every_point_leaves_all_or_nothing() {
 async fn outbox_relay_killed_at_every_point_loses_and_doubles_nothing() {
     let _share = Share::of(1).await;
     all_points("relay", &RELAY, &["batch=50"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outbox_on_mysql_killed_at_every_point_loses_and_doubles_nothing() {
+    let _share = Share::of(1).await;
+    all_points("producer", &PRODUCER, &["batch=50", MYSQL]).await;
+    all_points("relay", &RELAY_MYSQL, &["batch=50", MYSQL]).await;
+    all_points("consumer", &CONSUMER, &["batch=1", MYSQL]).await;
+    all_points("consumer", &CONSUMER_BATCHES, &["batch=50", MYSQL]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use quorate_outbox::inbox::{Ledger, PgInbox, SqliteInbox, State, Waiting};
+use quorate_outbox::inbox::{Ledger, MySqlInbox, PgInbox, SqliteInbox, State, Waiting};
 use quorate_outbox::store::{Which, Wish};
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,10 @@ pub(super) async fn dlq(args: DlqArgs) -> Result<ExitCode> {
     match Database::connect(url).await? {
         Database::Postgres(pool) => {
             let inbox = PgInbox::open(pool).await.context("the inbox")?;
+            run(&inbox, &args.command).await
+        }
+        Database::MySql(pool) => {
+            let inbox = MySqlInbox::open(pool).await.context("the inbox")?;
             run(&inbox, &args.command).await
         }
         Database::Sqlite(pool) => {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use quorate_outbox::inbox::{Ledger, PgInbox, SqliteInbox};
+use quorate_outbox::inbox::{Ledger, MySqlInbox, PgInbox, SqliteInbox};
 use quorate_outbox::store::{Lag, Threshold};
 use quorate_outbox::{Error, ErrorKind};
 use serde_json::json;
@@ -24,6 +24,7 @@ pub(super) async fn lag(args: &LagArgs) -> Result<ExitCode> {
     };
     let consumers = match &database {
         Database::Postgres(pool) => count(known(PgInbox::open(pool.clone()).await)?).await?,
+        Database::MySql(pool) => count(known(MySqlInbox::open(pool.clone()).await)?).await?,
         Database::Sqlite(pool) => count(known(SqliteInbox::open(pool.clone()).await)?).await?,
     };
     if outbox.is_none() && consumers.is_none() {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use quorate_outbox::mysql::MySqlOutbox;
 use quorate_outbox::postgres::PgOutbox;
 use quorate_outbox::sqlite::SqliteOutbox;
 use quorate_outbox::store::{Parked, Store, Which, Wish};
@@ -44,6 +45,7 @@ async fn open(args: &DatabaseArgs) -> Result<Arc<dyn Store>> {
 async fn open_in(database: &Database) -> quorate_outbox::Result<Arc<dyn Store>> {
     Ok(match database {
         Database::Postgres(pool) => Arc::new(PgOutbox::open(pool.clone()).await?),
+        Database::MySql(pool) => Arc::new(MySqlOutbox::open(pool.clone()).await?),
         Database::Sqlite(pool) => Arc::new(SqliteOutbox::open(pool.clone()).await?),
     })
 }

@@ -5,7 +5,7 @@ mod show;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use quorate_outbox::postgres::PgOutbox;
 use quorate_outbox::sqlite::SqliteOutbox;
 use quorate_saga::journal::{Count, Filter, Journal, PgJournal, Record, SqliteJournal};
@@ -45,6 +45,9 @@ async fn open(args: &DatabaseArgs) -> Result<Operations> {
                 .await
                 .context("the outbox of the sagas")?;
             Arc::new(PgJournal::open(outbox).await.context("the sagas")?)
+        }
+        Database::MySql(_) => {
+            bail!("sagas are in PostgreSQL or SQLite, not in MySQL: name another database");
         }
         Database::Sqlite(pool) => {
             let outbox = SqliteOutbox::open(pool)
