@@ -1,5 +1,6 @@
 //! Tests of the node, from its bytes up to three nodes in one process.
 
+mod admission;
 mod applying;
 mod cluster;
 mod codecs;
