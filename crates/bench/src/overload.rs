@@ -141,6 +141,14 @@ impl Tally {
     }
 }
 
+/// The most that closed loops reached.
+#[derive(Default, Clone, Copy)]
+struct Peak {
+    a_second: f64,
+    /// CPU of the servers for one operation.
+    cpu_micros: f64,
+}
+
 /// One cluster, its clients, and what came out so far.
 struct Suite<'a> {
     processes: &'a Processes,
@@ -184,19 +192,28 @@ pub async fn measure(
 
 impl Suite<'_> {
     async fn measure(&mut self, mix: &'static str, writes: u64) -> Result<()> {
-        closed(&self.clients, writes, Duration::from_secs(2)).await?;
         let duration = Duration::from_secs(self.seconds);
-        let before = self.processes.usage()?;
-        let peak = closed(&self.clients, writes, duration).await?;
-        let after = self.processes.usage()?;
-        let a_second = peak / duration.as_secs_f64();
-        let cpu = (after.cpu_seconds - before.cpu_seconds) / peak * 1e6;
+        let mut peak = Peak::default();
+        // The first one also warms up. What else the machine does counts against the peak, so the best one is it.
+        for _ in 0..3 {
+            let before = self.processes.usage()?;
+            let done = closed(&self.clients, writes, duration).await?;
+            let used = self.processes.usage()?.cpu_seconds - before.cpu_seconds;
+            let a_second = done / duration.as_secs_f64();
+            if a_second > peak.a_second {
+                peak = Peak {
+                    a_second,
+                    cpu_micros: used / done * 1e6,
+                };
+            }
+        }
+        let (a_second, cpu) = (peak.a_second, peak.cpu_micros);
         let name = format!("overload/{mix}/peak");
         println!("  {name:<28} {a_second:>9.0} ops/s, {cpu:.1} µs of the servers' CPU each");
         self.add(&name, "throughput_ops", a_second);
         self.add(&name, "cpu_per_op_micros", cpu);
         for level in LEVELS {
-            self.level(mix, writes, level, a_second, cpu).await?;
+            self.level(mix, writes, level, peak).await?;
         }
         let half = self
             .offer(writes, a_second / 2.0, a_second, duration)
@@ -212,16 +229,22 @@ impl Suite<'_> {
         mix: &'static str,
         writes: u64,
         level: u64,
-        peak: f64,
-        cpu_micros: f64,
+        peak: Peak,
     ) -> Result<()> {
+        let Peak {
+            a_second: peak,
+            cpu_micros,
+        } = peak;
         let duration = Duration::from_secs(self.seconds);
         let refused_before = self.refused_by_servers().await?;
         let terms_before = self.terms().await?;
+        let inside_before = self.inside().await?;
         let level_found = self
             .offer(writes, peak * level as f64, peak, duration)
             .await?;
         let refused = self.refused_by_servers().await? - refused_before;
+        let inside = self.inside().await?;
+        let inside = (inside.0 - inside_before.0, inside.1 - inside_before.1);
         let terms = self.terms().await? - terms_before;
         let Offered {
             tally,
@@ -247,6 +270,7 @@ impl Suite<'_> {
             ("goodput_ratio", goodput / peak),
             ("p50_ms", quantile(0.5)),
             ("p99_ms", quantile(0.99)),
+            ("inside_servers_mean_ms", inside.0 * 1e3 / inside.1.max(1.0)),
             ("refused_ops", a_second(&tally.refused)),
             (
                 "refused_hinted_share",
@@ -361,6 +385,12 @@ impl Suite<'_> {
 
     async fn terms(&self) -> Result<f64> {
         self.metric("quorate_raft_term").await
+    }
+
+    /// The time that requests spent inside the servers, in seconds, and how many they were.
+    async fn inside(&self) -> Result<(f64, f64)> {
+        let seconds = self.metric("quorate_request_seconds_sum").await?;
+        Ok((seconds, self.metric("quorate_request_seconds_count").await?))
     }
 
     /// The sum of a metric over its labels and all nodes.

@@ -175,18 +175,29 @@ impl<'a> Call<'a> {
             let error = Error::new(ErrorKind::Overloaded, message);
             return Err(error.with_retry_after(HINT_HERE).into());
         };
-        let answer = self.ask(target).await;
-        self.learn(&target.window, &answer);
+        let begun = Instant::now();
+        let answer = self.ask(target, begun).await;
+        self.learn(&target.window, &answer, begun.elapsed());
         answer
     }
 
-    /// What an answer says of the node's load.
-    fn learn(&self, window: &Window, answer: &std::result::Result<Answer, Failure>) {
+    /// What an answer says of the node's load, or of the way to it.
+    fn learn(
+        &self,
+        window: &Window,
+        answer: &std::result::Result<Answer, Failure>,
+        took: Duration,
+    ) {
         let kind = answer.as_ref().err().map(|failure| failure.error.kind());
         match kind {
             None => {
                 window.heard();
-                window.answered();
+                // More of that, and answers would come too late.
+                if took > self.timeout / 2 {
+                    window.refused();
+                } else {
+                    window.answered();
+                }
             }
             Some(ErrorKind::Overloaded) => {
                 count(&self.inner.counts.refused_by_nodes);
@@ -201,8 +212,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    async fn ask(&self, target: &Target) -> std::result::Result<Answer, Failure> {
-        let now = Instant::now();
+    async fn ask(&self, target: &Target, now: Instant) -> std::result::Result<Answer, Failure> {
         let (reply, response) = oneshot::channel();
         let request = Request {
             request_id: 0,

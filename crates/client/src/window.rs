@@ -2,7 +2,7 @@
 //!
 //! It is wide open as long as the node takes what comes. Refusals narrow it by a share, at most once in
 //! [`PAUSE`]; answers widen it again little by little: the additive increase and multiplicative decrease of TCP
-//! (Chiu and Jain, 1989). So under overload most of what is too much is refused where it comes from, where that
+//! (Chiu and Jain, 1989); after a calm it opens faster. So under overload most of what is too much is refused where it comes from, where that
 //! costs next to nothing, and the node sees little more than it can do.
 
 use std::sync::Arc;
@@ -18,6 +18,8 @@ const OPERATIONS_MIN: usize = 64;
 pub const SILENCE: Duration = Duration::from_millis(100);
 /// Refusals within so long are one.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Without a refusal for so long a window that is full is twice as wide: what it was made for may be over.
+const CALM: Duration = Duration::from_millis(500);
 /// So many answers widen it by one operation.
 const ANSWERS: usize = 8;
 /// The memory of an operation in flight beside its keys and values.
@@ -32,7 +34,8 @@ pub struct Window {
     size: AtomicUsize,
     operations_max: usize,
     bytes_max: usize,
-    narrowed: Mutex<Option<Instant>>,
+    /// When it was made narrower or twice as wide.
+    changed: Mutex<Option<Instant>>,
     made: Instant,
     /// When the node last answered anything, in milliseconds since `made`.
     heard_ms: AtomicU64,
@@ -48,7 +51,7 @@ impl Window {
             size: AtomicUsize::new(operations_max.saturating_mul(ANSWERS)),
             operations_max,
             bytes_max,
-            narrowed: Mutex::default(),
+            changed: Mutex::default(),
             made: Instant::now(),
             heard_ms: AtomicU64::new(0),
         })
@@ -63,8 +66,27 @@ impl Window {
             window: Arc::clone(self),
             bytes,
         };
-        let room = before < self.size() && bytes_before + bytes <= self.bytes_max;
+        let room = (before < self.size() || self.widen()) && bytes_before + bytes <= self.bytes_max;
         (room || before == 0).then_some(permit)
+    }
+
+    /// Makes it twice as wide if it is narrow and nothing was refused for a while.
+    fn widen(&self) -> bool {
+        let (size, most) = (
+            self.size.load(Ordering::Relaxed),
+            self.operations_max * ANSWERS,
+        );
+        if size >= most {
+            return false;
+        }
+        let now = Instant::now();
+        let mut changed = self.changed.lock();
+        if changed.is_some_and(|at| at + CALM > now) {
+            return false;
+        }
+        *changed = Some(now);
+        self.size.store((size * 2).min(most), Ordering::Relaxed);
+        true
     }
 
     /// Operations that are let through at a time.
@@ -87,14 +109,14 @@ impl Window {
         }
     }
 
-    /// The node refused an operation because it has too much to do, or answers others and was too late for one.
+    /// The node refused an operation because it has too much to do, or was late, or nearly so, for one.
     pub fn refused(&self) {
         let now = Instant::now();
-        let mut narrowed = self.narrowed.lock();
-        if narrowed.is_some_and(|at| at + PAUSE > now) {
+        let mut changed = self.changed.lock();
+        if changed.is_some_and(|at| at + PAUSE > now) {
             return;
         }
-        *narrowed = Some(now);
+        *changed = Some(now);
         // What is in flight, not what could have been, was too much.
         let now = self.operations.load(Ordering::Relaxed).min(self.size());
         let least = OPERATIONS_MIN.min(self.operations_max);
@@ -159,6 +181,20 @@ mod tests {
         assert_eq!(in_flight.len(), OPERATIONS_MIN);
         (0..ANSWERS * 100).for_each(|_| window.answered());
         assert_eq!(window.size(), OPERATIONS_MIN + in_flight.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn window_that_is_full_doubles_when_nothing_is_refused_any_more() {
+        let window = Window::new(10_000, usize::MAX);
+        let _few = enter(&window, 100);
+        window.refused();
+        assert_eq!(window.size(), 70);
+        assert!(window.enter(1).is_none());
+        tokio::time::advance(CALM).await;
+        let _more = enter(&window, 10_000);
+        assert_eq!(window.size(), 140);
+        window.refused();
+        assert_eq!(window.size(), 140, "it was just changed");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod coordinator;
 mod crash;
 mod full_disk;
 mod harness;
+mod overload;
 mod remains;
 mod requests;
 mod script;
