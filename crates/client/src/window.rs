@@ -179,8 +179,8 @@ mod tests {
         assert_eq!(window.size(), OPERATIONS_MIN);
         let in_flight = enter(&window, 10_000);
         assert_eq!(in_flight.len(), OPERATIONS_MIN);
-        (0..ANSWERS * 100).for_each(|_| window.answered());
-        assert_eq!(window.size(), OPERATIONS_MIN + in_flight.len());
+        (0..ANSWERS * 50).for_each(|_| window.answered());
+        assert_eq!(window.size(), OPERATIONS_MIN + 50);
     }
 
     #[tokio::test(start_paused = true)]

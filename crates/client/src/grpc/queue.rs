@@ -185,3 +185,69 @@ impl Queue {
 fn unreachable(why: &str) -> Error {
     Error::new(ErrorKind::Unavailable, why)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use quorate_kv::Outcome;
+    use quorate_sharding::{Operation, ShardEpoch, WriteId};
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn item(timeout_ms: u64) -> (Item, oneshot::Receiver<quorate_sharding::Response>) {
+        let (reply, response) = oneshot::channel();
+        let request = Request {
+            request_id: 0,
+            namespace: 1,
+            shard: 2,
+            epoch: ShardEpoch::default(),
+            write_id: WriteId::default(),
+            timeout: Duration::from_millis(timeout_ms),
+            trace: None,
+            operation: Operation::Get {
+                key: Bytes::from_static(b"k"),
+                level: quorate_kv::ReadLevel::Stale,
+            },
+        };
+        (Item::new(request, reply), response)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queue_takes_the_wait_off_the_time_and_sends_nothing_late() {
+        let queue = Queue::default();
+        let (short, late) = item(50);
+        let (long, _waits) = item(200);
+        queue.push(short);
+        queue.push(long);
+        tokio::time::advance(Duration::from_millis(60)).await;
+        let taken = poll_fn(|cx| queue.poll_take(cx)).await.expect("open");
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].request.timeout, Duration::from_millis(140));
+        let error = late.await.expect("answered").expect_err("late").error;
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        assert_eq!(error.outcome(), Outcome::NotApplied);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn queue_forgets_what_nobody_waits_for() {
+        let queue = Queue::default();
+        for _ in 0..100_000 {
+            let (forgotten, response) = item(5000);
+            queue.push(forgotten);
+            drop(response);
+        }
+        let kept = queue.state.lock().items.len();
+        assert!(kept <= 2 * SWEEP_MIN, "{kept} are kept");
+        let (wanted, _response) = item(5000);
+        queue.push(wanted);
+        let mut taken = 0;
+        while taken == 0 {
+            taken += poll_fn(|cx| queue.poll_take(cx)).await.expect("open").len();
+        }
+        assert_eq!(taken, 1);
+    }
+}

@@ -104,9 +104,9 @@ impl ShardReplica {
                 "the write would wait too long: the shard gets more writes than it can do";
             return Err(self.shed(Shed::WriteDelay, 1, message, after));
         }
-        let memory = queue.bytes + queue.waiting.len() * REQUEST_BYTES;
-        let all = self.context.queued_bytes.load(Ordering::Relaxed);
-        let full = memory + bytes > QUEUE_BYTES || all + bytes > self.context.queued_bytes_max;
+        let memory = queue.bytes + (queue.waiting.len() + 1) * REQUEST_BYTES + bytes;
+        let all = self.context.queued_bytes.load(Ordering::Relaxed) + bytes + REQUEST_BYTES;
+        let full = memory > QUEUE_BYTES || all > self.context.queued_bytes_max;
         // Whoever is alone is taken whatever its size.
         if full && !queue.waiting.is_empty() || switch::rarely("node.queue_full", 5) {
             let after = queue.rate.time_for(queue.bytes).map_or(FULL_HINT, hint);
