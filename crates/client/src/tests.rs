@@ -608,7 +608,14 @@ async fn operations_beyond_the_window_are_refused_here() {
 #[tokio::test(start_paused = true)]
 async fn slow_node_that_answers_others_still_leads() {
     let fake = Fake::new(3, HASHED, 1);
+    {
+        // Not the first one, which is asked when nobody is known to lead.
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        state.leaders.insert(shard.id, shard.replicas[2].node);
+    }
     let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "0")).await.unwrap();
     fake.fault(Fault::Silence);
     let slow = {
         let kv = kv.clone();

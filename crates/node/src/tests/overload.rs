@@ -157,7 +157,8 @@ fn reads_that_would_wait_too_long_are_refused_and_taken_again_later() {
         cluster.hold_jobs(leader, JobClass::Read);
         node.execute(many(5000), &replies);
         node.execute(many(10), &replies);
-        let refused = answers.recv().await.expect("answers");
+        let refused = tokio::time::timeout(SOON, answers.recv()).await;
+        let refused = refused.expect("refused at once").expect("answers");
         assert_eq!(refused.len(), 10);
         refused.iter().for_each(|(_, response)| {
             refusal(response);
