@@ -23,6 +23,11 @@ pub fn groups(root: &Path, more: &[&str]) -> Result<()> {
     measure(root, "groups.json", None, &what, more)
 }
 
+/// What is left of our throughput when up to ten times as much is asked. Without a peer.
+pub fn overload(root: &Path, more: &[&str]) -> Result<()> {
+    measure(root, "overload.json", None, &["--overload"], more)
+}
+
 fn beside_etcd(root: &Path, out: &str, what: &[&str], more: &[&str]) -> Result<()> {
     let etcd = services::require(&services::ETCD)?;
     measure(root, out, Some(&etcd), what, more)

@@ -31,6 +31,8 @@ usage: cargo xtask <task>
                       how long writes stop when the leader is killed or frozen, N times each
   bench groups [--groups N] [--settings FILE]
                       memory and idle CPU of 1,000 groups that nobody uses, and how long until all are led
+  bench overload [--seconds N] [--shards N] [--mix put|get|get90-put10]
+                      goodput, refusals, memory when up to ten times as much is asked as can be done, and after
   bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench saga          three-step sagas and TCC a second, on PostgreSQL and SQLite
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
@@ -61,6 +63,7 @@ fn main() -> Result<()> {
         ["bench", "cluster", more @ ..] => bench::cluster(&root, more),
         ["bench", "failover", more @ ..] => bench::failover(&root, more),
         ["bench", "groups", more @ ..] => bench::groups(&root, more),
+        ["bench", "overload", more @ ..] => bench::overload(&root, more),
         ["bench", "outbox"] => bench::outbox(&root),
         ["bench", "saga"] => bench::saga(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),

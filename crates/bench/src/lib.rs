@@ -12,4 +12,4 @@ mod report;
 mod tests;
 
 pub use generator::{Measured, Operation, Target, Workload, run};
-pub use report::{Report, Row};
+pub use report::{Report, Row, Series};

@@ -3,6 +3,7 @@
 mod etcd;
 mod failover;
 mod groups;
+mod overload;
 mod processes;
 
 use std::collections::BTreeMap;
@@ -59,6 +60,12 @@ struct Args {
     /// Instead of throughput: what so many groups cost that nobody uses
     #[arg(long, value_name = "GROUPS")]
     groups: Option<u32>,
+    /// Instead of throughput: what is left of it when up to ten times as much is asked
+    #[arg(long)]
+    overload: bool,
+    /// Of the overload, only this mix: put, get, get90-put10
+    #[arg(long, value_name = "MIX")]
+    mix: Option<String>,
     /// A file of settings for our nodes
     #[arg(long)]
     settings: Option<PathBuf>,
@@ -87,10 +94,20 @@ type Samples = BTreeMap<(bool, String, &'static str), Vec<f64>>;
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(2).enable_all();
+    if args.overload {
+        // The servers are started by this thread, whose priority they take over.
+        runtime.on_thread_start(|| {
+            if let Err(error) = rustix::process::nice(overload::NICE) {
+                eprintln!("the generator's priority stays as it is: {error}");
+            }
+        });
+    }
+    let runtime = runtime.build()?;
+    if args.overload {
+        return measure_overload(&args, &runtime);
+    }
     let samples = runtime.block_on(async {
         match (args.groups, args.failover) {
             (Some(groups), _) => measure_groups(&args, groups).await,
@@ -98,12 +115,35 @@ fn main() -> Result<()> {
             _ => measure(&args).await,
         }
     })?;
-    let report = report(&args, &samples);
+    save(&args, &report(&args, &samples))
+}
+
+/// What is left under overload, of ours alone.
+fn measure_overload(args: &Args, runtime: &tokio::runtime::Runtime) -> Result<()> {
+    let settings = args.settings()?;
+    let measured = overload::measure(
+        &args.quorate,
+        args.shards,
+        &settings,
+        args.seconds,
+        args.mix.as_deref(),
+    );
+    let found = runtime.block_on(measured)?;
+    let mut report = report(args, &Samples::new());
+    report.suite = "overload".into();
+    for (workload, metric, value) in &found.rows {
+        report.add(workload, metric, *value, None);
+    }
+    report.series = found.series;
+    save(args, &report)
+}
+
+fn save(args: &Args, report: &Report) -> Result<()> {
     print!("{}", report.table());
     if let Some(folder) = args.out.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&args.out, serde_json::to_vec_pretty(&report)?)?;
+    std::fs::write(&args.out, serde_json::to_vec_pretty(report)?)?;
     println!("written to {}", args.out.display());
     Ok(())
 }
@@ -373,6 +413,7 @@ fn report(args: &Args, samples: &Samples) -> Report {
         host: host(args.etcd.as_deref()),
         commit: args.commit.clone(),
         rows: Vec::new(),
+        series: Vec::new(),
     };
     for ((ours, workload, metric), values) in samples {
         if !ours {

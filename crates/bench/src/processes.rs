@@ -163,22 +163,39 @@ impl Processes {
             memory_bytes: 0,
         };
         for child in &self.children {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
-            // After the name, which ends with the last bracket: state is field 3.
-            let rest = stat
-                .rsplit_once(')')
-                .context("/proc/PID/stat has no name")?
-                .1;
-            let fields: Vec<u64> = rest
-                .split_whitespace()
-                .map(|f| f.parse().unwrap_or(0))
-                .collect();
-            ensure!(fields.len() > 21, "/proc/PID/stat is short");
-            usage.cpu_seconds += (fields[11] + fields[12]) as f64 / ticks_per_second();
-            usage.memory_bytes += fields[21] * page_bytes();
+            let one = usage_of(&child.id().to_string())?;
+            usage.cpu_seconds += one.cpu_seconds;
+            usage.memory_bytes += one.memory_bytes;
         }
         Ok(usage)
     }
+
+    /// The resident memory of one.
+    pub fn memory_bytes(&self, place: usize) -> Result<u64> {
+        Ok(usage_of(&self.children[place].id().to_string())?.memory_bytes)
+    }
+}
+
+/// The CPU time of this process so far.
+pub fn own_cpu_seconds() -> Result<f64> {
+    Ok(usage_of("self")?.cpu_seconds)
+}
+
+fn usage_of(process: &str) -> Result<Usage> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // After the name, which ends with the last bracket: state is field 3.
+    let (_, rest) = stat
+        .rsplit_once(')')
+        .context("/proc/PID/stat has no name")?;
+    let fields: Vec<u64> = rest
+        .split_whitespace()
+        .map(|f| f.parse().unwrap_or(0))
+        .collect();
+    ensure!(fields.len() > 21, "/proc/PID/stat is short");
+    Ok(Usage {
+        cpu_seconds: (fields[11] + fields[12]) as f64 / ticks_per_second(),
+        memory_bytes: fields[21] * page_bytes(),
+    })
 }
 
 fn ticks_per_second() -> f64 {

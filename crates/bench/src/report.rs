@@ -19,6 +19,19 @@ pub struct Row {
     pub ratio: BTreeMap<String, f64>,
 }
 
+/// A figure over time.
+#[derive(Debug, Clone, Serialize)]
+pub struct Series {
+    /// The workload that ran meanwhile.
+    pub workload: String,
+    /// Such as `node1_memory_mb`; units last.
+    pub metric: String,
+    /// The time from one value to the next.
+    pub every_ms: u64,
+    /// The values, the oldest first.
+    pub values: Vec<f64>,
+}
+
 /// All rows of a suite, with what they were measured on.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -30,6 +43,9 @@ pub struct Report {
     pub commit: String,
     /// The rows.
     pub rows: Vec<Row>,
+    /// What was looked at over time, if anything.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub series: Vec<Series>,
 }
 
 impl Report {

@@ -42,6 +42,7 @@ fn bench_report_ratio_is_above_one_when_ours_is_better() {
         host: "h".into(),
         commit: "c".into(),
         rows: Vec::new(),
+        series: Vec::new(),
     };
     report.add(
         "put/clients=1",

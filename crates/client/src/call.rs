@@ -7,9 +7,10 @@
 //! | answer | done | done |
 //! | `WrongEpoch` | take in the new shards, again at once | the same |
 //! | `NotLeader` | at the leader it names, else the next replica; the map anew if that one is not in it | the same |
-//! | `Unavailable`, `NoQuorum`, `Overloaded`, not applied | next replica, after a pause | the same |
+//! | `Unavailable`, `NoQuorum`, not applied | next replica, after a pause | the same |
+//! | `Overloaded`, by the node or by this client itself | after the pause that the hint says, if the budget pays for it and time is left; else fails at once | the same |
 //! | any, outcome unknown | next replica | fails: outcome unknown |
-//! | no answer in time | next replica, if time is left | fails: outcome unknown |
+//! | no answer in time | next replica, if time is left and the budget pays | fails: outcome unknown |
 //! | any other error | fails | fails |
 //!
 //! A leader that is silent for a moment may be frozen or cut off, and another may lead: the other nodes are asked,
@@ -24,15 +25,17 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::Inner;
+use crate::counters::count;
 use crate::routes::{Place, Target};
+use crate::window::{SILENCE, Window};
 
 /// The first pause before a repetition; it doubles each time.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 /// The longest pause before a repetition: elections take a few hundred milliseconds.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// A leader that says nothing for so long is doubted.
-const SILENCE: Duration = Duration::from_millis(100);
+/// When to come again after this client itself refused.
+const HINT_HERE: Duration = Duration::from_millis(50);
 
 /// One operation and how far it has come.
 pub struct Call<'a> {
@@ -100,6 +103,7 @@ impl<'a> Call<'a> {
     /// What the server answered if that is final, `DeadlineExceeded` when time ran out; a write's
     /// outcome is `Unknown` if it may have happened.
     pub async fn run(mut self) -> Result<(Arc<Shard>, Answer)> {
+        self.inner.budget.earn();
         loop {
             if Instant::now() >= self.deadline {
                 return Err(self.gave_up());
@@ -160,8 +164,55 @@ impl<'a> Call<'a> {
         Ok(target)
     }
 
+    /// Sends it to the node, if that has not too much in flight from here, and tells the node's window how it went.
     async fn attempt(&self, target: &Target) -> std::result::Result<Answer, Failure> {
-        let now = Instant::now();
+        let Some(_permit) = target.window.enter(self.operation.size_bytes()) else {
+            count(&self.inner.counts.refused_here);
+            let message = format!(
+                "more is in flight to node {} than it takes at the moment",
+                target.node
+            );
+            let error = Error::new(ErrorKind::Overloaded, message);
+            return Err(error.with_retry_after(HINT_HERE).into());
+        };
+        let begun = Instant::now();
+        let answer = self.ask(target, begun).await;
+        self.learn(&target.window, &answer, begun.elapsed());
+        answer
+    }
+
+    /// What an answer says of the node's load, or of the way to it.
+    fn learn(
+        &self,
+        window: &Window,
+        answer: &std::result::Result<Answer, Failure>,
+        took: Duration,
+    ) {
+        let kind = answer.as_ref().err().map(|failure| failure.error.kind());
+        match kind {
+            None => {
+                window.heard();
+                // More of that, and answers would come too late.
+                if took > self.timeout / 2 {
+                    window.refused();
+                } else {
+                    window.answered();
+                }
+            }
+            Some(ErrorKind::Overloaded) => {
+                count(&self.inner.counts.refused_by_nodes);
+                window.heard();
+                window.refused();
+            }
+            // It answers others: it is slow, neither dead nor frozen.
+            Some(ErrorKind::DeadlineExceeded) if !window.is_silent() => window.refused(),
+            // Perhaps the transport said so, not the node.
+            Some(ErrorKind::DeadlineExceeded | ErrorKind::Unavailable) => {}
+            Some(_) => window.heard(),
+        }
+    }
+
+    async fn ask(&self, target: &Target, now: Instant) -> std::result::Result<Answer, Failure> {
         let (reply, response) = oneshot::channel();
         let request = Request {
             request_id: 0,
@@ -221,7 +272,12 @@ impl<'a> Call<'a> {
             routes.redirect(target.shard.id, target.node, redirect);
         }
         let kind = error.kind();
-        let silent = matches!(kind, ErrorKind::Unavailable | ErrorKind::DeadlineExceeded);
+        let silent = match kind {
+            ErrorKind::Unavailable => true,
+            // One that answers others leads all the same; under load nobody is to be sent astray.
+            ErrorKind::DeadlineExceeded => target.window.is_silent(),
+            _ => false,
+        };
         self.avoid = silent.then_some(target.node);
         if silent {
             let mut routes = self.inner.routes.write();
@@ -245,6 +301,10 @@ impl<'a> Call<'a> {
                 self.turn = 0;
                 Verdict::Again
             }
+            ErrorKind::DeadlineExceeded if self.is_over() => Verdict::Again,
+            ErrorKind::DeadlineExceeded if !self.may_repeat() => {
+                Verdict::Fail(out_of_budget(&error))
+            }
             ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::NoQuorum => {
                 self.turn += 1;
                 let replicas = target.shard.replicas.len().max(1);
@@ -255,12 +315,47 @@ impl<'a> Call<'a> {
                     Verdict::Again
                 }
             }
-            ErrorKind::Overloaded => Verdict::AgainAfterPause(error.retry_after()),
+            ErrorKind::Overloaded => self.come_again(&error),
             ErrorKind::UnknownNamespace => self.follow_namespace(error.clone()).await,
             _ => Verdict::Fail(error.clone()),
         };
         self.last = Some(error);
         verdict
+    }
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    /// Whether the budget pays for a repetition.
+    fn may_repeat(&self) -> bool {
+        let paid = self.inner.budget.spend();
+        let counts = &self.inner.counts;
+        count(if paid {
+            &counts.retries
+        } else {
+            &counts.budget_exhausted
+        });
+        paid
+    }
+
+    /// What to do when there was too much to do. Waiting for a deadline that passes meanwhile helps nobody.
+    fn come_again(&self, error: &Error) -> Verdict {
+        let after = self.spread(error.retry_after().unwrap_or(self.pause));
+        if Instant::now() + after >= self.deadline {
+            return Verdict::Fail(error.clone());
+        }
+        if self.may_repeat() {
+            Verdict::AgainAfterPause(Some(after))
+        } else {
+            Verdict::Fail(out_of_budget(error))
+        }
+    }
+
+    /// A hint as this call takes it: up to half as long again, so that not all come again together.
+    fn spread(&self, hint: Duration) -> Duration {
+        let step = (self.inner.next_turn().wrapping_mul(0x9E37_79B9) >> 8) & 0xFF;
+        hint + hint * step as u32 / 512
     }
 
     /// The shard changed. If the redirect did not bring the change, the map may have it.
@@ -350,6 +445,19 @@ impl<'a> Call<'a> {
         };
         let message = format!("gave up after {} ms{why}", self.timeout.as_millis());
         Error::new(ErrorKind::DeadlineExceeded, message)
+    }
+}
+
+/// The error of a repetition that nothing is left for.
+fn out_of_budget(error: &Error) -> Error {
+    let message = format!(
+        "{}; not tried again, since this client's budget of repetitions is used up",
+        error.message()
+    );
+    let same = Error::new(error.kind(), message).with_outcome(error.outcome());
+    match error.retry_after() {
+        Some(after) => same.with_retry_after(after),
+        None => same,
     }
 }
 

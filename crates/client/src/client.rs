@@ -13,13 +13,17 @@ use quorate_sharding::{
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use crate::budget::RetryBudget;
+use crate::counters::Counts;
 use crate::routes::{Routes, Target};
-use crate::{ClientOptions, NamespaceKv, Transport};
+use crate::{ClientCounters, ClientOptions, NamespaceKv, Transport};
 
 /// How long a map that was just fetched is taken to be the newest there is.
 const MAP_FRESH_MS: u64 = 10;
 /// The pause between rounds of asking all nodes.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
+/// The longest such pause while the node that is doubted answers others.
+const SLOW_PAUSE_MAX: Duration = Duration::from_millis(400);
 
 /// A client of one cluster. Cheap to clone; all clones share connections and map.
 #[derive(Clone)]
@@ -35,6 +39,10 @@ pub struct Inner {
     pub options: ClientOptions,
     /// What is known of the cluster. Never held across an await.
     pub routes: RwLock<Routes>,
+    /// What may be asked twice.
+    pub budget: RetryBudget,
+    /// What happened so far.
+    pub counts: Counts,
     seeds: Vec<Arc<str>>,
     client_id: u64,
     sequence: AtomicU64,
@@ -75,11 +83,13 @@ impl Client {
         let seeds: Vec<Arc<str>> = seeds.iter().map(|s| Arc::from(s.as_str())).collect();
         let random = RandomState::new().build_hasher().finish();
         let (map, leaders) = first_map(&*transport, &seeds, options.timeout).await?;
-        let mut routes = Routes::new(map);
+        let mut routes = Routes::new(map, &options);
         routes.update(None, &leaders);
         let inner = Inner {
             transport,
             routes: RwLock::new(routes),
+            budget: RetryBudget::new(options.retry_percent, options.retry_burst),
+            counts: Counts::default(),
             seeds,
             client_id: options.client_id.unwrap_or(random),
             sequence: AtomicU64::new(0),
@@ -112,6 +122,11 @@ impl Client {
             ErrorKind::UnknownNamespace,
             format!("there is no namespace `{name}`: create it with `quorate namespace create`"),
         ))
+    }
+
+    /// What this client and its clones did about loaded nodes so far.
+    pub fn counters(&self) -> ClientCounters {
+        self.inner.counts.read()
     }
 
     /// The map as it is cached.
@@ -362,15 +377,20 @@ impl Inner {
         *refreshed = Some(Instant::now());
     }
 
-    /// Waits until another node than this target says that it leads the target's shard.
+    /// Waits until another node than this target says that it leads the target's shard. Asks less often of a node
+    /// that is slow, not silent: under load that is so of thousands of operations.
     pub async fn led_elsewhere(&self, target: &Target) {
+        let mut pause = ROUND_PAUSE;
         loop {
             self.ask_leads(target.node).await;
             let leader = self.routes.read().leader(target.shard.id);
             if leader.is_some_and(|leader| leader != target.node) {
                 return;
             }
-            tokio::time::sleep(ROUND_PAUSE).await;
+            tokio::time::sleep(pause).await;
+            if !target.window.is_silent() {
+                pause = (pause * 2).min(SLOW_PAUSE_MAX);
+            }
         }
     }
 

@@ -16,6 +16,14 @@ pub struct ClientOptions {
     /// Whether operations that are in flight together share frames. Without it each is a call of
     /// its own, which is slower: for comparison.
     pub batching: bool,
+    /// Of a hundred operations so many may be repeated after a node had too much to do or did not answer in time.
+    pub retry_percent: u32,
+    /// So many such repetitions are saved up at most, for when many are needed at once.
+    pub retry_burst: u32,
+    /// Operations in flight to one node; what is more is refused here. Less while the node refuses.
+    pub in_flight_max: usize,
+    /// The memory of the operations in flight to one node, in bytes; what is more is refused here.
+    pub in_flight_bytes_max: usize,
     /// What this client's writes are named by; `None`: a random number.
     pub client_id: Option<u64>,
 }
@@ -28,6 +36,10 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(1),
             connections: 1,
             batching: true,
+            retry_percent: 10,
+            retry_burst: 1000,
+            in_flight_max: 64 << 10,
+            in_flight_bytes_max: 256 << 20,
             client_id: None,
         }
     }

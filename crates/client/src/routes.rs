@@ -6,6 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quorate_sharding::{GroupId, NamespaceId, NodeId, Redirect, Shard, ShardMap};
 
+use crate::ClientOptions;
+use crate::window::Window;
+
 /// Which shard an operation goes to.
 #[derive(Debug, Clone)]
 pub enum Place {
@@ -24,6 +27,15 @@ pub struct Target {
     pub node: NodeId,
     /// Its address.
     pub address: Arc<str>,
+    /// What is in flight to it.
+    pub window: Arc<Window>,
+}
+
+/// A node as the client reaches it.
+#[derive(Debug)]
+struct Peer {
+    address: Arc<str>,
+    window: Arc<Window>,
 }
 
 /// The cached map with hints of leaders.
@@ -31,18 +43,21 @@ pub struct Target {
 pub struct Routes {
     map: ShardMap,
     leaders: HashMap<GroupId, NodeId>,
-    addresses: HashMap<NodeId, Arc<str>>,
+    peers: HashMap<NodeId, Peer>,
+    /// Operations and bytes in flight to one node.
+    in_flight_max: (usize, usize),
 }
 
 impl Routes {
     /// The routes of a map.
-    pub fn new(map: ShardMap) -> Self {
+    pub fn new(map: ShardMap, options: &ClientOptions) -> Self {
         let mut routes = Routes {
             map,
             leaders: HashMap::new(),
-            addresses: HashMap::new(),
+            peers: HashMap::new(),
+            in_flight_max: (options.in_flight_max, options.in_flight_bytes_max),
         };
-        routes.read_addresses();
+        routes.read_peers();
         routes
     }
 
@@ -51,11 +66,17 @@ impl Routes {
         &self.map
     }
 
-    fn read_addresses(&mut self) {
-        let nodes = self.map.nodes.values();
-        self.addresses = nodes
-            .map(|n| (n.id, Arc::from(n.address.as_str())))
-            .collect();
+    fn read_peers(&mut self) {
+        let (operations, bytes) = self.in_flight_max;
+        let mut before = std::mem::take(&mut self.peers);
+        for node in self.map.nodes.values() {
+            let known = before.remove(&node.id).map(|peer| peer.window);
+            let peer = Peer {
+                address: Arc::from(node.address.as_str()),
+                window: known.unwrap_or_else(|| Window::new(operations, bytes)),
+            };
+            self.peers.insert(node.id, peer);
+        }
     }
 
     /// The shard at a place.
@@ -88,10 +109,12 @@ impl Routes {
         if avoid == Some(node) {
             node = replica(at + 1)?.node;
         }
+        let peer = self.peers.get(&node)?;
         Some(Target {
             shard: shard.clone(),
             node,
-            address: self.addresses.get(&node)?.clone(),
+            address: peer.address.clone(),
+            window: peer.window.clone(),
         })
     }
 
@@ -102,7 +125,7 @@ impl Routes {
 
     /// A node's address.
     pub fn address(&self, node: NodeId) -> Option<&Arc<str>> {
-        self.addresses.get(&node)
+        self.peers.get(&node).map(|peer| &peer.address)
     }
 
     /// All addresses, those of the coordinator's replicas first.
@@ -117,7 +140,7 @@ impl Routes {
             ids.sort_by_key(|n| *n != leader);
         }
         ids.iter()
-            .filter_map(|n| self.addresses.get(n).cloned())
+            .filter_map(|n| self.address(*n).cloned())
             .collect()
     }
 
@@ -138,7 +161,7 @@ impl Routes {
         if let Some(map) = map
             && self.map.merge(map)
         {
-            self.read_addresses();
+            self.read_peers();
         }
         self.leaders.extend(leaders.iter().copied());
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_kv::conformance::{Suite, run};
 use quorate_kv::{
-    Batch, Compare, Condition, ErrorKind, Get, Kv, Mutation, Outcome, Put, ReadLevel, Scan,
+    Batch, Compare, Condition, Error, ErrorKind, Get, Kv, Mutation, Outcome, Put, ReadLevel, Scan,
     ScanOrder,
 };
 use quorate_sharding::{Encoding, NamespaceKind, NamespaceSpec, RoutingPrefix, Shard, ShardEpoch};
@@ -478,4 +478,162 @@ async fn replica_hashes_and_status_name_every_node() {
     assert_eq!(status.len(), 3);
     assert!(status[2].1.is_err());
     assert!(client.replica_hashes(999).await.is_err());
+}
+
+fn overloaded(after_ms: u64) -> Fault {
+    let error = Error::new(ErrorKind::Overloaded, "too much to do");
+    let error = error.with_retry_after(Duration::from_millis(after_ms));
+    Fault::Fail(error.into())
+}
+
+async fn namespace_with(fake: &Arc<Fake>, options: ClientOptions) -> (Client, NamespaceKv) {
+    let transport = Arc::new(FakeTransport(fake.clone()));
+    let seeds = ["n1:1".to_owned()];
+    let client = Client::with_transport(transport, &seeds, options).await;
+    let client = client.unwrap();
+    let kv = client.namespace("ns").await.unwrap();
+    (client, kv)
+}
+
+#[tokio::test(start_paused = true)]
+async fn overloaded_node_is_asked_again_when_its_hint_says() {
+    let fake = Fake::new(3, HASHED, 1);
+    let (client, kv) = namespace_with(&fake, ClientOptions::default()).await;
+    let begun = tokio::time::Instant::now();
+    fake.fault(overloaded(200));
+    assert!(kv.put(Put::new("k", "1")).await.unwrap().applied);
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(200) && took <= Duration::from_millis(301));
+    let counters = client.counters();
+    assert_eq!((counters.refused_by_nodes, counters.retries), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn overloaded_node_is_not_asked_again_when_the_budget_is_used_up() {
+    let fake = Fake::new(3, HASHED, 1);
+    let options = ClientOptions {
+        retry_percent: 10,
+        retry_burst: 2,
+        ..ClientOptions::default()
+    };
+    let (client, kv) = namespace_with(&fake, options).await;
+    (0..3).for_each(|_| fake.fault(overloaded(20)));
+    let begun = tokio::time::Instant::now();
+    let error = kv.put(Put::new("k", "1")).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_millis(100), "at once");
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert_eq!(error.retry_after(), Some(Duration::from_millis(20)));
+    assert!(error.message().contains("too much to do; not tried again"));
+    assert!(error.message().contains("budget"), "{error}");
+    let counters = client.counters();
+    assert_eq!((counters.retries, counters.budget_exhausted), (2, 1));
+    // Ten operations later one more may be repeated.
+    for _ in 0..10 {
+        kv.put(Put::new("k", "2")).await.unwrap();
+    }
+    fake.fault(overloaded(20));
+    kv.put(Put::new("k", "3")).await.unwrap();
+    fake.fault(overloaded(20));
+    kv.put(Put::new("k", "4")).await.unwrap_err();
+}
+
+#[tokio::test(start_paused = true)]
+async fn overloaded_node_is_not_waited_for_beyond_the_deadline() {
+    let fake = Fake::new(3, HASHED, 1);
+    let (client, kv) = namespace_with(&fake, ClientOptions::default()).await;
+    fake.fault(overloaded(900));
+    let begun = tokio::time::Instant::now();
+    let put = Put::new("k", "1").timeout(Duration::from_millis(500));
+    let error = kv.put(put).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    assert_eq!(client.counters().retries, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn elections_do_not_cost_the_budget() {
+    let fake = Fake::new(3, HASHED, 1);
+    let options = ClientOptions {
+        retry_percent: 0,
+        retry_burst: 0,
+        ..ClientOptions::default()
+    };
+    let (client, kv) = namespace_with(&fake, options).await;
+    for kind in [
+        ErrorKind::NotLeader,
+        ErrorKind::Unavailable,
+        ErrorKind::NoQuorum,
+    ] {
+        fake.fault(refusal(kind));
+        let put = kv.put(Put::new("k", "1")).await;
+        assert!(put.unwrap().applied, "{kind:?}");
+    }
+    assert_eq!(client.counters().retries, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn operations_beyond_the_window_are_refused_here() {
+    let fake = Fake::new(3, HASHED, 1);
+    let options = ClientOptions {
+        in_flight_max: 2,
+        retry_burst: 0,
+        retry_percent: 0,
+        ..ClientOptions::default()
+    };
+    let (client, kv) = namespace_with(&fake, options).await;
+    (0..2).for_each(|_| fake.fault(Fault::Silence));
+    let put = || {
+        let kv = kv.clone();
+        async move {
+            let put = Put::new("k", "1").timeout(Duration::from_millis(500));
+            kv.put(put).await
+        }
+    };
+    let silent = [tokio::spawn(put()), tokio::spawn(put())];
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let seen = fake.state.lock().seen.len();
+    let error = put().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Overloaded);
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert!(error.retry_after().is_some());
+    assert_eq!(fake.state.lock().seen.len(), seen, "nothing was sent");
+    assert_eq!(client.counters().refused_here, 1);
+    for put in silent {
+        assert_eq!(put.await.unwrap().unwrap_err().outcome(), Outcome::Unknown);
+    }
+    put().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_node_that_answers_others_still_leads() {
+    let fake = Fake::new(3, HASHED, 1);
+    {
+        // Not the first one, which is asked when nobody is known to lead.
+        let mut state = fake.state.lock();
+        let shard = state.map.shards().next().unwrap().clone();
+        state.leaders.insert(shard.id, shard.replicas[2].node);
+    }
+    let kv = namespace(&fake).await;
+    kv.put(Put::new("k", "0")).await.unwrap();
+    fake.fault(Fault::Silence);
+    let slow = {
+        let kv = kv.clone();
+        tokio::spawn(async move {
+            let put = Put::new("k", "1").timeout(Duration::from_millis(500));
+            kv.put(put).await
+        })
+    };
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    while !slow.is_finished() {
+        kv.put(Put::new("other", "1")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(7)).await;
+    }
+    slow.await.unwrap().unwrap_err();
+    fake.state.lock().seen.clear();
+    kv.put(Put::new("k", "2")).await.unwrap();
+    let state = fake.state.lock();
+    let leader = state.leaders[&state.seen[0].1];
+    let nodes: Vec<_> = state.seen.iter().map(|seen| seen.0).collect();
+    assert_eq!(nodes, [leader], "sent astray");
 }

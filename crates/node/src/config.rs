@@ -21,6 +21,10 @@ pub struct Config {
     pub log_segment_bytes: u64,
     /// Client writes are refused while the disk has less space than this.
     pub free_bytes_min: u64,
+    /// A request that would wait longer in the queue of its shard is refused with `Overloaded`.
+    pub queue_delay_max: Duration,
+    /// All writes that wait on this node take at most so much memory.
+    pub queue_bytes_max: usize,
     /// How many replicas the coordinator grows to.
     pub coordinator_replicas: usize,
     /// Heartbeats and elections.
@@ -42,6 +46,8 @@ impl Config {
             log_bytes_max: 1 << 30,
             log_segment_bytes: 64 << 20,
             free_bytes_min: 256 << 20,
+            queue_delay_max: Duration::from_millis(100),
+            queue_bytes_max: 128 << 20,
             coordinator_replicas: 3,
             timing: Timing::FAST,
             quiet_after: Duration::from_secs(5),

@@ -1,13 +1,15 @@
 //! What all parts of a node share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use quorate_env::Env;
 use quorate_kv::{Limits, Version};
 use quorate_sharding::ShardMap;
 use tokio::sync::watch;
 
+use crate::admission::ShedCounts;
 use crate::latency::Latencies;
 
 /// Shared by the node and its shards.
@@ -20,6 +22,13 @@ pub(crate) struct Context {
     pub disk_full: AtomicBool,
     /// Set while flushes and compaction are so far behind that writes must wait.
     pub engine_behind: AtomicBool,
+    /// What waits longer before its turn is refused at the door.
+    pub queue_delay_max: Duration,
+    /// The memory of all writes that wait in queues, and the most of it, in bytes.
+    pub queued_bytes: AtomicUsize,
+    pub queued_bytes_max: usize,
+    /// What was turned away.
+    pub shed: ShedCounts,
     /// The disk's space at the last look, in bytes.
     pub free_bytes: AtomicU64,
     /// Where Raft's work runs.

@@ -16,6 +16,7 @@
 //! This crate opens no sockets: peers are a [`Transport`](quorate_replication::Transport), clients
 //! come through [`Node::execute`]. It does not know the wire format, nor what a configuration file is.
 
+mod admission;
 mod apply;
 mod codec;
 mod command;
@@ -44,6 +45,7 @@ mod status;
 mod upkeep;
 mod value;
 
+pub use admission::{Shed, ShedCounts};
 pub use config::Config;
 pub use coordinator::ClusterCommand;
 pub use error::{Error, Result};
@@ -51,7 +53,7 @@ pub use hash::StateHash;
 pub use identity::{DataDir, Identity};
 pub use latency::{Latencies, Latency};
 pub use node::Node;
-pub use replies::{Replies, ReplyBatch};
+pub use replies::{Replies, ReplyBatch, Unsent, answer_bytes};
 pub use status::{Fault, FaultKind, NodeStatus, ReplicaStatus};
 
 #[cfg(test)]

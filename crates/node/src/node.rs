@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use quorate_storage::Lsm;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::admission::ShedCounts;
 use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{self, ClusterCommand};
@@ -74,6 +75,10 @@ impl Node {
             map: map.subscribe(),
             disk_full: AtomicBool::new(false),
             engine_behind: AtomicBool::new(false),
+            queue_delay_max: config.queue_delay_max,
+            queued_bytes: AtomicUsize::new(0),
+            queued_bytes_max: config.queue_bytes_max,
+            shed: ShedCounts::default(),
             free_bytes: AtomicU64::new(0),
             raft_runtime: tokio::runtime::Handle::current(),
             latencies: Latencies::default(),
@@ -120,6 +125,16 @@ impl Node {
     /// How long requests took so far.
     pub fn latencies(&self) -> &Latencies {
         &self.inner.context.latencies
+    }
+
+    /// What was turned away or thrown away unserved so far, by reason.
+    pub fn shed(&self) -> &ShedCounts {
+        &self.inner.context.shed
+    }
+
+    /// The memory of all writes that wait in queues, in bytes.
+    pub fn queued_bytes(&self) -> usize {
+        self.inner.context.queued_bytes.load(Ordering::Relaxed)
     }
 
     /// Follows the shard map: the transport learns addresses from it.

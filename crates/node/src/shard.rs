@@ -13,12 +13,13 @@ use quorate_replication::{Error as GroupError, Group};
 use quorate_sharding::{Failure, Operation, Redirect, Request, SYSTEM_NAMESPACE, Shard};
 use tokio::time::Instant;
 
+use crate::admission::Shed;
 use crate::command;
 use crate::context::Context;
 use crate::machine::ShardMachine;
 use crate::read;
 use crate::replies::Replies;
-use reads::ReadQueue;
+use reads::{ReadLoad, ReadQueue};
 use writes::WriteQueue;
 
 /// A replica of a shard. Shared by whoever serves requests.
@@ -28,6 +29,7 @@ pub(crate) struct ShardReplica {
     context: Arc<Context>,
     writes: Mutex<WriteQueue>,
     reads: Mutex<ReadQueue>,
+    read_load: Arc<ReadLoad>,
 }
 
 impl ShardReplica {
@@ -42,6 +44,7 @@ impl ShardReplica {
             context,
             writes: Mutex::default(),
             reads: Mutex::default(),
+            read_load: Arc::default(),
         })
     }
 
@@ -131,6 +134,13 @@ impl ShardReplica {
 
     pub(crate) fn version(&self) -> Version {
         self.machine.version()
+    }
+
+    /// Turns requests away, and says when to come again.
+    fn shed(&self, why: Shed, count: usize, message: &str, after: Duration) -> Failure {
+        self.context.shed.add(why, count);
+        let error = Error::new(ErrorKind::Overloaded, message);
+        error.with_retry_after(after).into()
     }
 
     fn wrong_epoch(&self) -> Failure {

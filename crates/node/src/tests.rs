@@ -1,5 +1,6 @@
 //! Tests of the node, from its bytes up to three nodes in one process.
 
+mod admission;
 mod applying;
 mod cluster;
 mod codecs;
@@ -7,6 +8,7 @@ mod coordinator;
 mod crash;
 mod full_disk;
 mod harness;
+mod overload;
 mod remains;
 mod requests;
 mod script;

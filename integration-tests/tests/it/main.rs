@@ -17,6 +17,7 @@ mod lifecycle;
 mod linearizability;
 mod members;
 mod outbox;
+mod overload;
 mod saga;
 mod snapshots;
 mod storage;

@@ -42,7 +42,7 @@ impl Connection {
 
     /// Puts a request into the next frame.
     pub fn send(&self, request: Request, reply: Reply) {
-        self.queue.push(Item { request, reply });
+        self.queue.push(Item::new(request, reply));
     }
 }
 
@@ -139,10 +139,14 @@ impl Stream for Outgoing {
         };
         let requests = items
             .into_iter()
-            .map(|Item { mut request, reply }| {
-                request.request_id = pending.insert(reply, request.operation.is_write());
-                request.into()
-            })
+            .map(
+                |Item {
+                     mut request, reply, ..
+                 }| {
+                    request.request_id = pending.insert(reply, request.operation.is_write());
+                    request.into()
+                },
+            )
             .collect();
         Poll::Ready(Some(v1::RequestFrame { requests }))
     }

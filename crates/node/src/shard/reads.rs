@@ -3,19 +3,28 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use quorate_env::{JobClass, switch};
 use quorate_kv::{Error, ErrorKind, ReadLevel};
 use quorate_sharding::{Answer, Failure, NamespaceKind, Operation, Request, Response};
 use tokio::time::Instant;
 
 use super::{ShardReplica, deadline};
+use crate::admission::{Admission, DrainRate, Shed};
 use crate::read;
-use crate::replies::Replies;
+use crate::replies::{Replies, answer_bytes};
 
 /// After so long the next reads no longer wait for a barrier that is under way.
 const BARRIER_PATIENCE: Duration = Duration::from_millis(50);
+
+/// When to come again if one's own answers are in the way.
+const SLOW_READER_HINT: Duration = Duration::from_millis(100);
+
+/// Answers of one job are handed on when they have so many bytes: only then do they count as their reader's.
+const ANSWERS_BYTES: usize = 1 << 20;
 
 /// How late a simulation may have reads done.
 const LATE_MAX: Duration = Duration::from_millis(60);
@@ -27,10 +36,60 @@ pub(super) struct ReadQueue {
     barrier_under_way: bool,
 }
 
+/// So many gets wait whatever the rate: what one round of a barrier takes along.
+const READS_ALWAYS: usize = 4096;
+/// So many entries that a scan may give count as one get.
+const ENTRIES_OF_A_GET: u32 = 16;
+
+/// The reads that a shard has taken in and not answered, in gets, and how many it answers a second.
+#[derive(Default)]
+pub(super) struct ReadLoad {
+    queued: AtomicUsize,
+    drained: Mutex<Drained>,
+}
+
+#[derive(Default)]
+struct Drained {
+    rate: DrainRate,
+    last: Option<Instant>,
+}
+
+impl ReadLoad {
+    /// Notes that reads were answered, of which the first came at `since`: from then on, or from the answers
+    /// before, the shard was busy.
+    fn add(&self, count: usize, since: Instant, now: Instant) {
+        let mut drained = self.drained.lock();
+        let busy_since = drained.last.map_or(since, |last| last.max(since));
+        drained.rate.add(count, now - busy_since);
+        drained.last = Some(now);
+    }
+}
+
+/// A read's part in its shard's load, while it waits.
+struct Counted {
+    load: Arc<ReadLoad>,
+    gets: usize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.load.queued.fetch_sub(self.gets, Ordering::Relaxed);
+    }
+}
+
 struct WaitingRead {
     request: Request,
     since: Instant,
     replies: Replies,
+    counted: Counted,
+}
+
+/// What a read counts for, in gets.
+fn gets(request: &Request) -> usize {
+    match request.operation {
+        Operation::Scan { limit, .. } => 1 + (limit / ENTRIES_OF_A_GET).min(256) as usize,
+        _ => 1,
+    }
 }
 
 impl WaitingRead {
@@ -44,29 +103,34 @@ impl ShardReplica {
         if reads.is_empty() {
             return;
         }
+        if let Err(failure) = self.admit_reads(&reads, replies) {
+            let refuse = |r: Request| (r.request_id, Err(failure.clone()));
+            return replies.send(reads.into_iter().map(refuse).collect());
+        }
         let since = Instant::now();
+        let waiting = |request: Request| {
+            let load = Arc::clone(&self.read_load);
+            let gets = gets(&request);
+            load.queued.fetch_add(gets, Ordering::Relaxed);
+            WaitingRead {
+                request,
+                since,
+                replies: replies.clone(),
+                counted: Counted { load, gets },
+            }
+        };
         let (ready, behind): (Vec<_>, Vec<_>) = reads
             .into_iter()
             .partition(|request| self.can_read_now(request));
         if !ready.is_empty() {
-            let each = ready.into_iter().map(|request| WaitingRead {
-                request,
-                since,
-                replies: replies.clone(),
-            });
-            self.run_reads(each.collect());
+            self.run_reads(ready.into_iter().map(waiting).collect());
         }
         if behind.is_empty() {
             return;
         }
         let idle = {
             let mut queue = self.reads.lock();
-            let each = behind.into_iter().map(|request| WaitingRead {
-                request,
-                since,
-                replies: replies.clone(),
-            });
-            queue.waiting.extend(each);
+            queue.waiting.extend(behind.into_iter().map(waiting));
             !std::mem::replace(&mut queue.barrier_under_way, true)
         };
         if idle {
@@ -75,6 +139,29 @@ impl ShardReplica {
                 .raft_runtime
                 .spawn(async move { replica.run_barriers().await });
         }
+    }
+
+    /// Whether these reads, which came together, are taken in.
+    fn admit_reads(&self, reads: &[Request], replies: &Replies) -> Result<(), Failure> {
+        if replies.is_full() {
+            let message = "this connection has many answers that it does not take: read them first";
+            return Err(self.shed(Shed::SlowReader, reads.len(), message, SLOW_READER_HINT));
+        }
+        let queued = self.read_load.queued.load(Ordering::Relaxed);
+        if queued <= READS_ALWAYS {
+            return Ok(());
+        }
+        let admission = Admission {
+            delay_max: self.context.queue_delay_max,
+            always: READS_ALWAYS,
+        };
+        let longest = reads.iter().map(|request| request.timeout).max();
+        let drained = self.read_load.drained.lock();
+        let judged = admission.judge(&drained.rate, queued, longest.unwrap_or_default());
+        judged.map_err(|after| {
+            let message = "the read would wait too long: the shard gets more reads than it can do";
+            self.shed(Shed::ReadDelay, reads.len(), message, after)
+        })
     }
 
     /// One barrier after the other, each for all reads that wait when it begins. One that takes
@@ -124,8 +211,9 @@ impl ShardReplica {
                     };
                 }
                 () = tokio::time::sleep_until(next) => {
-                    let (late, rest) = reads.into_iter().partition(|read| read.deadline() <= next);
+                    let (late, rest): (Vec<_>, Vec<_>) = reads.into_iter().partition(|read| read.deadline() <= next);
                     reads = rest;
+                    self.context.shed.add(Shed::ReadExpired, late.len());
                     let message = "the deadline passed before the read could be linearized";
                     fail(late, &Error::new(ErrorKind::DeadlineExceeded, message).into());
                 }
@@ -149,14 +237,47 @@ impl ShardReplica {
     fn run_reads(self: &Arc<Self>, reads: Vec<WaitingRead>) {
         let replica = Arc::clone(self);
         let job = move || {
-            let answers = reads.into_iter().map(|read| {
-                let answer = replica.read(&read.request.operation);
-                replica.context.latencies.reads.add(read.since.elapsed(), 1);
-                (read.replies, read.request.request_id, answer)
-            });
-            Replies::send_each(answers);
+            let (count, first) = reads.iter().fold(
+                (0, None),
+                |(count, first): (usize, Option<Instant>), read| {
+                    let first = first.map_or(read.since, |first| first.min(read.since));
+                    (count + read.counted.gets, Some(first))
+                },
+            );
+            let mut now = Instant::now();
+            let (mut answers, mut bytes) = (Vec::with_capacity(reads.len()), 0);
+            for read in reads {
+                let answer = replica.answer_in_time(&read, now);
+                now = Instant::now();
+                let took = now.saturating_duration_since(read.since);
+                replica.context.latencies.reads.add(took, 1);
+                bytes += answer_bytes(&answer);
+                answers.push((read.replies, read.request.request_id, answer));
+                if bytes >= ANSWERS_BYTES {
+                    Replies::send_each(answers.drain(..));
+                    bytes = 0;
+                }
+            }
+            Replies::send_each(answers.into_iter());
+            replica
+                .read_load
+                .add(count, first.unwrap_or(now), Instant::now());
         };
         self.context.env.jobs.spawn(JobClass::Read, Box::new(job));
+    }
+
+    /// Reads, unless nobody waits for it any more or its answer could not be kept.
+    fn answer_in_time(&self, read: &WaitingRead, now: Instant) -> Response {
+        if read.deadline() <= now {
+            self.context.shed.add(Shed::ReadExpired, 1);
+            let message = "no time was left to read it";
+            return Err(Error::new(ErrorKind::DeadlineExceeded, message).into());
+        }
+        if read.replies.is_full() {
+            let message = "this connection has many answers that it does not take: read them first";
+            return Err(self.shed(Shed::SlowReader, 1, message, SLOW_READER_HINT));
+        }
+        self.read(&read.request.operation)
     }
 
     fn read(&self, operation: &Operation) -> Response {

@@ -13,17 +13,29 @@ use quorate_sharding::{Failure, Request};
 use tokio::time::Instant;
 
 use super::{ShardReplica, deadline};
+use crate::admission::{Admission, DrainRate, Shed, hint};
 use crate::command::{self, ANSWER_BYTES, COMMAND_BYTES, WritesBuilder};
 use crate::outcome::{self, Outcome};
 use crate::replies::Replies;
 
-/// So many bytes of writes wait in one shard before it refuses more.
+/// So many bytes of writes wait in one shard before it refuses more, however fast it is.
 const QUEUE_BYTES: usize = 32 << 20;
+/// The memory of a waiting write beside its keys and values: the request, its place, its share of a frame.
+const REQUEST_BYTES: usize = 384;
+/// A smaller command says little about how fast a full one would be.
+const MEASURED_BYTES: usize = COMMAND_BYTES / 16;
+
+/// When to come again while the engine is behind: it is looked at every 50 ms, and a flush takes longer.
+const ENGINE_HINT: Duration = Duration::from_millis(200);
+/// When to come again while the rate of a full queue is not known.
+const FULL_HINT: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
 pub(super) struct WriteQueue {
     waiting: Vec<Waiting>,
+    /// Of the commands that they will be part of.
     bytes: usize,
+    rate: DrainRate,
     /// Whether a command is under way; when it is done, the next one takes what waits by then.
     under_way: bool,
 }
@@ -59,15 +71,14 @@ impl ShardReplica {
         }
         if self.context.engine_behind.load(Ordering::Relaxed) {
             let message = "this node's storage engine is behind with its flushes";
-            let error = Error::new(ErrorKind::Overloaded, message);
-            return Err(error.with_retry_after(Duration::from_millis(200)).into());
+            return Err(self.shed(Shed::EngineBehind, 1, message, ENGINE_HINT));
         }
         let bytes = command::size_bytes(&request.operation);
         let mut queue = self.writes.lock();
-        if queue.bytes + bytes > QUEUE_BYTES || switch::rarely("node.queue_full", 5) {
-            let error = Error::new(ErrorKind::Overloaded, "the shard's queue of writes is full");
-            return Err(error.with_retry_after(Duration::from_millis(50)).into());
-        }
+        self.admit(&queue, bytes, request.timeout)?;
+        self.context
+            .queued_bytes
+            .fetch_add(bytes + REQUEST_BYTES, Ordering::Relaxed);
         queue.bytes += bytes;
         let since = Instant::now();
         let deadline = deadline(since, &request);
@@ -80,6 +91,29 @@ impl ShardReplica {
         });
         let idle = !std::mem::replace(&mut queue.under_way, true);
         Ok(idle)
+    }
+
+    /// Whether a write of so many bytes may join the queue, which has so much time.
+    fn admit(&self, queue: &WriteQueue, bytes: usize, timeout: Duration) -> Result<(), Failure> {
+        let admission = Admission {
+            delay_max: self.context.queue_delay_max,
+            always: COMMAND_BYTES,
+        };
+        if let Err(after) = admission.judge(&queue.rate, queue.bytes, timeout) {
+            let message =
+                "the write would wait too long: the shard gets more writes than it can do";
+            return Err(self.shed(Shed::WriteDelay, 1, message, after));
+        }
+        let memory = queue.bytes + (queue.waiting.len() + 1) * REQUEST_BYTES + bytes;
+        let all = self.context.queued_bytes.load(Ordering::Relaxed) + bytes + REQUEST_BYTES;
+        let full = memory > QUEUE_BYTES || all > self.context.queued_bytes_max;
+        // Whoever is alone is taken whatever its size.
+        if full && !queue.waiting.is_empty() || switch::rarely("node.queue_full", 5) {
+            let after = queue.rate.time_for(queue.bytes).map_or(FULL_HINT, hint);
+            let message = "the queue of writes is full";
+            return Err(self.shed(Shed::WriteBytes, 1, message, after));
+        }
+        Ok(())
     }
 
     /// Proposes what waits, command after command, until nothing does.
@@ -98,7 +132,11 @@ impl ShardReplica {
             if batch.is_empty() {
                 continue;
             }
+            let (bytes, begun) = (command.len(), Instant::now());
             let proposed = self.propose(command, &mut batch).await;
+            if bytes >= MEASURED_BYTES {
+                self.writes.lock().rate.add(bytes, begun.elapsed());
+            }
             match proposed.map(|proposed| outcome::decode(proposed.result)) {
                 Ok(Ok(outcomes)) if outcomes.len() == batch.len() => {
                     self.answer(batch, outcomes);
@@ -160,11 +198,15 @@ impl ShardReplica {
                 builder.push(request.write_id, request.epoch.range, &request.operation);
             }
         }
+        let mut freed = 0;
         for waiting in queue.waiting.drain(..taken) {
-            queue.bytes -= command::size_bytes(&waiting.request.operation);
+            let bytes = command::size_bytes(&waiting.request.operation);
+            queue.bytes -= bytes;
+            freed += bytes + REQUEST_BYTES;
             if waiting.deadline > now {
                 batch.push(waiting);
             } else {
+                self.context.shed.add(Shed::WriteExpired, 1);
                 let error = Error::new(
                     ErrorKind::DeadlineExceeded,
                     "no time was left to propose it",
@@ -174,6 +216,9 @@ impl ShardReplica {
                     .send(vec![(waiting.request.request_id, Err(error.into()))]);
             }
         }
+        self.context
+            .queued_bytes
+            .fetch_sub(freed, Ordering::Relaxed);
         Some((batch, builder.finish()))
     }
 

@@ -47,10 +47,18 @@ pub(super) async fn until<T, F: Future<Output = Option<T>>>(
     }
 }
 
-/// The nodes whose next job of applying is to be dropped unrun.
-type Drops = Arc<Mutex<BTreeSet<NodeId>>>;
+/// What goes wrong with jobs.
+#[derive(Default)]
+struct JobFaults {
+    /// The nodes whose next job of applying is to be dropped unrun.
+    drops: Mutex<BTreeSet<NodeId>>,
+    /// Jobs that wait, of the nodes and classes whose jobs have to.
+    held: Mutex<BTreeMap<(NodeId, JobClass), Vec<Job>>>,
+}
 
-/// The jobs of a node, of which some are dropped.
+type Drops = Arc<JobFaults>;
+
+/// The jobs of a node, of which some are dropped or held back.
 struct FaultyJobs {
     jobs: ThreadJobs,
     node: NodeId,
@@ -59,8 +67,12 @@ struct FaultyJobs {
 
 impl Jobs for FaultyJobs {
     fn spawn(&self, class: JobClass, job: Job) {
-        if class != JobClass::Apply || !self.drops.lock().remove(&self.node) {
-            self.jobs.spawn(class, job);
+        if class == JobClass::Apply && self.drops.drops.lock().remove(&self.node) {
+            return;
+        }
+        match self.drops.held.lock().get_mut(&(self.node, class)) {
+            Some(held) => held.push(job),
+            None => self.jobs.spawn(class, job),
         }
     }
 
@@ -175,7 +187,21 @@ impl Cluster {
 
     /// Lets the next call that applies something on a node be dropped.
     pub(super) fn drop_next_apply(&self, id: NodeId) {
-        self.drops.lock().insert(id);
+        self.drops.drops.lock().insert(id);
+    }
+
+    /// Holds back all jobs of a class on a node, until they are released.
+    pub(super) fn hold_jobs(&self, id: NodeId, class: JobClass) {
+        self.drops.held.lock().insert((id, class), Vec::new());
+    }
+
+    /// Runs what was held back, in order.
+    pub(super) fn release_jobs(&self, id: NodeId, class: JobClass) {
+        let held = self.drops.held.lock().remove(&(id, class));
+        let env = self.nodes[&id].inner.env();
+        for job in held.expect("held before") {
+            env.jobs.spawn(class, job);
+        }
     }
 
     /// Stops a node as an operator would; its disk is left.

@@ -1,13 +1,15 @@
 //! The hot path: frames of requests in, frames of answers out.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
-use quorate_node::{Node, Replies, ReplyBatch};
+use quorate_node::{Node, Replies, ReplyBatch, Unsent, answer_bytes};
 use quorate_proto::v1::kv_server::Kv;
 use quorate_proto::{status_of_error, v1};
 use quorate_sharding::Request as Routed;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::host::Host;
@@ -16,6 +18,8 @@ use super::host::Host;
 const FRAMES: usize = 64;
 /// A frame of answers is closed when it has about so many bytes.
 const FRAME_BYTES: usize = 4 << 20;
+/// While answers of so many bytes wait for the reader of a stream, its reads are refused.
+const UNSENT_BYTES: usize = 32 << 20;
 /// So many requests of one stream are under way before the next frame is taken.
 const UNDER_WAY: usize = 16 << 10;
 
@@ -24,21 +28,22 @@ pub struct KvService(pub Arc<Host>);
 
 #[tonic::async_trait]
 impl Kv for KvService {
-    type StreamStream = ReceiverStream<Result<v1::ResponseFrame, Status>>;
+    type StreamStream = Outgoing;
 
     async fn stream(
         &self,
         request: Request<Streaming<v1::RequestFrame>>,
     ) -> Result<Response<Self::StreamStream>, Status> {
         let node = self.0.node().map_err(|error| status_of_error(&error))?;
-        let (out, outgoing) = mpsc::channel(FRAMES);
+        let (out, frames) = mpsc::channel(FRAMES);
+        let (replies, answers, unsent) = Replies::bounded(UNSENT_BYTES);
         let stream = ClientStream {
             host: Arc::clone(&self.0),
             node,
             out,
         };
-        tokio::spawn(stream.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(outgoing)))
+        tokio::spawn(stream.run(request.into_inner(), replies, answers));
+        Ok(Response::new(Outgoing { frames, unsent }))
     }
 
     async fn execute(
@@ -76,24 +81,62 @@ fn sort_out(frame: v1::RequestFrame) -> (Vec<Routed>, Vec<v1::Response>) {
     (good, bad)
 }
 
+/// A frame of answers, and what they count for in the stream's [`Unsent`].
+struct Frame {
+    responses: v1::ResponseFrame,
+    bytes: usize,
+}
+
+impl Frame {
+    /// A frame of answers that the node did not make.
+    fn uncounted(responses: Vec<v1::Response>) -> Frame {
+        Frame {
+            responses: v1::ResponseFrame { responses },
+            bytes: 0,
+        }
+    }
+}
+
+/// The frames that go out, each taken when there is room to send it.
+pub struct Outgoing {
+    frames: mpsc::Receiver<Frame>,
+    unsent: Unsent,
+}
+
+impl Stream for Outgoing {
+    type Item = Result<v1::ResponseFrame, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let frame = ready!(self.frames.poll_recv(cx));
+        Poll::Ready(frame.map(|frame| {
+            self.unsent.taken(frame.bytes);
+            Ok(frame.responses)
+        }))
+    }
+}
+
 struct ClientStream {
     host: Arc<Host>,
     node: Node,
-    out: mpsc::Sender<Result<v1::ResponseFrame, Status>>,
+    out: mpsc::Sender<Frame>,
 }
 
 impl ClientStream {
-    async fn run(self, mut frames: Streaming<v1::RequestFrame>) {
-        let (replies, mut answers) = Replies::channel();
+    async fn run(
+        self,
+        mut frames: Streaming<v1::RequestFrame>,
+        replies: Replies,
+        mut answers: mpsc::UnboundedReceiver<ReplyBatch>,
+    ) {
         let mut under_way = 0_usize;
         let mut open = true;
         while open || under_way > 0 {
             tokio::select! {
                 biased;
                 Some(batch) = answers.recv(), if under_way > 0 => {
-                    let (frame, count) = self.gather(batch, &mut answers);
-                    under_way = under_way.saturating_sub(count);
-                    if self.out.send(Ok(frame)).await.is_err() {
+                    let frame = self.gather(batch, &mut answers);
+                    under_way = under_way.saturating_sub(frame.responses.responses.len());
+                    if self.out.send(frame).await.is_err() {
                         return;
                     }
                 }
@@ -103,8 +146,7 @@ impl ClientStream {
                         self.host.metrics.took(&good);
                         under_way += good.len();
                         self.node.execute(good, &replies);
-                        let refused = v1::ResponseFrame { responses: bad };
-                        if !refused.responses.is_empty() && self.out.send(Ok(refused)).await.is_err() {
+                        if !bad.is_empty() && self.out.send(Frame::uncounted(bad)).await.is_err() {
                             return;
                         }
                     }
@@ -119,13 +161,15 @@ impl ClientStream {
         &self,
         first: ReplyBatch,
         answers: &mut mpsc::UnboundedReceiver<ReplyBatch>,
-    ) -> (v1::ResponseFrame, usize) {
-        let mut responses = Vec::with_capacity(first.len());
+    ) -> Frame {
+        let mut frame = Frame::uncounted(Vec::with_capacity(first.len()));
+        let responses = &mut frame.responses.responses;
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(batch) = next {
             self.host.metrics.answered(&batch);
             for (id, response) in batch {
+                frame.bytes += answer_bytes(&response);
                 let response = v1::Response::new(id, response);
                 bytes += prost::Message::encoded_len(&response);
                 responses.push(response);
@@ -136,7 +180,6 @@ impl ClientStream {
                 None
             };
         }
-        let count = responses.len();
-        (v1::ResponseFrame { responses }, count)
+        frame
     }
 }

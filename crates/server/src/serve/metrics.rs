@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use quorate_kv::ErrorKind;
-use quorate_node::{Latency, Node, NodeStatus, ReplyBatch};
+use quorate_node::{Latency, Node, NodeStatus, ReplyBatch, Shed};
 use quorate_sharding::{Operation, Request};
 
 /// What the services count.
@@ -86,6 +86,7 @@ impl Metrics {
         }
         if let Some(node) = node {
             page.latency(node);
+            page.overload(node);
             let status = node.status();
             page.node(&status);
             page.health(&status);
@@ -146,6 +147,19 @@ impl Page {
             );
             self.sample("quorate_request_seconds_count", &labels, latency.count());
         }
+    }
+
+    fn overload(&mut self, node: &Node) {
+        let name = "quorate_shed_total";
+        let help = "Requests turned away under load, or thrown away unserved, by reason.";
+        self.family(name, "counter", help);
+        for why in Shed::ALL {
+            let labels = format!("reason=\"{}\"", why.name());
+            self.sample(name, &labels, node.shed().get(why));
+        }
+        let help = "Memory of the writes that wait in the queues of shards.";
+        let bytes = node.queued_bytes();
+        self.single("quorate_queued_write_bytes", "gauge", help, bytes);
     }
 
     fn node(&mut self, status: &NodeStatus) {

@@ -92,6 +92,8 @@ struct LimitsPart {
     key_bytes: Option<usize>,
     value_bytes: Option<usize>,
     batch_bytes: Option<usize>,
+    queue_bytes: Option<usize>,
+    queue_delay_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -144,7 +146,7 @@ impl Settings {
             .iter()
             .try_for_each(|seed| check_endpoint("seeds", seed))?;
         let mut node = quorate_node::Config::new(advertise);
-        file.limits.resolve(&mut node.limits)?;
+        file.limits.resolve(&mut node)?;
         file.storage.resolve(&mut node)?;
         file.raft.resolve(&mut node)?;
         let most = node.log_segment_bytes as usize / 2 - (4 << 20);
@@ -217,7 +219,24 @@ macro_rules! take {
 }
 
 impl LimitsPart {
-    fn resolve(self, to: &mut Limits) -> Result<()> {
+    fn resolve(self, node: &mut quorate_node::Config) -> Result<()> {
+        take!(
+            "limits.queue_bytes",
+            self.queue_bytes,
+            node.queue_bytes_max,
+            MIB,
+            TIB
+        );
+        let mut delay_ms = node.queue_delay_max.as_millis() as u64;
+        take!(
+            "limits.queue_delay_ms",
+            self.queue_delay_ms,
+            delay_ms,
+            1,
+            60_000
+        );
+        node.queue_delay_max = Duration::from_millis(delay_ms);
+        let to = &mut node.limits;
         take!(
             "limits.key_bytes",
             self.key_bytes,

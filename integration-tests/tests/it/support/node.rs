@@ -117,6 +117,22 @@ impl Node {
         .await
     }
 
+    /// The resident memory of the process.
+    pub fn memory_bytes(&self) -> u64 {
+        let id = self.process.as_ref().expect("it runs").id();
+        let statm = fs::read_to_string(format!("/proc/{id}/statm")).expect("it lives");
+        let pages = statm.split_whitespace().nth(1).and_then(|n| n.parse().ok());
+        pages.map_or(0, |pages: u64| pages * rustix::param::page_size() as u64)
+    }
+
+    /// The sum of a metric over its labels.
+    pub async fn metric(&self, name: &str) -> Result<f64, String> {
+        let (_, page) = self.http("/metrics").await?;
+        let lines = page.lines().filter(|line| line.starts_with(name));
+        let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+        Ok(values.sum())
+    }
+
     /// What it answers to `GET` of a path: status and body.
     pub async fn http(&self, path: &str) -> Result<(u16, String), String> {
         let ask = async {
