@@ -34,7 +34,7 @@ use crate::taint::{Taint, TaintBook};
 const PERIOD: Duration = Duration::from_millis(100);
 /// The first pause before the coordinator is asked again; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// After so long a repair no longer waits for that of another shard, which may never end.
 const ALONE_MAX: Duration = Duration::from_secs(120);
 
