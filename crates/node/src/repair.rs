@@ -21,7 +21,6 @@ use quorate_env::switch;
 use quorate_replication::LogDamage;
 use quorate_sharding::{COORDINATOR_GROUP, GroupId, ReplicaId, Shard, ShardMap};
 use quorate_storage::{DamagedFile, Lsm};
-use tokio::time::Instant;
 
 use crate::coordinator::ClusterCommand;
 use crate::error::Result;
@@ -42,8 +41,8 @@ const ALONE_MAX: Duration = Duration::from_secs(120);
 pub(crate) struct Asking {
     /// The members version that it was asked at: a change of that is progress.
     members: u64,
-    first: Instant,
-    next: Instant,
+    first: Duration,
+    next: Duration,
     pause: Duration,
 }
 
@@ -240,7 +239,8 @@ fn is_full(map: &ShardMap, shard: &Shard) -> bool {
 /// What the coordinator is to be asked for now; what is refused is asked for again, less and less often.
 pub(crate) fn wishes(inner: &Inner) -> Vec<ClusterCommand> {
     let map = inner.context.map();
-    let now = Instant::now();
+    // Whoever calls need not be of the node's runtime.
+    let now = inner.env().clock.now();
     let mut asking = inner.asking.lock();
     let mut wishes = Vec::new();
     for (group, taint) in inner.taints.all() {
@@ -264,7 +264,7 @@ pub(crate) fn wishes(inner: &Inner) -> Vec<ClusterCommand> {
 fn asked<'a>(
     asking: &'a mut BTreeMap<GroupId, Asking>,
     shard: &Shard,
-    now: Instant,
+    now: Duration,
 ) -> &'a mut Asking {
     let members = shard.epoch.members;
     let new = || Asking {

@@ -280,13 +280,36 @@ fn serves_again(
 /// Damaged replicas are made anew, unasked.
 fn repaired(cluster: &mut Cluster, faults: &mut Faults) -> Result<(), Violation> {
     let what = "damaged replicas are made anew";
-    cluster.step_until(what, REPAIRED_WITHIN, |cluster| {
-        faults.keep_members(cluster);
-        let nodes = cluster.hosts.values().filter_map(|host| host.life.as_ref());
-        nodes
-            .map(|life| life.node.status())
-            .all(|status| status.damaged.is_empty())
-    })
+    cluster
+        .step_until(what, REPAIRED_WITHIN, |cluster| {
+            faults.keep_members(cluster);
+            let nodes = cluster.hosts.values().filter_map(|host| host.life.as_ref());
+            nodes
+                .map(|life| life.node.status())
+                .all(|status| status.damaged.is_empty())
+        })
+        .map_err(|error| {
+            let nodes = cluster.hosts.values().filter_map(|host| host.life.as_ref());
+            let newest = nodes
+                .map(|life| life.node.map())
+                .max_by_key(|map| map.version);
+            let shards: Vec<String> = newest
+                .iter()
+                .flat_map(|map| map.shards())
+                .map(|s| {
+                    let ids = |all: &[quorate_sharding::Replica]| {
+                        all.iter().map(|r| (r.id, r.node)).collect::<Vec<_>>()
+                    };
+                    let (has, goes) = (ids(&s.replicas), ids(&s.leaving));
+                    format!(
+                        "{} has {has:?}, {goes:?} go, settled {}",
+                        s.id,
+                        s.is_settled()
+                    )
+                })
+                .collect();
+            Violation::new(error.oracle, format!("{shards:?}; {}", error.message))
+        })
 }
 
 /// All replicas of a shard that can must come to one state; the oracle compares their hashes.
