@@ -173,7 +173,10 @@ async fn damaged_log_segment_is_named_and_repaired_unasked() {
     let segment = files(&folder, ".log").pop().expect("a segment");
     let bytes = fs::read(&segment).expect("readable");
     // In the middle of what was written, far from a torn tail.
-    let end = bytes.iter().rposition(|byte| *byte != 0).expect("not empty");
+    let end = bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .expect("not empty");
     damage(&segment, end / 2);
     let before = node.log().len();
     node.start();
