@@ -17,7 +17,8 @@
 //! that a record of a file's former life is no record. `synced` is the offset below which this
 //! segment, and all of the earlier ones, were durable when the record was queued; 0 while an earlier one
 //! was not. A record of kind `SEAL` ends a segment that has a successor; its `synced` is 0. The file of a
-//! successor may be there, blank, before that.
+//! successor may be there, blank, before that. A record of kind `VOID`
+//! stands where records were damaged and given up: it says nothing.
 
 use std::path::Path;
 
@@ -27,6 +28,8 @@ pub(crate) const HEADER_LEN: usize = 64;
 pub(crate) const RECORD_HEADER_LEN: usize = 16;
 pub(crate) const DATA: u8 = 0;
 pub(crate) const SEAL: u8 = 1;
+/// In the place of a record that was damaged and is lost.
+pub(crate) const VOID: u8 = 2;
 
 const MAGIC: &[u8; 8] = b"QUORLOG\0";
 const FORMAT_VERSION: u16 = 1;
@@ -119,6 +122,24 @@ pub(crate) fn encode_record(
     out.resize(start + record_len(length), 0);
 }
 
+/// What stands in the place of `room` lost bytes; with a seal, if a successor goes on behind them.
+pub(crate) fn encode_void(id: SegmentId, room: usize, sealed: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(room);
+    let seal = match sealed {
+        true => RECORD_HEADER_LEN,
+        false => 0,
+    };
+    let void = room.saturating_sub(seal) / ALIGN * ALIGN;
+    if void >= RECORD_HEADER_LEN {
+        encode_record(&mut out, id, VOID, 0, &[&vec![0; void - RECORD_HEADER_LEN]]);
+    }
+    if sealed {
+        encode_record(&mut out, id, SEAL, 0, &[]);
+        out.resize(room.max(out.len()), 0);
+    }
+    out
+}
+
 /// A record found in a segment's bytes.
 pub(crate) struct Record<'a> {
     pub kind: u8,
@@ -153,6 +174,15 @@ fn header_check(id: SegmentId, length: u32, synced: u32, kind: u8) -> [u8; 3] {
     let mixed = mixed ^ mixed >> 29 ^ id.segment ^ u64::from(kind) << 56;
     let [.., a, b, c] = mixed.wrapping_mul(id.log | 1).to_le_bytes();
     [a, b, c]
+}
+
+/// The length of the record whose header these bytes begin with, if the header is sound: what follows need not be.
+pub(crate) fn sound_len(bytes: &[u8], id: SegmentId) -> Option<usize> {
+    let header = bytes.first_chunk::<RECORD_HEADER_LEN>()?;
+    let (length, synced, kind) = (u32_at(header, 4), u32_at(header, 8), header[12]);
+    let sound = header[13..] == header_check(id, length, synced, kind) && kind == DATA;
+    let fits = length as usize <= bytes.len().saturating_sub(RECORD_HEADER_LEN);
+    (sound && fits).then_some(length as usize)
 }
 
 /// The payload length that a record header claims.

@@ -16,7 +16,8 @@
 //!
 //! What a crash leaves is a prefix. A record that fails its checksum ends the log when nothing after
 //! it was promised; when a later record proves that the log was synced beyond it, the damage is
-//! reported and the log does not open: see [`ErrorKind::Corruption`].
+//! reported and the log does not open: see [`ErrorKind::Corruption`]. An owner who can do without the
+//! damaged records opens it all the same: [`Log::open_with_damage`].
 //!
 //! This crate does not know what a record means, nor when it may be forgotten.
 
@@ -33,4 +34,5 @@ mod writer;
 
 pub use error::{Error, ErrorKind, Result};
 pub use log::{Completion, Durability, Log, LogOptions, Position, Replay, Then, Ticket, WhenFull};
+pub use recovery::{Hear, Heard, Lost};
 pub use scan::scan;

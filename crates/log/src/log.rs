@@ -10,7 +10,7 @@ use quorate_env::{Env, Event, File, switch};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::{self, HEADER_LEN, RECORD_HEADER_LEN, SegmentId};
-use crate::recovery;
+use crate::recovery::{self, Hear, Heard, Lost};
 use crate::segment::Folder;
 use crate::waits::Sleeper;
 
@@ -212,6 +212,22 @@ impl Log {
     /// On return all that was replayed is durable. Fails with `Corruption` if a record is damaged
     /// that had been synced, naming file and byte.
     pub fn open(env: &Env, dir: &Path, options: LogOptions, replay: Replay<'_>) -> Result<Log> {
+        let mut hear = |heard: Heard<'_>| match heard {
+            Heard::Record(at, bytes) => replay(at, bytes),
+            Heard::Lost(lost, _) => Err(lost.what.clone()),
+        };
+        Log::open_with_damage(env, dir, options, &mut hear).map(|(log, _)| log)
+    }
+
+    /// The same for an owner who can do without records that are damaged: he hears of each in its place, and what
+    /// is returned is to be given to [`Log::mend`] once he has made sure that he will do without them for good.
+    /// Until then they are found again at each opening. What can't be told from a torn end is not damage.
+    pub fn open_with_damage(
+        env: &Env,
+        dir: &Path,
+        options: LogOptions,
+        hear: Hear<'_>,
+    ) -> Result<(Log, Vec<Lost>)> {
         if !(4 << 10..=2 << 30).contains(&options.segment_bytes) {
             let message = format!(
                 "a log segment has between 4 KiB and 2 GiB, not {} bytes",
@@ -223,7 +239,8 @@ impl Log {
             .create_dir_all(dir)
             .map_err(|e| Error::io("can't make", dir, &e))?;
         let folder = Folder::new(env, dir, options.segment_bytes);
-        let found = recovery::recover(&folder, env, options.prepare_segments, replay)?;
+        let found = recovery::recover(&folder, env, options.prepare_segments, hear)?;
+        let lost = found.lost;
         let state = State {
             tail: found.tail,
             queue: VecDeque::new(),
@@ -253,10 +270,33 @@ impl Log {
             releasing: Mutex::new(()),
             given_up: Event::new(),
         });
-        Ok(Log {
+        let log = Log {
             _owned: Arc::new(Owned(Arc::clone(&inner))),
             inner,
-        })
+        };
+        Ok((log, lost))
+    }
+
+    /// Writes over what was lost, so that it is not found again; durable on return. A crash on the way leaves it to
+    /// be found. Blocks.
+    pub fn mend(&self, lost: &[Lost]) -> Result<()> {
+        for part in lost {
+            let id = SegmentId {
+                log: self.inner.log_id,
+                segment: part.at.segment,
+            };
+            let file = self.inner.state.lock().files.get(&id.segment).cloned();
+            // Released meanwhile: then nobody needs it.
+            let Some(file) = file else { continue };
+            let failed = |e: std::io::Error| Error::io("can't mend", &part.path, &e);
+            let size = file.size().map_err(failed)?;
+            let room = part.length as usize;
+            let ends_segment = part.at.offset + part.length >= size;
+            let bytes = format::encode_void(id, room, ends_segment);
+            file.write_all_at(&bytes, part.at.offset).map_err(failed)?;
+            file.sync().map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Queues one record, made of `parts` one after the other, and returns at once. `done` hears

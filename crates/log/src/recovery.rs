@@ -1,31 +1,55 @@
 //! Opening a log: which segments are there, which records are sound, and where the log ends.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quorate_env::{Env, File, switch};
 
 use crate::error::{Error, Result};
-use crate::format::{self, HEADER_LEN, Header, SEAL, SegmentId};
-use crate::log::{Position, Replay, start_of};
+use crate::format::{self, HEADER_LEN, Header, RECORD_HEADER_LEN, SEAL, SegmentId, VOID};
+use crate::log::{Position, start_of};
 use crate::segment::Folder;
+
+/// Records that are damaged though they had been synced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// Where it begins.
+    pub at: Position,
+    /// How many bytes it takes.
+    pub length: u64,
+    /// The bytes of the payload, if it is one record whose header is sound; else 0.
+    pub(crate) payload: usize,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What an opening log says of what it holds, in order.
+pub enum Heard<'a> {
+    /// A record.
+    Record(Position, &'a [u8]),
+    /// Something that is lost. With bytes it is one record, and these are its payload, damaged somewhere. An error
+    /// fails the opening as corruption.
+    Lost(&'a Lost, Option<&'a [u8]>),
+}
+
+/// Hears what an opened log holds; an error text fails the opening as corruption.
+pub type Hear<'a> = &'a mut dyn FnMut(Heard<'_>) -> std::result::Result<(), String>;
 
 /// What was found.
 pub(crate) struct Found {
     pub log_id: u64,
     pub tail: Position,
     pub files: BTreeMap<u64, Arc<dyn File>>,
+    /// What was damaged, and is still there as it is.
+    pub lost: Vec<Lost>,
 }
 
 /// Replays all segments in order. The last one may end anywhere that was not synced. So may one before it,
 /// where nothing proves that it was durable: then the log ends there, and what follows is removed.
-pub(crate) fn recover(
-    folder: &Folder,
-    env: &Env,
-    prepare: bool,
-    replay: Replay<'_>,
-) -> Result<Found> {
+pub(crate) fn recover(folder: &Folder, env: &Env, prepare: bool, hear: Hear<'_>) -> Result<Found> {
     let segments = folder.segments()?;
     if segments.is_empty() {
         return begin(folder, env, prepare);
@@ -34,6 +58,7 @@ pub(crate) fn recover(
         log_id: 0,
         tail: start_of(0),
         files: BTreeMap::new(),
+        lost: Vec::new(),
     };
     let mut at = segments.iter().copied().peekable();
     while let Some(segment) = at.next() {
@@ -46,15 +71,15 @@ pub(crate) fn recover(
             return Err(missing_before(&folder.path(segment + 1)));
         }
         found.log_id = header.id.log;
-        let last = at.peek().is_none();
-        let (end, durable, sealed) = replay_records(folder, &bytes, header.id, last, replay)?;
+        let later: Vec<u64> = at.clone().collect();
+        let (end, durable, sealed) =
+            replay_segment(folder, (&bytes, header.id), &later, hear, &mut found.lost)?;
         found.tail = Position {
             segment,
             offset: end,
         };
         if !sealed {
-            let later: Vec<u64> = at.by_ref().collect();
-            check_torn(folder, &bytes, &found, &later)?;
+            while at.next().is_some() {}
             for gone in later.into_iter().rev() {
                 folder.remove_newest(gone)?;
             }
@@ -100,6 +125,7 @@ fn begin(folder: &Folder, env: &Env, prepare: bool) -> Result<Found> {
         log_id: id.log,
         tail: start_of(1),
         files: BTreeMap::from([(1, file)]),
+        lost: Vec::new(),
     })
 }
 
@@ -132,50 +158,121 @@ pub(crate) fn missing_before(path: &Path) -> Error {
     Error::corruption(path, 0, "the segment before it is missing")
 }
 
-/// Replays the records of a segment. Returns where they end, below which offset they prove that they are on
-/// disk, and whether a seal follows that says that a successor goes on.
+/// Replays the records of a segment, those behind damage too. Returns where they end, below which offset they prove
+/// that they are on disk, and whether a successor goes on.
+fn replay_segment(
+    folder: &Folder,
+    (bytes, id): (&[u8], SegmentId),
+    later: &[u64],
+    hear: Hear<'_>,
+    lost: &mut Vec<Lost>,
+) -> Result<(u64, usize, bool)> {
+    let (mut from, mut durable) = (HEADER_LEN, HEADER_LEN);
+    loop {
+        let (end, proven, sealed) = replay_records(folder, bytes, (id, from), later, hear)?;
+        durable = durable.max(proven);
+        let what = match sealed {
+            true => None,
+            false => damage_at(folder, bytes, (id, end), later)?,
+        };
+        let Some(what) = what else {
+            return Ok((end as u64, durable, sealed));
+        };
+        let part = lost_at(folder, bytes, (id, end), &what);
+        from = end + part.length as usize;
+        let payload = bytes.get(end + RECORD_HEADER_LEN..from).unwrap_or_default();
+        let payload = payload.get(..part.payload).filter(|_| part.payload > 0);
+        hear(Heard::Lost(&part, payload))
+            .map_err(|_| Error::corruption(&part.path, part.at.offset, &part.what))?;
+        lost.push(part);
+        if from >= bytes.len() {
+            return Ok((from as u64, durable, !later.is_empty()));
+        }
+    }
+}
+
+/// Replays sound records from an offset on.
 fn replay_records(
     folder: &Folder,
     bytes: &[u8],
-    id: SegmentId,
-    is_last: bool,
-    replay: Replay<'_>,
-) -> Result<(u64, usize, bool)> {
-    let mut at = HEADER_LEN;
+    (id, from): (SegmentId, usize),
+    later: &[u64],
+    hear: Hear<'_>,
+) -> Result<(usize, usize, bool)> {
+    let mut at = from;
     let mut durable = HEADER_LEN;
-    while let Some(record) = format::decode_record(&bytes[at..], id) {
+    while let Some(record) = bytes
+        .get(at..)
+        .and_then(|rest| format::decode_record(rest, id))
+    {
         if record.kind == SEAL {
             // A crash between the seal and the next segment: go on writing here.
-            return Ok((at as u64, durable, !is_last));
+            return Ok((at, durable, !later.is_empty()));
         }
         durable = durable.max(record.synced as usize);
         let position = Position {
             segment: id.segment,
             offset: at as u64,
         };
-        replay(position, record.payload)
-            .map_err(|what| Error::corruption(&folder.path(id.segment), at as u64, &what))?;
+        if record.kind != VOID {
+            hear(Heard::Record(position, record.payload))
+                .map_err(|what| Error::corruption(&folder.path(id.segment), at as u64, &what))?;
+        }
         at = (at + format::record_len(record.payload.len())).min(bytes.len());
     }
-    Ok((at as u64, durable, false))
+    Ok((at, durable, false))
 }
 
-/// Fails if anything proves that the log was durable beyond the end that was found.
-fn check_torn(folder: &Folder, bytes: &[u8], found: &Found, later: &[u64]) -> Result<()> {
-    let Position { segment, offset } = found.tail;
-    let id = SegmentId {
-        log: found.log_id,
-        segment,
+/// What is lost where sound records end: one record, if its header says where it ends and a sound one follows;
+/// else all up to the next sound one, or to the end of the segment.
+fn lost_at(folder: &Folder, bytes: &[u8], (id, at): (SegmentId, usize), what: &str) -> Lost {
+    let is_sound = |at: usize| {
+        bytes
+            .get(at..)
+            .is_some_and(|rest| format::decode_record(rest, id).is_some())
     };
-    if switch::bug("damage_taken_for_a_torn_tail") {
-        return Ok(());
+    let claimed = bytes.get(at..).and_then(|rest| format::sound_len(rest, id));
+    let claimed = claimed.map(|payload| (payload, at + format::record_len(payload)));
+    let blank = |from: usize| bytes.get(from..from + 8).is_none_or(|b| b == [0; 8]);
+    let next = || {
+        (at + RECORD_HEADER_LEN..bytes.len())
+            .step_by(8)
+            .find(|at| !blank(*at) && is_sound(*at))
+    };
+    let (payload, end) = match claimed {
+        Some((payload, end)) if end <= bytes.len() => (payload, end),
+        _ => (0, next().unwrap_or(bytes.len())),
+    };
+    Lost {
+        path: folder.path(id.segment),
+        at: Position {
+            segment: id.segment,
+            offset: at as u64,
+        },
+        length: (end - at) as u64,
+        payload,
+        what: what.to_owned(),
     }
-    let damaged = |what: &str| {
-        let what = format!("a record's checksum does not match, and {what}");
-        Err(Error::corruption(&folder.path(segment), offset, &what))
+}
+
+/// What proves that the log was durable beyond the end that was found, if anything does: then it is damaged, and
+/// not torn.
+fn damage_at(
+    folder: &Folder,
+    bytes: &[u8],
+    (id, end): (SegmentId, usize),
+    later: &[u64],
+) -> Result<Option<String>> {
+    if switch::bug("damage_taken_for_a_torn_tail") {
+        return Ok(None);
+    }
+    let what = |proof: String| {
+        Ok(Some(format!(
+            "a record's checksum does not match, and {proof}"
+        )))
     };
-    if let Some(synced) = synced_beyond(bytes, offset as usize, id) {
-        return damaged(&format!("bytes up to {synced} were synced"));
+    if let Some(synced) = synced_beyond(bytes, end, id) {
+        return what(format!("bytes up to {synced} were synced"));
     }
     for segment in later {
         let (header, bytes) = read_segment(folder, *segment)?;
@@ -183,10 +280,10 @@ fn check_torn(folder: &Folder, bytes: &[u8], found: &Found, later: &[u64]) -> Re
             return Err(foreign(&folder.path(*segment)));
         }
         if proves_durable_before(header, &bytes) {
-            return damaged(&format!("segment {segment} says that it was synced"));
+            return what(format!("segment {segment} says that it was synced"));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Whether a segment proves that all before it was durable.

@@ -5,7 +5,7 @@ use std::path::Path;
 use quorate_env::Env;
 
 use crate::error::{Error, Result};
-use crate::format::{self, HEADER_LEN, Header, SEAL, SegmentId};
+use crate::format::{self, HEADER_LEN, Header, SEAL, SegmentId, VOID};
 use crate::log::{Position, Replay};
 use crate::recovery::{foreign, missing_before, proves_durable_before, synced_beyond};
 use crate::segment::Folder;
@@ -82,7 +82,10 @@ fn scan_segment(
             segment: id.segment,
             offset: at as u64,
         };
-        let replayed = replay(position, record.payload);
+        let replayed = match record.kind {
+            VOID => Ok(()),
+            _ => replay(position, record.payload),
+        };
         replayed.map_err(|what| Error::corruption(&folder.path(id.segment), at as u64, &what))?;
         at += format::record_len(record.payload.len());
     }

@@ -76,6 +76,15 @@ pub enum ClusterCommand {
         /// The members version.
         members: u64,
     },
+    /// Takes a replica away that was found damaged, so that its node can make it anew; answers 1 if that was news.
+    WithdrawReplica {
+        /// The shard.
+        shard: GroupId,
+        /// Which replica.
+        replica: ReplicaId,
+        /// Whether it need not wait until no other shard's members change.
+        beside: bool,
+    },
     /// Removes a node that holds nothing any more; answers its id.
     RemoveNode {
         /// Which.
@@ -135,6 +144,16 @@ impl ClusterCommand {
                 out.push(7);
                 put_u64(&mut out, *node);
             }
+            ClusterCommand::WithdrawReplica {
+                shard,
+                replica,
+                beside,
+            } => {
+                out.push(8);
+                put_u64(&mut out, *shard);
+                put_u64(&mut out, *replica);
+                out.push(u8::from(*beside));
+            }
         }
         out.into()
     }
@@ -179,6 +198,11 @@ impl ClusterCommand {
             },
             7 => ClusterCommand::RemoveNode {
                 node: reader.u64()?,
+            },
+            8 => ClusterCommand::WithdrawReplica {
+                shard: reader.u64()?,
+                replica: reader.u64()?,
+                beside: reader.bool()?,
             },
             _ => return Err(Damaged("a cluster command has an unknown kind")),
         })
@@ -308,6 +332,14 @@ impl State {
             }
             ClusterCommand::SettleMembers { shard, members } => {
                 Ok(u64::from(self.map.settle_members(shard, members)))
+            }
+            ClusterCommand::WithdrawReplica {
+                shard,
+                replica,
+                beside,
+            } => {
+                let withdrawn = self.map.withdraw_replica(shard, replica, beside)?;
+                Ok(u64::from(withdrawn))
             }
             ClusterCommand::RemoveNode { node } => {
                 self.map.remove_node(node)?;

@@ -38,10 +38,12 @@ mod read;
 mod reconcile;
 mod remains;
 mod reopen;
+mod repair;
 mod replies;
 mod shard;
 mod snapshot;
 mod status;
+mod taint;
 mod upkeep;
 mod value;
 

@@ -18,7 +18,7 @@ use quorate_replication::{
     Applied, Command as Committed, CommandBody, EntryId, SnapshotSink, SnapshotSource, StateMachine,
 };
 use quorate_sharding::{GroupId, NamespaceKind, ReplicaId, Shard};
-use quorate_storage::{Batch, Engine, KeyRange, Lsm, ReadAt, WriteOptions};
+use quorate_storage::{Batch, Engine, IterOptions, KeyRange, Lsm, ReadAt, WriteOptions};
 
 use crate::apply::{Applier, ApplyError, Position};
 use crate::command::Command;
@@ -85,6 +85,7 @@ impl ShardMachine {
 
     /// The first state: empty, with the shard that the group holds.
     fn create(&self) -> io::Result<Position> {
+        self.clear()?;
         let mut batch = Batch::new();
         let key = group_key(self.shard.id, GroupField::Shard);
         batch.put(META, &key, &self.shard.to_bytes());
@@ -92,6 +93,22 @@ impl ShardMachine {
             .write(&batch, WriteOptions::APPLY)
             .map_err(engine_error)?;
         Ok(Position::default())
+    }
+
+    /// Data of a replica before, of which damage took all that said so, must not show.
+    fn clear(&self) -> io::Result<()> {
+        let (lower, upper) = crate::keys::shard_range(&self.shard);
+        let range = IterOptions::range(&lower, &upper);
+        let mut iter = self.engine.iterate(DATA, range).map_err(engine_error)?;
+        iter.seek_to_first().map_err(engine_error)?;
+        if !iter.valid() {
+            return Ok(());
+        }
+        drop(iter);
+        let removed = self
+            .engine
+            .remove_range(DATA, KeyRange::new(&lower, &upper));
+        removed.map_err(engine_error)
     }
 
     pub(crate) fn shard(&self) -> &Shard {

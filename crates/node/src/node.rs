@@ -9,7 +9,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use quorate_env::Env;
 use quorate_kv::{Error as KvError, ErrorKind};
-use quorate_replication::{Class, Group, Groups, Transport};
+use quorate_replication::{Class, Group, Groups, LogDamage, Transport};
 use quorate_sharding::{COORDINATOR_GROUP, Failure, GroupId, NodeId, Redirect, Request, ShardMap};
 use quorate_storage::Lsm;
 use tokio::sync::watch;
@@ -24,7 +24,8 @@ use crate::identity::{DataDir, Identity};
 use crate::latency::Latencies;
 use crate::replies::Replies;
 use crate::shard::{ShardReplica, check_namespace};
-use crate::{keys, members, reconcile, upkeep};
+use crate::taint::TaintBook;
+use crate::{keys, members, reconcile, repair, upkeep};
 
 /// A member of a cluster. Clones are one node.
 #[derive(Clone)]
@@ -47,6 +48,12 @@ pub(crate) struct Inner {
     /// Shards that this node leads and that have the members that the map names, which the map does not know yet:
     /// with the members version.
     pub unsettled: Mutex<BTreeMap<GroupId, u64>>,
+    /// Replicas of this node that are damaged.
+    pub taints: TaintBook,
+    /// What the coordinator was asked for, for them.
+    pub asking: Mutex<BTreeMap<GroupId, repair::Asking>>,
+    /// How many damaged replicas were replaced since the node was opened.
+    pub repaired: AtomicU64,
     pub started: Duration,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -67,8 +74,11 @@ impl Node {
         };
         let env = dir.env.clone();
         let engine = open_engine(&config, &dir)?;
-        let groups = open_groups(&config, &dir, identity.node, transport)?;
         let known = dir.known_map()?.unwrap_or_else(|| ShardMap::new(0));
+        let taints = TaintBook::open(&dir)?;
+        // What is damaged must not vote, not once.
+        repair::find_in_engine(&engine, &dir, &taints, &known)?;
+        let groups = open_groups(&config, &dir, identity, (&taints, &known), transport)?;
         let (map, _) = watch::channel(Arc::new(known));
         let context = Context {
             limits: config.limits,
@@ -97,6 +107,9 @@ impl Node {
             coordinator: RwLock::default(),
             broken: Mutex::default(),
             unsettled: Mutex::default(),
+            taints,
+            asking: Mutex::default(),
+            repaired: AtomicU64::new(0),
             started: env.clock.now(),
             tasks: Mutex::default(),
         });
@@ -104,6 +117,7 @@ impl Node {
             tokio::spawn(reconcile::follow_map(Arc::clone(&inner))),
             tokio::spawn(reconcile::lead_coordinator(Arc::clone(&inner))),
             tokio::spawn(members::lead(Arc::clone(&inner))),
+            tokio::spawn(repair::watch(Arc::clone(&inner))),
             tokio::spawn(upkeep::run(Arc::clone(&inner))),
             tokio::spawn(upkeep::watch_engine(Arc::clone(&inner))),
             tokio::spawn(upkeep::watch_space(Arc::clone(&inner))),
@@ -305,15 +319,21 @@ impl Node {
         self.inner.groups.node_gone(node);
     }
 
-    /// What this node has to tell the coordinator of shards that it leads: each a
-    /// [`ClusterCommand::SettleMembers`], to be sent again until it is gone from here.
+    /// What this node has to tell the coordinator: of shards that it leads what their members have become, and of
+    /// damaged replicas that they are to be made anew. To be asked again and again; what is to be sent again is
+    /// in it again.
     pub fn unsettled(&self) -> Vec<ClusterCommand> {
         let unsettled = self.inner.unsettled.lock();
         let settle = |(shard, members): (&GroupId, &u64)| ClusterCommand::SettleMembers {
             shard: *shard,
             members: *members,
         };
-        unsettled.iter().map(settle).collect()
+        let settled: Vec<ClusterCommand> = unsettled.iter().map(settle).collect();
+        drop(unsettled);
+        settled
+            .into_iter()
+            .chain(repair::wishes(&self.inner))
+            .collect()
     }
 
     /// Makes every replica of a shard hash its state at one index, which is returned. Only the
@@ -408,7 +428,7 @@ fn open_engine(config: &Config, dir: &DataDir) -> Result<Arc<Lsm>> {
     let mut options = config.engine.clone();
     options.keyspaces = keys::keyspaces();
     options.wal = false;
-    let engine = Lsm::open(&dir.env, &dir.path().join("engine"), options)?;
+    let engine = Lsm::open_with_damage(&dir.env, &dir.path().join("engine"), options)?;
     // No read goes back in time yet: older versions are of no use to anybody.
     engine.set_watermark(keys::DATA, quorate_kv::VERSION_MAX)?;
     Ok(Arc::new(engine))
@@ -417,16 +437,32 @@ fn open_engine(config: &Config, dir: &DataDir) -> Result<Arc<Lsm>> {
 fn open_groups(
     config: &Config,
     dir: &DataDir,
-    node: NodeId,
+    identity: Identity,
+    (taints, map): (&TaintBook, &ShardMap),
     transport: Arc<dyn Transport>,
 ) -> Result<Groups> {
+    let node = identity.node;
     let mut settings = quorate_replication::Config::new(node, dir.path().join("log"));
     settings.segment_bytes = config.log_segment_bytes;
     settings.timing = config.timing;
     settings.lease = config.lease;
     settings.quiet_after = config.quiet_after;
     settings.proposal_bytes_max = crate::command::command_bytes_max(&config.limits);
-    Ok(Groups::open(settings, dir.env.clone(), transport)?)
+    let mut note = |damages: &[LogDamage]| {
+        if map.cluster == 0 {
+            // Nothing says which replicas it may be of.
+            let whats: Vec<&str> = damages.iter().map(|damage| damage.what.as_str()).collect();
+            return Err(whats.join("; "));
+        }
+        for damage in damages {
+            repair::taint_for_log(taints, map, identity, damage);
+        }
+        taints.save(dir).map_err(|error| error.to_string())
+    };
+    let env = dir.env.clone();
+    Ok(Groups::open_with_damage(
+        settings, env, transport, &mut note,
+    )?)
 }
 
 impl Inner {

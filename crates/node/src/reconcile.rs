@@ -29,14 +29,16 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
             tokio::time::sleep(PERIOD).await;
         }
     }
-    let (mut saved, mut cleared) = (0, 0);
+    // What is opened is in the map on disk: by that it is known whose a damaged record of the log may be.
+    let mut saved = Arc::clone(&changes.borrow());
+    let mut cleared = 0;
     let mut reopening = Reopening::default();
     loop {
         let map = Arc::clone(&changes.borrow_and_update());
-        if map.version > saved {
+        if map.version > saved.version {
             let (writer, to_save) = (Arc::clone(&inner), Arc::clone(&map));
             match jobs::run(inner.env(), move || writer.dir.save_map(&to_save)).await {
-                Ok(()) => saved = map.version,
+                Ok(()) => saved = Arc::clone(&map),
                 Err(error) => tracing::error!(%error, "the shard map could not be saved"),
             }
         }
@@ -44,7 +46,7 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
         if map.version > cleared && remains::remove(&inner, &map).await {
             cleared = map.version;
         }
-        let all_open = open_missing(&inner, &map).await && saved == map.version;
+        let all_open = open_missing(&inner, &saved).await && saved.version == map.version;
         let pause = tokio::time::sleep(PERIOD);
         if !all_open {
             pause.await;
@@ -64,7 +66,7 @@ pub(crate) async fn follow_map(inner: Arc<Inner>) {
 
 /// The founder opens the coordinator before there is a map that names it.
 async fn found(inner: &Arc<Inner>) -> Result<()> {
-    if inner.map.borrow().cluster != 0 {
+    if inner.map.borrow().cluster != 0 || inner.taints.of(COORDINATOR_GROUP).is_some() {
         return Ok(());
     }
     let open = inner.coordinator.read().clone();
@@ -99,6 +101,10 @@ async fn open_missing(inner: &Arc<Inner>, map: &ShardMap) -> bool {
         let Some(replica) = shard.replica_on(inner.identity.node) else {
             continue;
         };
+        if let Some(why) = inner.taints.forbids(shard.id, replica.id) {
+            inner.broken.lock().insert(shard.id, why);
+            continue;
+        }
         let opened = if shard.id == COORDINATOR_GROUP {
             if inner.coordinator.read().is_some() {
                 continue;

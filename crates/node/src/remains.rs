@@ -27,17 +27,17 @@ pub(crate) async fn remove(inner: &Arc<Inner>, map: &ShardMap) -> bool {
     if map.cluster == 0 {
         return false;
     }
-    let held = match held(inner).await {
+    let mut all = true;
+    let held = match held(inner, &mut all).await {
         Ok(held) => held,
         Err(error) => {
             tracing::error!(%error, "what this node holds could not be read");
             return false;
         }
     };
-    let mut all = true;
     for (group, replica) in held {
         if !may_stay(map, group, replica) {
-            match remove_replica(inner, group).await {
+            match remove_replica(inner, group, replica).await {
                 Ok(()) => tracing::info!(
                     shard = group,
                     replica,
@@ -60,13 +60,29 @@ fn may_stay(map: &ShardMap, group: GroupId, replica: ReplicaId) -> bool {
     })
 }
 
-/// The replicas of which log or engine have anything.
-async fn held(inner: &Arc<Inner>) -> Result<BTreeSet<(GroupId, ReplicaId)>> {
+/// The replicas of which log or engine have anything, and those that are damaged.
+async fn held(inner: &Arc<Inner>, is_whole: &mut bool) -> Result<BTreeSet<(GroupId, ReplicaId)>> {
     let engine = Arc::clone(&inner.engine);
-    let in_engine = jobs::run(inner.env(), move || replicas_of(&engine)).await;
-    let in_engine = in_engine.map_err(failed)?;
+    let in_engine = match jobs::run(inner.env(), move || replicas_of(&engine)).await {
+        // Only of replicas that are tainted: once they are removed the rest can be read.
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::debug!(%error, "what this node holds can't be read in whole");
+            *is_whole = false;
+            BTreeMap::new()
+        }
+        read => read.map_err(failed)?,
+    };
     let in_log = inner.groups.stored_groups();
-    Ok(in_engine.into_iter().chain(in_log).collect())
+    let mut all: BTreeSet<_> = in_engine.into_iter().chain(in_log).collect();
+    for (group, taint) in inner.taints.all() {
+        // What engine and log have of it may be what was damaged.
+        if taint.removed {
+            continue;
+        }
+        all.retain(|(held, _)| *held != group);
+        all.insert((group, taint.replica));
+    }
+    Ok(all)
 }
 
 pub(crate) fn replicas_of(engine: &Lsm) -> io::Result<BTreeMap<GroupId, ReplicaId>> {
@@ -89,7 +105,7 @@ pub(crate) fn replicas_of(engine: &Lsm) -> io::Result<BTreeMap<GroupId, ReplicaI
 }
 
 /// Closes this node's replica of a group, if it is open, and removes its log, then its data.
-async fn remove_replica(inner: &Arc<Inner>, group: GroupId) -> Result<()> {
+async fn remove_replica(inner: &Arc<Inner>, group: GroupId, replica: ReplicaId) -> Result<()> {
     inner.shards.write().remove(&group);
     if group == COORDINATOR_GROUP {
         *inner.coordinator.write() = None;
@@ -104,17 +120,39 @@ async fn remove_replica(inner: &Arc<Inner>, group: GroupId) -> Result<()> {
         Arc::clone(&inner.env().disk),
         inner.dir.path().join("snapshots"),
     );
+    let taint = inner.taints.of(group).filter(|t| t.replica == replica);
+    let range = taint.as_ref().map(|taint| taint.range.clone());
     let removed = jobs::run(inner.env(), move || {
         snapshot::forget(&*disk, &spool, group)?;
-        remove_state(&engine, group)
+        match range {
+            Some(range) => remove_tainted(&engine, group, &range),
+            None => remove_state(&engine, group),
+        }
     });
     removed.await.map_err(failed)?;
+    if taint.is_some() {
+        inner.taints.removed(group);
+        let saver = Arc::clone(inner);
+        jobs::run(inner.env(), move || saver.taints.save(&saver.dir)).await?;
+    }
     inner.broken.lock().remove(&group);
     Ok(())
 }
 
 fn failed(error: io::Error) -> Error {
     Error::Io(error.to_string())
+}
+
+/// What is left of a damaged replica, without asking what it was. Durable on return.
+fn remove_tainted(engine: &Lsm, group: GroupId, range: &(Vec<u8>, Vec<u8>)) -> io::Result<()> {
+    let (lower, upper) = range;
+    if !upper.is_empty() {
+        let data = engine.remove_range(DATA, KeyRange::new(lower, upper));
+        data.map_err(engine_error)?;
+    }
+    let (lower, upper) = group_range(group);
+    let meta = engine.remove_range(META, KeyRange::new(&lower, &upper));
+    meta.map_err(engine_error)
 }
 
 /// First the data, then what says that there is some. Durable on return.

@@ -1,5 +1,6 @@
 //! How a node sees itself: for `status`, `/metrics` and tests.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -34,6 +35,10 @@ pub struct NodeStatus {
     pub replicas: Vec<ReplicaStatus>,
     /// Shards that it should hold and could not open, with the reason.
     pub broken: Vec<(GroupId, String)>,
+    /// Those of them whose replica here is damaged, and is made anew from its peers.
+    pub damaged: BTreeSet<GroupId>,
+    /// How many damaged replicas were replaced since it was opened.
+    pub repaired: u64,
     /// Shards that it should hold and is about to open.
     pub opening: Vec<GroupId>,
 }
@@ -60,6 +65,8 @@ pub enum FaultKind {
     Stopped,
     /// It could not be opened; that is tried again.
     Broken,
+    /// Something of it is damaged on disk: it is made anew from its peers.
+    Damaged,
     /// It is about to be opened.
     Opening,
 }
@@ -72,6 +79,7 @@ impl FaultKind {
             FaultKind::NoQuorum => "no_quorum",
             FaultKind::Stopped => "stopped",
             FaultKind::Broken => "broken",
+            FaultKind::Damaged => "damaged",
             FaultKind::Opening => "opening",
         }
     }
@@ -95,7 +103,10 @@ impl NodeStatus {
         });
         let broken = self.broken.iter().map(|(shard, why)| Fault {
             shard: *shard,
-            kind: FaultKind::Broken,
+            kind: match self.damaged.contains(shard) {
+                true => FaultKind::Damaged,
+                false => FaultKind::Broken,
+            },
             reason: why.clone(),
         });
         let opening = self.opening.iter().map(|shard| Fault {
@@ -153,10 +164,7 @@ impl Node {
                 size_bytes: replica.machine.size_bytes(),
             }
         }));
-        let broken: Vec<(GroupId, String)> = {
-            let broken = inner.broken.lock();
-            broken.iter().map(|(id, why)| (*id, why.clone())).collect()
-        };
+        let (broken, damaged) = self.out_of_order();
         let is_known = |id: GroupId| {
             replicas.iter().any(|replica| replica.shard == id)
                 || broken.iter().any(|(shard, _)| *shard == id)
@@ -181,6 +189,26 @@ impl Node {
             engine: inner.engine.stats(),
             replicas,
             broken,
+            damaged,
+            repaired: inner.repaired.load(Ordering::Relaxed),
         }
+    }
+
+    /// Shards of this node that are not served, with the reasons, and which of them are damaged.
+    fn out_of_order(&self) -> (Vec<(GroupId, String)>, BTreeSet<GroupId>) {
+        let inner = &self.inner;
+        let mut all = inner.broken.lock().clone();
+        let runs = |group| inner.groups.group(group).is_ok();
+        let tainted = inner
+            .taints
+            .all()
+            .into_iter()
+            .filter(|(group, _)| !runs(*group));
+        let tainted: BTreeMap<GroupId, String> = tainted
+            .map(|(group, taint)| (group, taint.says()))
+            .collect();
+        let damaged = tainted.keys().copied().collect();
+        all.extend(tainted);
+        (all.into_iter().collect(), damaged)
     }
 }

@@ -6,6 +6,7 @@ mod cluster;
 mod codecs;
 mod coordinator;
 mod crash;
+mod damage;
 mod full_disk;
 mod harness;
 mod overload;

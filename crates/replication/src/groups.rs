@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::error::{Error, Result};
 use crate::group::{Group, Parts};
 use crate::lease::{LEASE_MAX, Lease};
-use crate::log::{GroupLog, SharedLog};
+use crate::log::{GroupLog, LogDamage, OnDamage, SharedLog};
 use crate::machine::{Machine, run_job};
 use crate::network::Network;
 use crate::quiet::{NODE, Pulses};
@@ -60,14 +60,25 @@ impl Groups {
     /// [opened](Groups::open_group). Must be called within the tokio runtime that shall carry Raft
     /// traffic.
     pub fn open(config: Config, env: Env, transport: Arc<dyn Transport>) -> Result<Groups> {
+        let mut refuse = |damages: &[LogDamage]| {
+            let whats = damages.iter().map(|damage| damage.what.as_str());
+            Err(whats.collect::<Vec<_>>().join("; "))
+        };
+        Groups::open_with_damage(config, env, transport, &mut refuse)
+    }
+
+    /// The same for an owner who looks after damage of the log: he hears of it before it is mended, and must have
+    /// made sure then that the replicas it names are never opened again. Their logs are gone.
+    pub fn open_with_damage(
+        config: Config,
+        env: Env,
+        transport: Arc<dyn Transport>,
+        on_damage: OnDamage<'_>,
+    ) -> Result<Groups> {
         let raft_config = Arc::new(raft_config(&config)?);
         let runtime = Handle::try_current().map_err(|e| Error::Invalid(e.to_string()))?;
-        let log = SharedLog::open(
-            &env,
-            &config.log_dir,
-            config.segment_bytes,
-            config.cache_bytes,
-        )?;
+        let sizes = (config.segment_bytes, config.cache_bytes);
+        let log = SharedLog::open_with_damage(&env, &config.log_dir, sizes, on_damage)?;
         let inner = Inner {
             config: Arc::new(config),
             raft_config,
@@ -217,6 +228,17 @@ impl Groups {
         for group in self.all() {
             self.inner.runtime.spawn(group.leader_gone(node));
         }
+    }
+
+    /// Whether a record of the log was found damaged since that was last asked for: what could not be read stops
+    /// its group.
+    pub fn is_log_damaged(&self) -> bool {
+        self.inner.log.is_damaged()
+    }
+
+    /// What was found damaged since this was last asked.
+    pub fn take_log_damage(&self) -> Vec<LogDamage> {
+        self.inner.log.take_damages()
     }
 
     /// The size of the shared log on disk, in bytes.

@@ -42,6 +42,7 @@ pub use error::{Error, Result};
 pub use group::{Group, Proposed};
 pub use groups::Groups;
 pub use lease::LEASE_MAX;
+pub use log::{LogDamage, OnDamage};
 pub use state_machine::{
     Applied, Command, CommandBody, SnapshotSink, SnapshotSource, StateMachine,
 };

@@ -24,21 +24,23 @@
 
 mod cache;
 mod record;
+mod replay;
 mod replica;
 mod storage;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorate_env::{Env, switch};
-use quorate_log::{Completion, Durability, Log, LogOptions, Position, WhenFull};
+use quorate_log::{Completion, Durability, Heard, Log, LogOptions, Lost, Position, WhenFull};
 
 use crate::codec::{decode_payload, payload_size};
 use crate::error::{Error, Result};
@@ -47,7 +49,8 @@ use crate::types::{GroupId, ReplicaId};
 
 use cache::Cache;
 pub(crate) use record::Of;
-use record::{Place, Record, ReplicaState};
+use record::Place;
+use replay::Replaying;
 use replica::{Meta, Replica};
 
 pub(crate) use storage::GroupLog;
@@ -68,25 +71,67 @@ struct Inner {
     /// Guards who exists. Held while a state record is made and queued, and while a replica comes or
     /// goes, so that a state record is never wrong about that. Taken before any replica's lock.
     replicas: Mutex<BTreeMap<GroupId, Arc<Replica>>>,
+    damages: Mutex<Vec<LogDamage>>,
+    is_damaged: AtomicBool,
 }
 
+/// Records of the log that are damaged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogDamage {
+    /// The replicas whose they are; `None` if that can't be told: all of the node.
+    pub replicas: Option<BTreeSet<(GroupId, ReplicaId)>>,
+    /// What is wrong, and where.
+    pub what: String,
+}
+
+/// Hears of damage, as the log is opened; an error text keeps it from opening.
+pub type OnDamage<'a> = &'a mut dyn FnMut(&[LogDamage]) -> std::result::Result<(), String>;
+
 impl SharedLog {
-    /// Opens the log in `dir`, replaying what is there. Blocks.
+    /// Opens a log that must be sound.
+    #[cfg(test)]
     pub fn open(env: &Env, dir: &Path, segment_bytes: u64, cache_bytes: usize) -> Result<Self> {
+        let mut refuse = |damages: &[LogDamage]| {
+            let whats = damages.iter().map(|damage| damage.what.as_str());
+            Err(whats.collect::<Vec<_>>().join("; "))
+        };
+        Self::open_with_damage(env, dir, (segment_bytes, cache_bytes), &mut refuse)
+    }
+
+    /// Opens the log in `dir`, replaying what is there. Blocks. Of damage the owner hears before it is mended, and must
+    /// see to it then that none of the replicas it names is ever opened again. Nothing of them is here any more.
+    pub fn open_with_damage(
+        env: &Env,
+        dir: &Path,
+        (segment_bytes, cache_bytes): (u64, usize),
+        on_damage: OnDamage<'_>,
+    ) -> Result<Self> {
         let cache = Cache::new(cache_bytes);
-        let mut replicas = BTreeMap::new();
+        let mut replaying = Replaying::default();
         let options = LogOptions {
             segment_bytes,
             // A replica can't take back an entry or a vote.
             when_full: WhenFull::Wait,
             ..LogOptions::default()
         };
-        let log = Log::open(env, dir, options, &mut |at, bytes| {
-            let record =
-                record::decode(Bytes::copy_from_slice(bytes)).map_err(|e| e.to_string())?;
-            replay(&mut replicas, &cache, at, record)
-        })
-        .map_err(log_error)?;
+        let mut hear = |heard: Heard<'_>| match heard {
+            Heard::Record(at, bytes) => {
+                let record = record::decode(Bytes::copy_from_slice(bytes));
+                let record = record.map_err(|e| e.to_string())?;
+                replaying.replay(&cache, at, record);
+                Ok(())
+            }
+            Heard::Lost(lost, payload) => {
+                replaying.lose(lost, payload.and_then(record::owner));
+                Ok(())
+            }
+        };
+        let opened = Log::open_with_damage(env, dir, options, &mut hear);
+        let (log, lost) = opened.map_err(log_error)?;
+        let (replicas, damages) = replaying.end();
+        if !damages.is_empty() {
+            on_damage(&damages).map_err(Error::Corrupt)?;
+        }
         for replica in replicas.values() {
             let mut state = replica.state.lock();
             if !state.is_whole() {
@@ -100,14 +145,55 @@ impl SharedLog {
             }
         }
         let replicas = Mutex::new(replicas);
-        Ok(SharedLog {
+        let log = SharedLog {
             inner: Arc::new(Inner {
                 env: env.clone(),
                 log,
                 cache,
                 replicas,
+                damages: Mutex::default(),
+                is_damaged: AtomicBool::new(false),
             }),
-        })
+        };
+        if !lost.is_empty() {
+            log.mend(&lost)?;
+        }
+        Ok(log)
+    }
+
+    /// First it is durable that nothing of damaged replicas counts, then what told of the damage goes.
+    fn mend(&self, lost: &[Lost]) -> Result<()> {
+        let states: Vec<_> = {
+            let replicas = self.inner.replicas.lock();
+            let state = |replica: &Arc<Replica>| replica.state.lock().checkpoint(replica.of);
+            replicas.values().map(state).collect()
+        };
+        let record = record::state(&states);
+        self.submit(&record, None).map_err(log_error)?;
+        self.inner.log.sync().map_err(log_error)?;
+        self.inner.log.mend(lost).map_err(log_error)
+    }
+
+    /// Whether a record was found damaged that was not asked for since.
+    pub fn is_damaged(&self) -> bool {
+        self.inner.is_damaged.load(Ordering::Acquire)
+    }
+
+    /// What was found damaged by reading since this was last asked.
+    pub fn take_damages(&self) -> Vec<LogDamage> {
+        let mut damages = self.inner.damages.lock();
+        self.inner.is_damaged.store(false, Ordering::Release);
+        std::mem::take(&mut *damages)
+    }
+
+    fn note_damage(&self, of: Of, error: &quorate_log::Error) {
+        if error.kind() == quorate_log::ErrorKind::Corruption {
+            self.inner.damages.lock().push(LogDamage {
+                replicas: Some(BTreeSet::from([(of.group, of.replica)])),
+                what: error.to_string(),
+            });
+            self.inner.is_damaged.store(true, Ordering::Release);
+        }
     }
 
     /// The replicas that have something in the log.
@@ -344,7 +430,7 @@ impl SharedLog {
     }
 
     /// Reads what [`SharedLog::collect`] found only the places of. Blocks.
-    fn load(&self, found: Vec<Found>) -> io::Result<Vec<Entry>> {
+    fn load(&self, of: Of, found: Vec<Found>) -> io::Result<Vec<Entry>> {
         let mut record: Option<(Position, Bytes)> = None;
         let mut entries = Vec::with_capacity(found.len());
         for item in found {
@@ -361,6 +447,7 @@ impl SharedLog {
                     self.inner
                         .log
                         .read(place.record)
+                        .inspect_err(|error| self.note_damage(of, error))
                         .map_err(io::Error::other)?,
                 ),
             };
@@ -428,92 +515,6 @@ fn chunk_len(entries: &[Entry]) -> usize {
         bytes <= RECORD_BYTES
     });
     fits.count().max(1)
-}
-
-/// Takes one record of the stream into account.
-fn replay(
-    replicas: &mut BTreeMap<GroupId, Arc<Replica>>,
-    cache: &Cache,
-    at: Position,
-    record: Record,
-) -> std::result::Result<(), String> {
-    match record {
-        Record::Entries {
-            of,
-            committed,
-            entries,
-        } => {
-            let replica = replica_of(replicas, of);
-            let Some(first) = entries.first().map(|placed| placed.entry.log_id.index) else {
-                return Ok(());
-            };
-            let (count, mut bytes) = (entries.len(), 0);
-            let mut state = replica.state.lock();
-            for placed in entries {
-                let place = Place {
-                    record: at,
-                    at: placed.at,
-                    length: placed.length,
-                };
-                bytes += placed.length as usize;
-                let index = placed.entry.log_id.index;
-                if !state.push(Meta::new(placed.entry, place)) {
-                    return Err(format!("entry {index} of group {} leaves a hole", of.group));
-                }
-            }
-            if committed.is_some() {
-                state.committed = committed;
-            }
-            drop(state);
-            cache.added(&replica, first, count, bytes);
-        }
-        Record::Vote { of, vote } => replica_of(replicas, of).state.lock().vote(vote),
-        Record::Truncate { of, after } => {
-            let from = after.map(|id| id.index + 1);
-            replica_of(replicas, of).state.lock().truncate(from);
-        }
-        Record::Purge { of, upto } => replica_of(replicas, of).state.lock().purge(upto),
-        Record::State(states) => replay_state(replicas, states),
-        Record::Removed { of } => {
-            if replicas
-                .get(&of.group)
-                .is_some_and(|replica| replica.of == of)
-            {
-                replicas.remove(&of.group);
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Takes a state record into account: who is not in it is no more.
-fn replay_state(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, states: Vec<ReplicaState>) {
-    let mut kept = BTreeMap::new();
-    for known in states {
-        let replica = replica_of(replicas, known.of);
-        let mut state = replica.state.lock();
-        if let Some(vote) = known.vote {
-            state.vote(vote);
-        }
-        if let Some(purged) = known.purged {
-            state.purge(purged);
-        }
-        drop(state);
-        kept.insert(known.of.group, replica);
-    }
-    *replicas = kept;
-}
-
-/// The replica that a record is about. A record of another replica of the group means that the one
-/// before is no more.
-fn replica_of(replicas: &mut BTreeMap<GroupId, Arc<Replica>>, of: Of) -> Arc<Replica> {
-    let replica = replicas
-        .entry(of.group)
-        .or_insert_with(|| Arc::new(Replica::new(of)));
-    if replica.of != of {
-        *replica = Arc::new(Replica::new(of));
-    }
-    Arc::clone(replica)
 }
 
 fn log_error(error: quorate_log::Error) -> Error {

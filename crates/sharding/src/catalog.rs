@@ -253,6 +253,52 @@ impl ShardMap {
         Ok(id)
     }
 
+    /// Takes away a replica that is damaged, as [`ShardMap::move_replica`] does: once that is settled, its node
+    /// may get a new one. Unless it may be `beside` others, only while no other shard's members change, nor a
+    /// replica of one is missing. True if it was there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if the others would be too few for a quorum; [`Error::Unsettled`] with the shard
+    /// that has to be waited for. The map is unchanged then.
+    pub fn withdraw_replica(
+        &mut self,
+        shard: GroupId,
+        replica: ReplicaId,
+        beside: bool,
+    ) -> Result<bool> {
+        let Some(known) = self.shard(shard).cloned() else {
+            let why = format!("there is no shard {shard}");
+            return Err(Error::InvalidArgument(why));
+        };
+        let Some(place) = known.replicas.iter().position(|r| r.id == replica) else {
+            return Ok(false);
+        };
+        if !known.is_settled() {
+            return Err(Error::Unsettled(shard));
+        }
+        if known.replicas.len() < 3 {
+            let why = format!(
+                "shard {shard} has {} replicas: without replica {replica} the others are no quorum",
+                known.replicas.len()
+            );
+            return Err(Error::InvalidArgument(why));
+        }
+        let changes = |other: &&std::sync::Arc<Shard>| {
+            let namespace = self.namespace(other.namespace);
+            let wanted = namespace.map_or(0, |namespace| namespace.replicas as usize);
+            other.id != shard && (!other.is_settled() || other.replicas.len() < wanted)
+        };
+        if let Some(other) = self.shards().find(changes).filter(|_| !beside) {
+            return Err(Error::Unsettled(other.id));
+        }
+        let mut changed = Shard::clone(&known);
+        changed.leaving.push(changed.replicas.remove(place));
+        changed.epoch.members += 1;
+        self.replace_shard(changed);
+        self.version += 1;
+        Ok(true)
+    }
+
     /// Notes that the group of a shard has taken on the members of this version: those that were leaving are gone.
     /// True if that was news.
     pub fn settle_members(&mut self, shard: u64, members: u64) -> bool {

@@ -115,4 +115,12 @@ pub const BUGS: &[Bug] = &[
         name: "lease_let_go_of_when_thought_dead",
         what: "voters forget their promise when they are told that the leader is dead",
     },
+    Bug {
+        name: "tainted_replica_goes_on",
+        what: "a replica whose data is damaged goes on voting and answering with what is left",
+    },
+    Bug {
+        name: "one_taint_for_a_file",
+        what: "of a damaged file that holds data of several groups, one alone is taken for damaged",
+    },
 ];

@@ -52,8 +52,10 @@ pub struct Faults {
     plan: BTreeMap<(u64, u64), Mend>,
     planned: u64,
     counts: BTreeMap<&'static str, u64>,
-    /// Nodes whose files were damaged: they may refuse to work for ever.
+    /// Nodes whose files were damaged: they come back whole, but those that refuse to open.
     damaged: BTreeSet<u64>,
+    /// Those that refuse: identity, map, manifest or the header of a log segment was hit.
+    refusing: BTreeSet<u64>,
     /// Nodes whose disk failed: their data is sound, and they work again once started anew.
     failed: BTreeSet<u64>,
     /// Nodes that are down or about to be.
@@ -91,6 +93,7 @@ impl Faults {
             planned: 0,
             counts: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            refusing: BTreeSet::new(),
             failed: BTreeSet::new(),
             down: BTreeSet::new(),
             late: (nodes - late + 1..=nodes).collect(),
@@ -215,7 +218,11 @@ impl Faults {
                 .get(&id)
                 .is_some_and(|host| host.life.is_some())
         };
-        if running(cluster) || cluster.start(id) || self.damaged.contains(&id) {
+        if running(cluster) || cluster.start(id) {
+            return Ok(());
+        }
+        if self.damaged.contains(&id) {
+            self.refusing.insert(id);
             return Ok(());
         }
         let host = cluster.hosts.get(&id);
@@ -264,7 +271,12 @@ impl Faults {
 
     /// Whether a node need not come up to date any more.
     pub fn is_excused(&self, id: u64) -> bool {
-        self.damaged.contains(&id) || self.late.contains(&id)
+        self.refusing.contains(&id) || self.late.contains(&id)
+    }
+
+    /// Whether files were damaged.
+    pub fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty()
     }
 
     /// What must go on being true of members until replicas meet.
@@ -378,6 +390,42 @@ impl Faults {
             false => used,
         };
         if part == 0 || host.disk.flip_bit(path, random.below(part * 8)).is_err() {
+            return false;
+        }
+        self.damaged.insert(id);
+        true
+    }
+
+    /// One bit of a table or value file of a node that runs.
+    fn damage_running(&mut self, cluster: &mut Cluster) -> bool {
+        if !self.damaged.is_empty() || !cluster.all_have_three_voters() {
+            return false;
+        }
+        let Some(id) = self.victim(cluster) else {
+            return false;
+        };
+        let random = cluster.random.clone();
+        let Some(host) = cluster.hosts.get(&id) else {
+            return false;
+        };
+        let is_kept = |path: &Path| {
+            let kind = path.extension();
+            kind.is_some_and(|kind| kind == "table" || kind == "values")
+        };
+        let files: Vec<_> = host
+            .files()
+            .into_iter()
+            .filter(|path| is_kept(path))
+            .collect();
+        if files.is_empty() {
+            return false;
+        }
+        let path = &files[random.below(files.len() as u64) as usize];
+        let Ok(bytes) = host.disk.read(path) else {
+            return false;
+        };
+        let bits = bytes.len() as u64 * 8;
+        if bits == 0 || host.disk.flip_bit(path, random.below(bits)).is_err() {
             return false;
         }
         self.damaged.insert(id);

@@ -27,6 +27,9 @@ use crate::workload::{KEYS, Shared, WIDE_KEYS, Worker};
 /// How long the cluster may take to serve again after the last fault.
 const SERVES_WITHIN: Duration = Duration::from_secs(40);
 
+/// How long it may take until what was damaged is whole again: one shard after the other.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(120);
+
 /// What to play.
 pub struct Wish {
     /// The seed.
@@ -260,10 +263,53 @@ fn serves_again(
         let map = map.ok_or_else(|| Violation::new("liveness", "no node runs"))?;
         map.shards().map(|shard| shard.id).collect()
     };
-    for shard in shards.into_iter().filter(|shard| *shard != 1) {
-        replicas_meet(cluster, faults, shard)?;
+    let meet = |cluster: &mut Cluster, faults: &mut Faults| {
+        let mut data = shards.iter().filter(|shard| **shard != 1);
+        data.try_for_each(|shard| replicas_meet(cluster, faults, *shard))
+    };
+    if !faults.is_damaged() {
+        return meet(cluster, faults);
     }
-    Ok(())
+    // Hashing reads everything: what is damaged then is found, and repaired too.
+    repaired(cluster, faults)?;
+    meet(cluster, faults)?;
+    repaired(cluster, faults)?;
+    meet(cluster, faults)
+}
+
+/// Damaged replicas are made anew, unasked.
+fn repaired(cluster: &mut Cluster, faults: &mut Faults) -> Result<(), Violation> {
+    let what = "damaged replicas are made anew";
+    cluster
+        .step_until(what, REPAIRED_WITHIN, |cluster| {
+            faults.keep_members(cluster);
+            let nodes = cluster.hosts.values().filter_map(|host| host.life.as_ref());
+            nodes
+                .map(|life| life.node.status())
+                .all(|status| status.damaged.is_empty())
+        })
+        .map_err(|error| {
+            let nodes = cluster.hosts.values().filter_map(|host| host.life.as_ref());
+            let newest = nodes
+                .map(|life| life.node.map())
+                .max_by_key(|map| map.version);
+            let shards: Vec<String> = newest
+                .iter()
+                .flat_map(|map| map.shards())
+                .map(|s| {
+                    let ids = |all: &[quorate_sharding::Replica]| {
+                        all.iter().map(|r| (r.id, r.node)).collect::<Vec<_>>()
+                    };
+                    let (has, goes) = (ids(&s.replicas), ids(&s.leaving));
+                    format!(
+                        "{} has {has:?}, {goes:?} go, settled {}",
+                        s.id,
+                        s.is_settled()
+                    )
+                })
+                .collect();
+            Violation::new(error.oracle, format!("{shards:?}; {}", error.message))
+        })
 }
 
 /// All replicas of a shard that can must come to one state; the oracle compares their hashes.

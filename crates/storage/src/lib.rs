@@ -40,7 +40,8 @@
 //! # What it does when things go wrong
 //!
 //! A crash leaves a prefix with all that was acknowledged as durable. A failed sync ends writing for good; reads
-//! go on. A full disk refuses writes until there is space. Damage is reported with file and block, when read.
+//! go on. A full disk refuses writes until there is space. Damage is reported with file and block, when read; an owner
+//! who can fetch what is lost from elsewhere asks for it ([`Lsm::judge_damage`]) and gives it up.
 //!
 //! No transactions, no network, nothing asynchronous; files, threads and time come from [`quorate_env::Env`]
 //! alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.
@@ -52,6 +53,7 @@ mod compaction;
 mod compress;
 mod condition;
 mod cursor;
+mod damage;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod decoders;
 mod engine;
@@ -86,6 +88,7 @@ mod voids;
 
 pub use batch::{Batch, MAX_BATCH_BYTES, MAX_KEY_BYTES};
 pub use condition::Condition;
+pub use damage::DamagedFile;
 pub use engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 pub use error::{Error, ErrorKind, Result};
 pub use filter::{Candidate, CompactionFilter, Decision};

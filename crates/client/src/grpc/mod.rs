@@ -156,6 +156,8 @@ impl Transport for GrpcTransport {
     ) -> BoxFuture<'_, Result<(ReplicaId, ShardMap)>> {
         let client = self.cluster(address);
         let request = v1::MoveReplicaRequest {
+            damaged: 0,
+            beside: false,
             shard,
             from,
             to,

@@ -176,6 +176,13 @@ fn cluster_command() -> impl Strategy<Value = ClusterCommand> {
         }),
         any::<(u64, u64)>()
             .prop_map(|(shard, members)| ClusterCommand::SettleMembers { shard, members }),
+        any::<(u64, u64, bool)>().prop_map(|(shard, replica, beside)| {
+            ClusterCommand::WithdrawReplica {
+                shard,
+                replica,
+                beside,
+            }
+        }),
         any::<u64>().prop_map(|node| ClusterCommand::RemoveNode { node }),
     ]
 }
@@ -476,6 +483,13 @@ fn cluster_command_bytes_are_those_of_format_1() {
     assert_eq!(hex(&settled.encode()), without_spaces(expected));
     let removed = ClusterCommand::RemoveNode { node: 5 };
     assert_eq!(hex(&removed.encode()), "01070000000000000005");
+    let withdrawn = ClusterCommand::WithdrawReplica {
+        shard,
+        replica: 8,
+        beside: true,
+    };
+    let expected = "01 08 0000000000000007 0000000000000008 01";
+    assert_eq!(hex(&withdrawn.encode()), without_spaces(expected));
 }
 
 #[test]

@@ -964,6 +964,12 @@ pub struct MoveReplicaRequest {
     pub to: u64,
     #[prost(uint32, tag = "4")]
     pub timeout_ms: u32,
+    /// Not 0: this replica of the shard was found damaged and is to go; `from` and `to` do not count.
+    #[prost(uint64, tag = "5")]
+    pub damaged: u64,
+    /// Whether that need not wait until no other shard's members change.
+    #[prost(bool, tag = "6")]
+    pub beside: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MoveReplicaResponse {

@@ -2,15 +2,19 @@
 //! `optional` are as in [`codec`](crate::codec).
 //!
 //! ```text
-//! record  = version u8 (1), kind u8, body
+//! record  = version u8 (2), kind u8, body
 //!
-//! kind 1  entries   group u64, replica u64, optional id (committed), count u32, entry * count
-//! kind 2  vote      group u64, replica u64, vote
-//! kind 3  truncate  group u64, replica u64, after: optional id     entries past `after` are void
-//! kind 4  purge     group u64, replica u64, upto: id               entries up to `upto` are gone
+//! of      = group u64, replica u64, crc32c u32 of the bytes before it      in version 1 without the crc32c
+//!
+//! kind 1  entries   of, optional id (committed), count u32, entry * count
+//! kind 2  vote      of, vote
+//! kind 3  truncate  of, after: optional id                        entries past `after` are void
+//! kind 4  purge     of, upto: id                                  entries up to `upto` are gone
 //! kind 5  state     count u32, { group u64, replica u64, optional vote, optional id (purged) } * count
-//! kind 6  removed   group u64, replica u64                         nothing of the replica counts
+//! kind 6  removed   of                                            nothing of the replica counts
 //! ```
+//!
+//! The crc32c tells whose a damaged record was, though the rest of it can't be read.
 //!
 //! A `state` record is complete: a replica it does not name does not exist at that point of the
 //! stream. It takes the place of all votes, purges and removals before it, so that segments which
@@ -26,7 +30,7 @@ use crate::codec::{
 use crate::raft::{Entry, LogId, Vote};
 use crate::types::{GroupId, ReplicaId};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const ENTRIES: u8 = 1;
 const VOTE: u8 = 2;
 const TRUNCATE: u8 = 3;
@@ -61,7 +65,7 @@ pub(crate) enum Record {
 }
 
 /// Whose record it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Of {
     pub group: GroupId,
     pub replica: ReplicaId,
@@ -98,6 +102,8 @@ fn begin(kind: u8, of: Option<Of>, capacity: usize) -> Vec<u8> {
     if let Some(of) = of {
         out.put_u64_le(of.group);
         out.put_u64_le(of.replica);
+        let crc = crc32c::crc32c(&out);
+        out.put_u32_le(crc);
     }
     out
 }
@@ -163,14 +169,16 @@ pub(crate) fn state(replicas: &[ReplicaState]) -> Vec<u8> {
 
 /// Reads a record back.
 pub(crate) fn decode(bytes: Bytes) -> Result<Record, Malformed> {
+    let checked = bytes.first() == Some(&VERSION);
     let mut reader = Reader::new(bytes);
-    if reader.u8()? != VERSION {
+    if !(1..=VERSION).contains(&reader.u8()?) {
         return Err(Malformed(
             "a record of a version that this program does not know",
         ));
     }
+    let of = |reader: &mut Reader| of(reader, checked);
     let record = match reader.u8()? {
-        ENTRIES => decode_entries(&mut reader)?,
+        ENTRIES => decode_entries(of(&mut reader)?, &mut reader)?,
         VOTE => Record::Vote {
             of: of(&mut reader)?,
             vote: reader.vote()?,
@@ -197,15 +205,32 @@ pub(crate) fn decode(bytes: Bytes) -> Result<Record, Malformed> {
     Ok(record)
 }
 
-fn of(reader: &mut Reader) -> Result<Of, Malformed> {
-    Ok(Of {
+fn of(reader: &mut Reader, checked: bool) -> Result<Of, Malformed> {
+    let of = Of {
         group: reader.u64()?,
         replica: reader.u64()?,
-    })
+    };
+    if checked {
+        // The whole record has been checked.
+        reader.u32()?;
+    }
+    Ok(of)
 }
 
-fn decode_entries(reader: &mut Reader) -> Result<Record, Malformed> {
-    let of = of(reader)?;
+/// Whose a record is of which something is damaged, if that can be told; a state record is all replicas'.
+pub(crate) fn owner(damaged: &[u8]) -> Option<Of> {
+    const HEAD: usize = 18;
+    let (head, crc) = damaged.split_at_checked(HEAD)?;
+    let crc = crc.first_chunk::<4>()?;
+    let is_sound = head[0] == VERSION && u32::from_le_bytes(*crc) == crc32c::crc32c(head);
+    if !is_sound || head[1] == STATE {
+        return None;
+    }
+    let mut reader = Reader::new(Bytes::copy_from_slice(&head[2..]));
+    of(&mut reader, false).ok()
+}
+
+fn decode_entries(of: Of, reader: &mut Reader) -> Result<Record, Malformed> {
     let committed = reader.opt_log_id()?;
     let count = reader.count(ENTRY_HEADER)?;
     let mut entries: Vec<Placed> = Vec::with_capacity(count);
@@ -232,7 +257,7 @@ fn decode_state(reader: &mut Reader) -> Result<Record, Malformed> {
     let count = reader.count(18)?;
     let mut replicas = Vec::with_capacity(count);
     for _ in 0..count {
-        let of = of(reader)?;
+        let of = of(reader, false)?;
         let vote = if reader.bool()? {
             Some(reader.vote()?)
         } else {

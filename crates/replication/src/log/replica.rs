@@ -25,6 +25,8 @@ pub(crate) struct State {
     /// Known committed; only in memory, and written along with the next entries.
     pub committed: Option<LogId>,
     pub entries: VecDeque<Meta>,
+    /// While replaying: an entry was missing.
+    pub has_hole: bool,
 }
 
 /// An entry: what it is called, where it lies, and what it says if the cache still holds that.
@@ -87,6 +89,7 @@ impl State {
         // While replaying nothing is known of what came before the first entry found.
         if let Some(last) = self.entries.back().map(|meta| meta.id.index) {
             if index > last + 1 {
+                self.has_hole = true;
                 return false;
             }
             if index <= last && switch::bug("conflicting_entries_kept") {
@@ -156,6 +159,7 @@ impl State {
     /// Whether the first entry joins what was purged.
     pub fn is_whole(&self) -> bool {
         match (self.first_index(), self.purged) {
+            _ if self.has_hole => false,
             (None, _) => true,
             (Some(first), None) => first == 0,
             (Some(first), Some(purged)) => first == purged.index + 1,

@@ -71,12 +71,12 @@ impl GroupLog {
     async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let found = SharedLog::collect(&self.replica, start..end, bytes_max);
         if found.iter().all(|item| matches!(item, Found::Here(_))) {
-            return self.shared.load(found);
+            return self.shared.load(self.replica.of, found);
         }
         let (tx, rx) = oneshot::channel();
-        let shared = self.shared.clone();
+        let (shared, of) = (self.shared.clone(), self.replica.of);
         let job = move || {
-            let _ = tx.send(shared.load(found));
+            let _ = tx.send(shared.load(of, found));
         };
         self.shared
             .inner

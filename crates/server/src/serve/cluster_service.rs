@@ -128,10 +128,17 @@ impl Cluster for ClusterService {
         let node = self.node()?;
         let passed_on = request.metadata().contains_key(PASSED_ON);
         let asked = request.into_inner();
-        let command = ClusterCommand::MoveReplica {
-            shard: asked.shard,
-            from: asked.from,
-            to: asked.to,
+        let command = match asked.damaged {
+            0 => ClusterCommand::MoveReplica {
+                shard: asked.shard,
+                from: asked.from,
+                to: asked.to,
+            },
+            replica => ClusterCommand::WithdrawReplica {
+                shard: asked.shard,
+                replica,
+                beside: asked.beside,
+            },
         };
         match node.coordinate(command, timeout_of(asked.timeout_ms)).await {
             Ok(replica) => {

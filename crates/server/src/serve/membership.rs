@@ -200,22 +200,64 @@ async fn announce(host: &Host) {
     }
 }
 
-/// Has the coordinator note what this node's groups have become. What fails is sent again in the next round.
+/// Has the coordinator note what this node's groups have become, and which of its replicas are damaged. What fails
+/// is sent again in a later round.
 async fn settle(host: &Host, node: &Node) {
     for command in node.unsettled() {
-        let ClusterCommand::SettleMembers { shard, members } = command else {
-            continue;
-        };
-        if node.coordinate(command, CALL).await.is_ok() {
+        if node.coordinate(command.clone(), CALL).await.is_ok() {
             continue;
         }
         for address in others(host) {
-            match call_settle(&address, shard, members).await {
+            match call_change(&address, &command).await {
                 Ok(()) => break,
-                Err(error) => tracing::debug!(address, shard, %error, "settling members: not yet"),
+                Err(error) => {
+                    tracing::debug!(address, ?command, %error, "changing the map: not yet")
+                }
             }
         }
     }
+}
+
+async fn call_change(address: &str, command: &ClusterCommand) -> Result<(), Error> {
+    match *command {
+        ClusterCommand::SettleMembers { shard, members } => {
+            call_settle(address, shard, members).await
+        }
+        ClusterCommand::MoveReplica { shard, from, to } => {
+            let request = v1::MoveReplicaRequest {
+                shard,
+                from,
+                to,
+                ..v1::MoveReplicaRequest::default()
+            };
+            call_move(address, request).await
+        }
+        ClusterCommand::WithdrawReplica {
+            shard,
+            replica,
+            beside,
+        } => {
+            let request = v1::MoveReplicaRequest {
+                shard,
+                damaged: replica,
+                beside,
+                ..v1::MoveReplicaRequest::default()
+            };
+            call_move(address, request).await
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn call_move(address: &str, request: v1::MoveReplicaRequest) -> Result<(), Error> {
+    let mut client = connect(address).await?;
+    let mut request = Request::new(v1::MoveReplicaRequest {
+        timeout_ms: CALL.as_millis() as u32,
+        ..request
+    });
+    request.set_timeout(CALL);
+    let moved = client.move_replica(request).await;
+    moved.map(drop).map_err(|status| call_error(&status))
 }
 
 async fn call_settle(address: &str, shard: u64, members: u64) -> Result<(), Error> {

@@ -191,6 +191,12 @@ impl Page {
         self.single("quorate_disk_free_bytes", "gauge", help, status.free_bytes);
         let help = "The shared Raft log's files.";
         self.single("quorate_log_bytes", "gauge", help, status.log_bytes);
+        let help = "Shards of this node whose replica is damaged and is made anew.";
+        let damaged = status.damaged.len();
+        self.single("quorate_damaged_shards", "gauge", help, damaged);
+        let help = "Damaged replicas of this node that were replaced.";
+        let name = "quorate_repaired_replicas_total";
+        self.single(name, "counter", help, status.repaired);
         let help = "Shards of this node that could not be opened.";
         self.single("quorate_broken_shards", "gauge", help, status.broken.len());
     }

@@ -28,6 +28,7 @@ pub const KINDS: &[&str] = &[
     "disk_write_fails",
     "disk_read_fails",
     "damage",
+    "damage_running",
     "leader_moves",
     "election",
     "members_change",
@@ -48,6 +49,7 @@ pub(super) fn strike(
 ) -> Result<bool, Violation> {
     Ok(match kind {
         "kill" | "kill_several" | "restart" | "freeze" | "damage" => process(faults, cluster, kind),
+        "damage_running" => faults.damage_running(cluster),
         "partition" | "partition_partial" | "partition_one_way" | "clog" | "message_loss"
         | "message_delay" => network(faults, cluster, kind),
         "clock_jump" | "clock_pace" => clock(faults, cluster, kind),

@@ -458,21 +458,23 @@ pub(crate) fn compact(
 ) -> std::result::Result<Written, Failure> {
     let mut tombstones = Tombstones::default();
     let with_ranges = |t: &TableFile| t.meta.properties.range_deletions > 0;
-    for (_, table) in choice.tables().filter(|(_, t)| with_ranges(t)) {
+    let whole = |t: &TableFile| with_ranges(t) && !t.is_lost();
+    for (_, table) in choice.tables().filter(|(_, t)| whole(t)) {
         tombstones.add(table.table().map_err(Failure::Input)?.tombstones());
     }
     let mut sources: Vec<Box<dyn Cursor>> = Vec::new();
     for (level, tables) in &choice.inputs {
         // What is hidden as a whole is not even read.
         let hidden = |t: &&Arc<TableFile>| is_hidden(&t.meta, &tombstones, keyspaces, &keep);
-        let wanted: Vec<_> = tables.iter().filter(|t| !hidden(t)).cloned().collect();
+        let wanted = tables.iter().filter(|t| !hidden(t) && !t.is_lost());
+        let wanted: Vec<_> = wanted.cloned().collect();
         if *level == 0 {
             for table in &wanted {
-                let cursor = table.cursor(false).map_err(Failure::Input)?;
+                let cursor = table.salvaging_cursor().map_err(Failure::Input)?;
                 sources.push(Box::new(cursor));
             }
         } else {
-            sources.push(Box::new(LevelCursor::new(Run::Picked(wanted), false)));
+            sources.push(Box::new(LevelCursor::salvaging(Run::Picked(wanted))));
         }
     }
     let input = Input {

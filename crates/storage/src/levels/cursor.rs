@@ -17,6 +17,8 @@ pub(crate) struct LevelCursor {
     at: usize,
     cursor: Option<TableCursor>,
     fill_cache: bool,
+    /// For compaction: goes around what was given up.
+    salvages: bool,
 }
 
 impl LevelCursor {
@@ -26,6 +28,15 @@ impl LevelCursor {
             at: 0,
             cursor: None,
             fill_cache,
+            salvages: false,
+        }
+    }
+
+    /// For compaction: goes around what was given up. REQUIRES: of no table all was.
+    pub(crate) fn salvaging(run: Run) -> Self {
+        LevelCursor {
+            salvages: true,
+            ..LevelCursor::new(run, false)
         }
     }
 
@@ -36,7 +47,10 @@ impl LevelCursor {
             let Some(file) = self.run.tables().get(at) else {
                 return Ok(None);
             };
-            self.cursor = Some(file.cursor(self.fill_cache)?);
+            self.cursor = Some(match self.salvages {
+                true => file.salvaging_cursor()?,
+                false => file.cursor(self.fill_cache)?,
+            });
             self.at = at;
         }
         Ok(self.cursor.as_mut())

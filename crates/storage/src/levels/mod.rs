@@ -21,6 +21,7 @@ use std::sync::{Arc, OnceLock};
 use quorate_env::Disk;
 
 use crate::cache::BlockCache;
+use crate::damage::{Damages, Lost};
 use crate::error::{Error, Result};
 use crate::planted::{self, Bug};
 use crate::sync::Mutex;
@@ -41,6 +42,8 @@ pub(crate) struct Shelf {
     pub(crate) disk: Arc<dyn Disk>,
     pub(crate) dir: PathBuf,
     pub(crate) cache: Arc<BlockCache>,
+    /// Files of which something is not what was written.
+    pub(crate) damages: Arc<Damages>,
     /// Files that nothing refers to any more.
     garbage: Mutex<Vec<PathBuf>>,
     /// Called when too many tables are open.
@@ -57,6 +60,7 @@ impl Shelf {
             disk,
             dir: dir.to_owned(),
             cache,
+            damages: Arc::default(),
             garbage: Mutex::default(),
             crowded: OnceLock::new(),
         }
@@ -147,7 +151,9 @@ impl TableFile {
             &self.path(),
             &self.meta,
             Arc::clone(&shelf.cache),
-        )?;
+        );
+        let table = table.inspect_err(|error| shelf.damages.note(self.meta.number, None, error))?;
+        let table = table.noting_damage(&shelf.damages);
         let table = self.open.get_or_init(|| Arc::new(table));
         if let Some(call) = shelf.crowded.get()
             && shelf.cache.memory().tables_to_close().is_some()
@@ -182,6 +188,28 @@ impl TableFile {
     pub(crate) fn cursor(&self, fill_cache: bool) -> Result<TableCursor> {
         let table = Arc::clone(self.table()?);
         Ok(TableCursor::new(table, fill_cache, self.meta.ingested))
+    }
+
+    /// For compaction: a cursor that goes around what was given up. REQUIRES: not all was.
+    pub(crate) fn salvaging_cursor(&self) -> Result<TableCursor> {
+        let cursor = self.cursor(false)?;
+        Ok(match self.on_disk.shelf.damages.lost_of(self.meta.number) {
+            Some(Lost::At(offsets)) => cursor.without(offsets),
+            Some(Lost::Table) | None => cursor,
+        })
+    }
+
+    /// Whether all of it was given up.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.on_disk.shelf.damages.is_lost(self.meta.number)
+    }
+
+    /// Reads it without what was given up.
+    pub(crate) fn salvage(&self, read: impl FnOnce(&mut TableCursor) -> Result<()>) -> Result<()> {
+        match self.is_lost() {
+            true => Ok(()),
+            false => read(&mut self.salvaging_cursor()?),
+        }
     }
 }
 

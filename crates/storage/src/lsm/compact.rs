@@ -78,11 +78,17 @@ impl Inner {
     /// The value files that are worth a compaction of their own.
     fn wasted(&self, levels: &Levels) -> Collect {
         let most_bytes = self.options.value_file_bytes;
-        Collect::wasted(
+        self.readable(Collect::wasted(
             levels.values(),
             self.options.value_garbage_percent,
             most_bytes,
-        )
+        ))
+    }
+
+    /// Values of files that were given up stay where they are, until nothing points to them.
+    fn readable(&self, collect: Collect) -> Collect {
+        let damages = &self.shelf.damages;
+        collect.only(|file| !damages.is_given_up(file))
     }
 
     /// The value files that a compaction of these levels moves values out of. One that was asked for
@@ -96,7 +102,7 @@ impl Inner {
             true => u64::MAX,
             false => self.options.value_file_bytes,
         };
-        Collect::wasted(levels.values(), percent, most_bytes)
+        self.readable(Collect::wasted(levels.values(), percent, most_bytes))
     }
 
     /// What policies see now.

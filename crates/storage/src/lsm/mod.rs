@@ -15,6 +15,7 @@ pub(crate) mod checkpoint;
 mod compact;
 mod conditions;
 mod counters;
+mod damage;
 mod flush;
 mod ingest;
 mod lookup;
@@ -39,6 +40,7 @@ use quorate_log::Log;
 
 use crate::batch::Batch;
 use crate::compaction::CompactionPolicy;
+use crate::damage::DamagedFile;
 use crate::engine::{Engine, Entry, Iter, IterOptions, KeyRange, ReadAt, Sequence, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::CompactionFilter;
@@ -149,7 +151,7 @@ impl Lsm {
     /// are not those that it has, or a newer engine wrote it; `Corruption` if what must be read
     /// now is damaged.
     pub fn open(env: &Env, dir: &Path, options: Options) -> Result<Lsm> {
-        let inner = Inner::open(env, dir, options, None)?;
+        let inner = Inner::open(env, dir, options, None, false)?;
         Ok(Lsm { inner })
     }
 
@@ -161,7 +163,14 @@ impl Lsm {
         options: Options,
         filter: Arc<dyn CompactionFilter>,
     ) -> Result<Lsm> {
-        let inner = Inner::open(env, dir, options, Some(filter))?;
+        let inner = Inner::open(env, dir, options, Some(filter), false)?;
+        Ok(Lsm { inner })
+    }
+
+    /// The same for an owner who looks after damage ([`Lsm::judge_damage`]): tables and value files that are
+    /// missing or of a wrong size do not keep it from opening.
+    pub fn open_with_damage(env: &Env, dir: &Path, options: Options) -> Result<Lsm> {
+        let inner = Inner::open(env, dir, options, None, true)?;
         Ok(Lsm { inner })
     }
 
@@ -287,6 +296,26 @@ impl Lsm {
     /// themselves; for owners that write without being throttled, and so are never refused.
     pub fn retry(&self) {
         self.inner.retry_if_full();
+    }
+
+    /// Whether a file was found damaged that was not judged since.
+    pub fn is_damaged(&self) -> bool {
+        self.inner.shelf.damages.is_noted()
+    }
+
+    /// Reads the files in full that were found damaged since this was last called, and says what of them may
+    /// be lost. What was only misread is not damaged. Compactions that need such a file wait until it is given
+    /// up. Slow; not to be called by two at once.
+    pub fn judge_damage(&self) -> Vec<DamagedFile> {
+        self.inner.judge_damage()
+    }
+
+    /// Has compaction go on without what is lost of a file, until this engine is closed. The file keeps a
+    /// second name, ending in `.damaged`. What is lost no longer hides what lies below it once compaction has
+    /// passed: REQUIRES that whatever the damage touches is not read again before its range was removed
+    /// ([`Lsm::remove_range`]), not after a crash either.
+    pub fn give_up(&self, damaged: &DamagedFile) {
+        self.inner.give_up(damaged);
     }
 
     /// How far background work is behind.

@@ -17,6 +17,7 @@ use super::{Counters, Inner, State, Work};
 use crate::batch::Batch;
 use crate::cache::BlockCache;
 use crate::compaction::policy;
+use crate::damage::Damages;
 use crate::error::{Error, ErrorKind, Result};
 use crate::expiry::{self, Time};
 use crate::filter::CompactionFilter;
@@ -103,6 +104,7 @@ impl Inner {
         dir: &Path,
         options: Options,
         filter: Option<Arc<dyn CompactionFilter>>,
+        with_damage: bool,
     ) -> Result<Arc<Inner>> {
         options.check()?;
         let made = env.disk.create_dir_all(dir);
@@ -123,7 +125,12 @@ impl Inner {
         }
         recovered.next_file = first_free(&names, recovered.next_file);
         recovered.keyspaces = match_keyspaces(dir, &recovered.keyspaces, &options.keyspaces)?;
-        check_files(env, dir, &recovered.levels)?;
+        check_files(
+            env,
+            dir,
+            &recovered.levels,
+            with_damage.then_some(&shelf.damages),
+        )?;
 
         let number = recovered.next_file;
         recovered.next_file = number + 1;
@@ -373,13 +380,22 @@ fn match_keyspaces(
 }
 
 /// All tables and value files of the manifest must be there, of the right size.
-fn check_files(env: &Env, dir: &Path, levels: &Levels) -> Result<()> {
+/// Where damage is looked after it is noted.
+fn check_files(env: &Env, dir: &Path, levels: &Levels, damages: Option<&Damages>) -> Result<()> {
+    let check = |number: u64, path: &Path, size: u64| match (check_size(env, path, size), damages) {
+        (Err(error), Some(damages)) if error.kind() == ErrorKind::Corruption => {
+            damages.note(number, None, &error);
+            Ok(())
+        }
+        (checked, _) => checked,
+    };
     for table in levels.iter().flatten() {
-        let path = table_path(dir, table.meta.number);
-        check_size(env, &path, table.meta.size_bytes)?;
+        let number = table.meta.number;
+        check(number, &table_path(dir, number), table.meta.size_bytes)?;
     }
     for held in levels.values().iter() {
-        check_size(env, &held.file.path(), held.file.meta.size_bytes())?;
+        let file = &held.file;
+        check(file.meta.number, &file.path(), file.meta.size_bytes())?;
     }
     Ok(())
 }

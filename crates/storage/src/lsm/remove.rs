@@ -79,7 +79,7 @@ impl Inner {
             let concerned = |t: &&Arc<TableFile>| ranges.iter().any(|range| range.concerns(t));
             for table in levels.level(level).iter().filter(concerned) {
                 edit.removed.push((level, table.meta.number));
-                if ranges.iter().any(|range| range.covers(table)) {
+                if table.is_lost() || ranges.iter().any(|range| range.covers(table)) {
                     continue;
                 }
                 if let Err(failure) = self.write_without(&without, level, table, edit) {
@@ -127,7 +127,7 @@ impl Inner {
             snapshots: self.snapshots.list(),
         };
         let input = Input {
-            cursor: &mut table.cursor(false).map_err(Failure::Input)?,
+            cursor: &mut table.salvaging_cursor().map_err(Failure::Input)?,
             tombstones: table.table().map_err(Failure::Input)?.tombstones().clone(),
             // What lies below may be removed by the same edit, but need not be known here.
             below: None,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use quorate_env::{Disk, File};
 
-use super::block::{Block, BlockCursor};
+use super::block::{Block, BlockCursor, Damage};
 use super::filter::hash_place;
 use super::format::{Footer, Handle, MAGIC, Properties};
 use super::reader::{Table, read_block};
@@ -168,4 +168,40 @@ impl Walk<'_> {
         self.last = Some((key.place.to_vec(), key.version, key.sequence));
         Ok(())
     }
+}
+
+/// The data blocks that can't be read, by where they lie, each with the places that it may have held: from one to
+/// below another. Read from the disk.
+pub(crate) fn lost_blocks(
+    table: &Table,
+    properties: &Properties,
+) -> Vec<(u64, (Vec<u8>, Vec<u8>))> {
+    let mut lost = Vec::new();
+    let mut from = properties.smallest.clone();
+    let walked = table.for_each_handle(|end, handle| {
+        let read = table.read_anew(handle);
+        if read
+            .and_then(|block| walk(block).map_err(str::to_owned))
+            .is_err()
+        {
+            let mut behind = end.to_vec();
+            behind.push(0);
+            lost.push((handle.offset, (from.clone(), behind)));
+        }
+        // Further versions of one place may be in the next block.
+        from.clear();
+        from.extend_from_slice(end);
+    });
+    // It was read in whole when the table was opened.
+    debug_assert!(walked.is_ok(), "the index changed");
+    lost
+}
+
+fn walk(block: Block) -> std::result::Result<(), Damage> {
+    let mut cursor = BlockCursor::new(block);
+    cursor.seek_to_first()?;
+    while cursor.valid() {
+        cursor.next()?;
+    }
+    Ok(())
 }

@@ -19,7 +19,7 @@ mod reader;
 pub(crate) use append::Appender;
 pub(crate) use block::Block;
 pub(crate) use builder::{TableBuilder, TableOptions};
-pub(crate) use check::{PointerCheck, Problem, check_blocks, describe};
+pub(crate) use check::{PointerCheck, Problem, check_blocks, describe, lost_blocks};
 pub(crate) use filter::hash_place;
 pub(crate) use format::{
     KeyspaceProperties, Properties, checked_block, payload_of, reseal_block, seal_block,

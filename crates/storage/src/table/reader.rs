@@ -1,5 +1,6 @@
 //! Reads tables. Index and filter stay in memory with the reader; data blocks go through the cache.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use super::index::Index;
 use crate::cache::BlockCache;
 use crate::codec::Reader;
 use crate::cursor::Cursor;
+use crate::damage::Damages;
 use crate::engine::Sequence;
 use crate::error::{Error, Result};
 use crate::header;
@@ -33,6 +35,7 @@ pub(crate) struct Table {
     /// Where the data blocks end.
     data_end: u64,
     cache: Arc<BlockCache>,
+    damages: Arc<Damages>,
     _held: HeldTable,
 }
 
@@ -113,7 +116,16 @@ impl Table {
             tombstones,
             data_end: footer.index.offset,
             cache,
+            damages: Arc::default(),
         })
+    }
+
+    /// Has damage that is found from now on noted there.
+    pub(crate) fn noting_damage(self, damages: &Arc<Damages>) -> Table {
+        Table {
+            damages: Arc::clone(damages),
+            ..self
+        }
     }
 
     /// What index, filter and range deletions take in memory.
@@ -132,18 +144,24 @@ impl Table {
     }
 
     fn damaged(&self, offset: u64, what: &str) -> Error {
-        Error::corrupt(&self.path, format!("block at byte {offset}: {what}"))
+        let error = Error::corrupt(&self.path, format!("block at byte {offset}: {what}"));
+        self.damages.note(self.number, Some(offset), &error);
+        error
     }
 
     fn index_damaged(&self, what: &str) -> Error {
-        Error::corrupt(&self.path, format!("index: {what}"))
+        let error = Error::corrupt(&self.path, format!("index: {what}"));
+        self.damages.note(self.number, None, &error);
+        error
     }
 
     fn data_block(&self, handle: Handle, fill_cache: bool) -> Result<Block> {
         if let Some(block) = self.cache.get(self.number, handle.offset) {
             return Ok(block);
         }
-        let bytes = read_block(self.file.as_ref(), &self.path, handle)?;
+        let bytes = read_block(self.file.as_ref(), &self.path, handle);
+        let note = |error: &Error| self.damages.note(self.number, Some(handle.offset), error);
+        let bytes = bytes.inspect_err(note)?;
         let bytes = self.cache.memory().hold_block(bytes);
         let block = Block::new(bytes).map_err(|what| self.damaged(handle.offset, what))?;
         if fill_cache {
@@ -256,6 +274,8 @@ pub(crate) struct TableCursor {
     fill_cache: bool,
     /// The sequence of all entries; `None` if each has its own.
     ingested: Option<Sequence>,
+    /// Blocks that are read as if they were empty.
+    lost: BTreeSet<u64>,
 }
 
 impl TableCursor {
@@ -269,7 +289,13 @@ impl TableCursor {
             data: BlockCursor::new(Block::empty()),
             fill_cache,
             table,
+            lost: BTreeSet::new(),
         }
+    }
+
+    /// Goes around the blocks at these offsets.
+    pub(crate) fn without(self, lost: BTreeSet<u64>) -> Self {
+        TableCursor { lost, ..self }
     }
 
     /// Goes to a data block; false if there is none, and then it is not valid.
@@ -281,7 +307,10 @@ impl TableCursor {
         let Some(handle) = self.table.index.handle(at) else {
             return Ok(false);
         };
-        let block = self.table.data_block(handle, self.fill_cache)?;
+        let block = match self.lost.contains(&handle.offset) {
+            true => Block::empty(),
+            false => self.table.data_block(handle, self.fill_cache)?,
+        };
         self.data.set_block(block);
         self.at = at;
         self.loaded = true;

@@ -10,6 +10,7 @@ mod conditions;
 mod conformance;
 mod corruption;
 mod crash;
+mod damage;
 mod expiry;
 mod faults;
 mod filter;

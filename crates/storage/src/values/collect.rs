@@ -45,6 +45,12 @@ impl Collect {
         }
     }
 
+    /// Only of these files.
+    pub(crate) fn only(mut self, wanted: impl Fn(u64) -> bool) -> Collect {
+        self.numbers.retain(|number| wanted(*number));
+        self
+    }
+
     pub(crate) fn takes(&self, file: u64) -> bool {
         self.numbers.contains(&file)
     }

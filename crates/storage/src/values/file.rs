@@ -69,9 +69,13 @@ impl ValueFile {
 
     /// The file, opened; it is what the manifest says of it.
     pub(crate) fn file(&self) -> Result<&Arc<dyn File>> {
-        if let Some(file) = self.open.get() {
-            return Ok(file);
+        match self.open.get() {
+            Some(file) => Ok(file),
+            None => self.open_file().inspect_err(|error| self.note(None, error)),
         }
+    }
+
+    fn open_file(&self) -> Result<&Arc<dyn File>> {
         let path = self.path();
         let failed = |e: std::io::Error| Error::disk(&path, "can't read", &e);
         let file = self.disk().open_read(&path).map_err(|e| match e.kind() {
@@ -95,7 +99,8 @@ impl ValueFile {
         let mut bytes = buffer.try_into_mut().unwrap_or_default();
         bytes.resize(size, 0);
         let read = self.file()?.read_exact_at(&mut bytes, offset);
-        read.map_err(|e| Error::disk(&self.path(), "can't read", &e))?;
+        read.map_err(|e| Error::disk(&self.path(), "can't read", &e))
+            .inspect_err(|error| self.note(Some(offset), error))?;
         Ok(bytes.freeze())
     }
 
@@ -111,7 +116,13 @@ impl ValueFile {
     }
 
     pub(super) fn damaged(&self, offset: u64, what: &str) -> Error {
-        Error::corrupt(&self.path(), format!("value at byte {offset}: {what}"))
+        let error = Error::corrupt(&self.path(), format!("value at byte {offset}: {what}"));
+        self.note(Some(offset), &error);
+        error
+    }
+
+    fn note(&self, offset: Option<u64>, error: &Error) {
+        self.shelf.damages.note(self.meta.number, offset, error);
     }
 
     /// What was checked of the record that a pointer points to, given its bytes.
@@ -151,7 +162,7 @@ impl ValueFile {
     }
 
     /// The value that a pointer points to, from the disk and not from the cache.
-    pub(super) fn read_anew(&self, pointer: &Pointer) -> Result<Bytes> {
+    pub(crate) fn read_anew(&self, pointer: &Pointer) -> Result<Bytes> {
         self.check_pointer(pointer)?;
         self.value(pointer, &self.record(pointer)?, Bytes::new())
     }

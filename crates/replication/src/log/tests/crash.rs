@@ -182,7 +182,7 @@ fn recovered(sim: &Sim) -> Result<Model, String> {
     for replica in replicas {
         let found = SharedLog::collect(&replica, 0..u64::MAX, usize::MAX);
         let entries = log
-            .load(found)
+            .load(replica.of, found)
             .map_err(|error| format!("does not read: {error}"))?;
         for found in &entries {
             let crate::raft::EntryPayload::Normal(payload) = &found.payload else {
