@@ -149,6 +149,25 @@ struct Peak {
     cpu_micros: f64,
 }
 
+/// What the servers have counted so far, or since then.
+struct Counted {
+    refused: f64,
+    /// Seconds that requests spent inside, and how many they were.
+    inside: (f64, f64),
+    terms: f64,
+}
+
+impl Counted {
+    fn since(self, before: &Counted) -> Counted {
+        let (seconds, requests) = before.inside;
+        Counted {
+            refused: self.refused - before.refused,
+            inside: (self.inside.0 - seconds, self.inside.1 - requests),
+            terms: self.terms - before.terms,
+        }
+    }
+}
+
 /// One cluster, its clients, and what came out so far.
 struct Suite<'a> {
     processes: &'a Processes,
@@ -231,62 +250,20 @@ impl Suite<'_> {
         level: u64,
         peak: Peak,
     ) -> Result<()> {
-        let Peak {
-            a_second: peak,
-            cpu_micros,
-        } = peak;
         let duration = Duration::from_secs(self.seconds);
-        let refused_before = self.refused_by_servers().await?;
-        let terms_before = self.terms().await?;
-        let inside_before = self.inside().await?;
-        let level_found = self
-            .offer(writes, peak * level as f64, peak, duration)
+        let before = self.counted().await?;
+        let offered = self
+            .offer(
+                writes,
+                peak.a_second * level as f64,
+                peak.a_second,
+                duration,
+            )
             .await?;
-        let refused = self.refused_by_servers().await? - refused_before;
-        let inside = self.inside().await?;
-        let inside = (inside.0 - inside_before.0, inside.1 - inside_before.1);
-        let terms = self.terms().await? - terms_before;
-        let Offered {
-            tally,
-            servers_cpu,
-            own_cpu,
-            memory,
-            page_ms,
-        } = level_found;
-        let a_second =
-            |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / self.seconds as f64;
-        let goodput = a_second(&tally.good);
-        let quantile = |share| tally.latencies.lock().value_at_quantile(share) as f64 / 1e3;
-        let spare = servers_cpu * 1e6 - goodput * self.seconds as f64 * cpu_micros;
-        let refusal_micros = if refused < 10_000.0 {
-            0.0
-        } else {
-            (spare / refused).max(0.0)
-        };
-        let memory_max = memory.iter().flatten().copied().fold(0.0, f64::max);
+        let counted = self.counted().await?.since(&before);
         let name = format!("overload/{mix}/{level}x");
-        let figures = [
-            ("throughput_ops", goodput),
-            ("goodput_ratio", goodput / peak),
-            ("p50_ms", quantile(0.5)),
-            ("p99_ms", quantile(0.99)),
-            ("inside_servers_mean_ms", inside.0 * 1e3 / inside.1.max(1.0)),
-            ("refused_ops", a_second(&tally.refused)),
-            (
-                "refused_hinted_share",
-                a_second(&tally.hinted) / a_second(&tally.refused).max(1e-9),
-            ),
-            ("refused_by_servers_ops", refused / self.seconds as f64),
-            ("refusal_cpu_micros", refusal_micros),
-            ("late_ops", a_second(&tally.late)),
-            ("failed_ops", a_second(&tally.failed)),
-            ("unsent_ops", a_second(&tally.unsent)),
-            ("servers_cpu_cores", servers_cpu / self.seconds as f64),
-            ("generator_cpu_cores", own_cpu / self.seconds as f64),
-            ("node_memory_max_mb", memory_max),
-            ("metrics_page_max_ms", page_ms),
-            ("leader_changes", terms),
-        ];
+        let figures = self.figures(&offered, &counted, peak);
+        let Offered { tally, memory, .. } = offered;
         let text: Vec<String> = figures.iter().map(|(m, v)| format!("{m} {v:.2}")).collect();
         println!("  {name}: {}", text.join(", "));
         if let Some(error) = tally.first_error.lock().as_deref() {
@@ -304,6 +281,55 @@ impl Suite<'_> {
                 values,
             }));
         Ok(())
+    }
+
+    /// What the servers count by themselves.
+    async fn counted(&self) -> Result<Counted> {
+        Ok(Counted {
+            refused: self.refused_by_servers().await?,
+            inside: self.inside().await?,
+            terms: self.terms().await?,
+        })
+    }
+
+    fn figures(
+        &self,
+        offered: &Offered,
+        counted: &Counted,
+        peak: Peak,
+    ) -> Vec<(&'static str, f64)> {
+        let (tally, seconds) = (&offered.tally, self.seconds as f64);
+        let a_second = |count: &AtomicU64| count.load(Ordering::Relaxed) as f64 / seconds;
+        let goodput = a_second(&tally.good);
+        let quantile = |share| tally.latencies.lock().value_at_quantile(share) as f64 / 1e3;
+        let spare = offered.servers_cpu * 1e6 - goodput * seconds * peak.cpu_micros;
+        let (sum, count) = counted.inside;
+        let refusal_micros = match counted.refused < 10_000.0 {
+            true => 0.0,
+            false => (spare / counted.refused).max(0.0),
+        };
+        let refused = a_second(&tally.refused);
+        let hinted = a_second(&tally.hinted) / refused.max(1e-9);
+        let memory_max = offered.memory.iter().flatten().copied().fold(0.0, f64::max);
+        vec![
+            ("throughput_ops", goodput),
+            ("goodput_ratio", goodput / peak.a_second),
+            ("p50_ms", quantile(0.5)),
+            ("p99_ms", quantile(0.99)),
+            ("inside_servers_mean_ms", sum * 1e3 / count.max(1.0)),
+            ("refused_ops", refused),
+            ("refused_hinted_share", hinted),
+            ("refused_by_servers_ops", counted.refused / seconds),
+            ("refusal_cpu_micros", refusal_micros),
+            ("late_ops", a_second(&tally.late)),
+            ("failed_ops", a_second(&tally.failed)),
+            ("unsent_ops", a_second(&tally.unsent)),
+            ("servers_cpu_cores", offered.servers_cpu / seconds),
+            ("generator_cpu_cores", offered.own_cpu / seconds),
+            ("node_memory_max_mb", memory_max),
+            ("metrics_page_max_ms", offered.page_ms),
+            ("leader_changes", counted.terms),
+        ]
     }
 
     fn add(&mut self, workload: &str, metric: &'static str, value: f64) {

@@ -11,14 +11,12 @@
 //! get(k) at version  4: nothing      at 5 … 8: "five"      at 9 … 11: "nine"      from 12: nothing
 //! ```
 //!
-//! Other trees put versions on top, into the keys; here the version stands where they have a sequence number, so
-//! that such a read is one lookup with a filter, and compaction drops those shadowed at the *watermark*.
+//! Such a read is one lookup with a filter, and compaction drops versions shadowed at the *watermark*.
 //!
 //! Operations come in *batches*, across keyspaces, all or nothing: puts, deletions, deletions of whole
 //! ranges ([`Batch::delete_range`]). A batch may have [`Condition`]s on keys and is then written only if
 //! they hold, which makes a compare-and-set out of a get and a batch. Each operation also gets a *sequence*,
-//! private to the engine: by it batches become visible one after the other, snapshots see a prefix of
-//! them, and of two writes at one version the later wins, so that replaying writes does no harm.
+//! private to the engine: by it batches become visible in order, and of two writes at one version the later wins.
 //!
 //! # How it lives
 //!
@@ -40,8 +38,7 @@
 //! # What it does when things go wrong
 //!
 //! A crash leaves a prefix with all that was acknowledged as durable. A failed sync ends writing for good; reads
-//! go on. A full disk refuses writes until there is space. Damage is reported with file and block, when read; an owner
-//! who can fetch what is lost from elsewhere asks for it ([`Lsm::judge_damage`]) and gives it up.
+//! go on. A full disk refuses writes until there is space. Damage is named ([`Lsm::judge_damage`]).
 //!
 //! No transactions, no network, nothing asynchronous; files, threads and time come from [`quorate_env::Env`]
 //! alone. `docs/formats.md` has the bytes on disk, `docs/tuning.md` the settings.

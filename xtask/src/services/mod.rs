@@ -73,7 +73,7 @@ impl Services {
         }
         Ok(Services {
             environment,
-            running: running,
+            running,
         })
     }
 

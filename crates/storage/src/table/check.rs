@@ -170,12 +170,12 @@ impl Walk<'_> {
     }
 }
 
+/// From one place to below another.
+pub(crate) type Places = (Vec<u8>, Vec<u8>);
+
 /// The data blocks that can't be read, by where they lie, each with the places that it may have held: from one to
 /// below another. Read from the disk.
-pub(crate) fn lost_blocks(
-    table: &Table,
-    properties: &Properties,
-) -> Vec<(u64, (Vec<u8>, Vec<u8>))> {
+pub(crate) fn lost_blocks(table: &Table, properties: &Properties) -> Vec<(u64, Places)> {
     let mut lost = Vec::new();
     let mut from = properties.smallest.clone();
     let walked = table.for_each_handle(|end, handle| {

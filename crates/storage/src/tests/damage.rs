@@ -31,7 +31,7 @@ fn key(group: u8, n: u8) -> [u8; 2] {
 
 /// Every third is large enough to lie apart.
 fn value(group: u8, n: u8, version: u64) -> Vec<u8> {
-    let size = if n % 3 == 0 { 120 } else { 20 };
+    let size = if n.is_multiple_of(3) { 120 } else { 20 };
     format!("{group}.{n}.{version}.")
         .bytes()
         .cycle()
