@@ -109,6 +109,11 @@ impl ShardMap {
             },
             [] => ShardEpoch::FIRST,
         };
+        // One that grows is settled when its group has taken on the new member, as any other.
+        let settled = match self.shards_of(SYSTEM_NAMESPACE) {
+            [known, ..] => known.settled,
+            [] => epoch.members,
+        };
         let above = replicas.iter().map(|r| r.id + 1).max().unwrap_or_default();
         self.next.replica = self.next.replica.max(above);
         let namespace = Namespace {
@@ -125,7 +130,7 @@ impl ShardMap {
             end: Bytes::new(),
             epoch,
             leaving: Vec::new(),
-            settled: epoch.members,
+            settled,
             replicas,
         };
         self.insert_namespace(namespace, vec![shard]);

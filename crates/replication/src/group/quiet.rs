@@ -85,19 +85,23 @@ impl Group {
     fn hold_back(&self) {
         let parts = &self.inner.parts;
         let quiet = &parts.network.quiet;
-        let on = match quiet.leads_since(self.is_leader()) {
+        let metrics = self.inner.metrics.borrow_watched();
+        // One that is alone hears nobody. When others join, its time begins.
+        let membership = metrics.membership_config.membership();
+        let is_alone = membership.voter_ids().count() == 1;
+        let leads = metrics.state == ServerState::Leader && !is_alone;
+        let on = match quiet.leads_since(leads) {
             None => false,
             Some(since) => {
-                let metrics = self.inner.metrics.borrow_watched();
-                let alone = metrics.membership_config.membership().voter_ids().count() == 1;
                 let acked = metrics.last_quorum_acked.map(|acked| acked.elapsed());
                 let silence = acked.map_or(since.elapsed(), |acked| acked.min(since.elapsed()));
                 let lease = parts.config.timing.election_max;
                 let turns =
                     silence.saturating_sub(lease).as_nanos() / (2 * lease).as_nanos().max(1);
-                !alone && silence >= lease && turns.is_multiple_of(2)
+                silence >= lease && turns.is_multiple_of(2)
             }
         };
+        drop(metrics);
         if quiet.hold_back(on) {
             parts.raft.runtime_config().heartbeat(!on);
         }

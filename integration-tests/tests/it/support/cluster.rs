@@ -122,7 +122,9 @@ impl Cluster {
         eventually("all nodes joined", SOON, || async {
             client.refresh().await;
             let map = client.map();
-            let coordinators = map.shard(COORDINATOR_GROUP).map_or(0, |s| s.replicas.len());
+            // On its way from one replica to two or three it needs the newest one.
+            let settled = map.shard(COORDINATOR_GROUP).filter(|s| s.is_settled());
+            let coordinators = settled.map_or(0, |s| s.replicas.len());
             match (map.nodes.len(), coordinators) {
                 (known, grown) if known == nodes && grown == nodes.min(3) => Ok(()),
                 other => Err(format!("(nodes, coordinators) = {other:?}")),
