@@ -24,8 +24,26 @@ pub struct StateHash {
 /// The newest hashes of one replica.
 #[derive(Debug, Default)]
 pub(crate) struct Hashes {
-    done: Mutex<VecDeque<Result<StateHash, (u64, String)>>>,
+    known: Mutex<Known>,
     changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    done: VecDeque<Result<StateHash, (u64, String)>>,
+    /// Commands up to this index are not applied here any more: the state after them came whole.
+    skipped: u64,
+}
+
+/// Why there is no hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NoHash {
+    /// The state could not be read.
+    Failed(String),
+    /// The replica never had just that state: it took a later one whole, by a snapshot or when it was opened.
+    Skipped,
+    /// Not in the time given.
+    Late,
 }
 
 /// So many are remembered.
@@ -48,23 +66,26 @@ impl Hashes {
             if let Ok(found) = &found {
                 switch::probe("hash", || [group, index, found.hash, found.keys]);
             }
-            let mut done = hashes.done.lock();
-            if done.len() == KEPT {
-                done.pop_front();
+            let mut known = hashes.known.lock();
+            if known.done.len() == KEPT {
+                known.done.pop_front();
             }
-            done.push_back(found.map_err(|error| (index, error.to_string())));
-            drop(done);
+            let found = found.map_err(|error| (index, error.to_string()));
+            known.done.push_back(found);
+            drop(known);
             hashes.changed.notify_waiters();
         };
         env.jobs.spawn(JobClass::Compaction, Box::new(job));
     }
 
-    /// Waits for the hash at an index; `None` when the time is over, or it is too old.
-    pub(crate) async fn wait(
-        &self,
-        index: u64,
-        timeout: Duration,
-    ) -> Option<Result<StateHash, String>> {
+    /// The state at an index came whole, so that those before it are not hashed.
+    pub(crate) fn skip(&self, upto: u64) {
+        self.known.lock().skipped = upto;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for the hash at an index.
+    pub(crate) async fn wait(&self, index: u64, timeout: Duration) -> Result<StateHash, NoHash> {
         let wait = async {
             loop {
                 let changed = self.changed.notified();
@@ -74,14 +95,17 @@ impl Hashes {
                 changed.await;
             }
         };
-        tokio::time::timeout(timeout, wait).await.ok()
+        let found = tokio::time::timeout(timeout, wait).await;
+        found.unwrap_or(Err(NoHash::Late))
     }
 
-    fn find(&self, index: u64) -> Option<Result<StateHash, String>> {
-        self.done.lock().iter().find_map(|done| match done {
+    fn find(&self, index: u64) -> Option<Result<StateHash, NoHash>> {
+        let known = self.known.lock();
+        let found = known.done.iter().find_map(|done| match done {
             Ok(hash) => (hash.index == index).then_some(Ok(*hash)),
-            Err((at, error)) => (*at == index).then(|| Err(error.clone())),
-        })
+            Err((at, error)) => (*at == index).then(|| Err(NoHash::Failed(error.clone()))),
+        });
+        found.or_else(|| (index <= known.skipped).then_some(Err(NoHash::Skipped)))
     }
 }
 

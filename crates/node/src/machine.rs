@@ -78,6 +78,7 @@ impl ShardMachine {
         // What was read back before anything was applied is on disk.
         if let Some(entry) = position.entry {
             machine.flushed.recovered(entry.index);
+            machine.hashes.skip(entry.index);
         }
         machine.set_position(&mut machine.position.lock(), position);
         Ok(machine)
@@ -168,6 +169,7 @@ impl ShardMachine {
         let (position, sequence) = install()?;
         if let Some(entry) = position.entry {
             self.flushed.applied(sequence, entry.index);
+            self.hashes.skip(entry.index);
         }
         self.set_position(&mut held, position);
         self.installs.fetch_add(1, Ordering::SeqCst);

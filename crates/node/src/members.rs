@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use quorate_replication::{Group, Status};
-use quorate_sharding::{COORDINATOR_GROUP, GroupId, NodeId, ReplicaId, Shard};
+use quorate_sharding::{GroupId, NodeId, ReplicaId, Shard};
 
 use crate::error::Result;
 use crate::node::Inner;
@@ -41,15 +41,13 @@ pub(crate) async fn lead(inner: Arc<Inner>) {
             let Some(shard) = map.shard(group.id()) else {
                 continue;
             };
-            // Nothing is on its way. Only the coordinator grows without being told.
-            if shard.is_settled() && shard.id != COORDINATOR_GROUP {
+            // Nothing is on its way.
+            if shard.is_settled() {
                 continue;
             }
             let status = group.status();
             if is_as_named(&status, shard) {
-                if !shard.is_settled() {
-                    unsettled.insert(shard.id, shard.epoch.members);
-                }
+                unsettled.insert(shard.id, shard.epoch.members);
             } else if knows_all(&status, shard) && busy.lock().insert(group.id()) {
                 tokio::spawn(change(Arc::clone(&busy), group, Arc::clone(shard)));
             }

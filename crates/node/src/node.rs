@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::coordinator::{self, ClusterCommand};
 use crate::error::{Error, Result};
+use crate::hash::NoHash;
 use crate::identity::{DataDir, Identity};
 use crate::latency::Latencies;
 use crate::replies::Replies;
@@ -359,14 +360,22 @@ impl Node {
         timeout: Duration,
     ) -> std::result::Result<crate::StateHash, Failure> {
         let replica = self.replica(shard)?;
-        match replica.machine.hashes.wait(index, timeout).await {
-            Some(Ok(hash)) => Ok(hash),
-            Some(Err(error)) => Err(KvError::new(ErrorKind::Corruption, error).into()),
-            None => {
-                let message = format!("no hash at index {index} within {timeout:?}");
-                Err(KvError::new(ErrorKind::DeadlineExceeded, message).into())
+        let found = replica.machine.hashes.wait(index, timeout).await;
+        let error = match found {
+            Ok(hash) => return Ok(hash),
+            Err(NoHash::Failed(error)) => KvError::new(ErrorKind::Corruption, error),
+            Err(NoHash::Skipped) => {
+                let message = format!(
+                    "the replica has no hash at index {index}: it took a later state whole; ask for a hash anew"
+                );
+                KvError::new(ErrorKind::Unavailable, message)
             }
-        }
+            Err(NoHash::Late) => {
+                let message = format!("no hash at index {index} within {timeout:?}");
+                KvError::new(ErrorKind::DeadlineExceeded, message)
+            }
+        };
+        Err(error.into())
     }
 
     fn replica(&self, shard: GroupId) -> std::result::Result<Arc<ShardReplica>, Failure> {

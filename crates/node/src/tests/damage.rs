@@ -24,7 +24,7 @@ fn value_of(shard: &Shard, n: u64) -> String {
 async fn filled() -> (Cluster, [Shard; 2]) {
     let cluster = Cluster::of_three().await;
     until("the coordinator's voters", || async {
-        serve(&cluster).await;
+        cluster.serve().await;
         (voters(&cluster, COORDINATOR_GROUP) == 3).then_some(())
     })
     .await;
@@ -75,23 +75,6 @@ fn damage_table(disk: &SimDisk) {
     disk.flip_bit(&path, size * 8 * 3 / 10).expect("flips");
 }
 
-/// What servers do: tells the coordinator what nodes have to say, and everybody of the map.
-async fn serve(cluster: &Cluster) {
-    cluster.spread();
-    for node in cluster.nodes.values() {
-        for command in node.unsettled() {
-            for other in cluster.nodes.values() {
-                // One that has just lost its place never answers.
-                let brief = std::time::Duration::from_millis(500);
-                if other.coordinate(command.clone(), brief).await.is_ok() {
-                    break;
-                }
-            }
-        }
-    }
-    cluster.spread();
-}
-
 fn replicas_on(cluster: &Cluster, node: NodeId) -> BTreeMap<GroupId, ReplicaId> {
     let map = cluster
         .nodes
@@ -122,7 +105,7 @@ async fn repaired(
     before: &BTreeMap<GroupId, ReplicaId>,
 ) -> BTreeSet<GroupId> {
     until("the repair", || async {
-        serve(cluster).await;
+        cluster.serve().await;
         let inner = &cluster.nodes[&node].inner;
         let status = cluster.nodes[&node].status();
         let done = inner.taints.all().is_empty() && status.faults().is_empty();

@@ -218,7 +218,7 @@ impl Rig {
             .expect("a runtime");
         let wait = self.machine.hashes.wait(index, Duration::from_secs(1));
         let found = runtime.block_on(wait);
-        found.expect("the job ran").expect("the state is hashed")
+        found.expect("the job ran, and hashed the state")
     }
 }
 

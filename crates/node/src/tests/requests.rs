@@ -165,11 +165,11 @@ impl Cluster {
             cluster.open(id, dir, disk);
         }
         until("the coordinator to grow", || async {
-            cluster.spread();
+            cluster.serve().await;
             let grown = cluster.nodes.values().all(|node| {
                 let map = node.map();
                 let shard = map.shard(COORDINATOR_GROUP);
-                shard.is_some_and(|s| s.replicas.len() == 3)
+                shard.is_some_and(|s| s.replicas.len() == 3 && s.is_settled())
                     && node.inner.coordinator.read().is_some()
             });
             grown.then_some(())
@@ -236,6 +236,21 @@ impl Cluster {
         for node in self.nodes.values() {
             node.adopt_map((*newest).clone());
         }
+    }
+
+    /// What servers do: tells the coordinator what nodes have to say, and everybody of the map.
+    pub(super) async fn serve(&self) {
+        self.spread();
+        for command in self.nodes.values().flat_map(Node::unsettled) {
+            for other in self.nodes.values() {
+                // One that has just lost its place never answers.
+                let brief = Duration::from_millis(500);
+                if other.coordinate(command.clone(), brief).await.is_ok() {
+                    break;
+                }
+            }
+        }
+        self.spread();
     }
 
     /// Has whoever leads the coordinator do it.
@@ -371,17 +386,21 @@ impl Cluster {
 
     /// The hashes of all replicas at one index.
     pub(super) async fn hashes(&self, shard: GroupId) -> Vec<StateHash> {
-        let index = until("the hash command", || async {
+        until("all replicas hash the same state", || async {
             let leader = self.leader(shard).await;
-            self.nodes[&leader].start_hash(shard, SOON).await.ok()
+            let index = self.nodes[&leader].start_hash(shard, SOON).await.ok()?;
+            let mut hashes = Vec::new();
+            for node in self.nodes.values() {
+                match node.state_hash(shard, index, SOON).await {
+                    Ok(hash) => hashes.push(hash),
+                    // A snapshot came in between.
+                    Err(error) if error.error.kind() == ErrorKind::Unavailable => return None,
+                    Err(error) => panic!("the replica does not hash its state: {error:?}"),
+                }
+            }
+            Some(hashes)
         })
-        .await;
-        let mut hashes = Vec::new();
-        for node in self.nodes.values() {
-            let hash = node.state_hash(shard, index, SOON).await;
-            hashes.push(hash.expect("the replica hashes its state"));
-        }
-        hashes
+        .await
     }
 
     pub(super) async fn assert_replicas_agree(&self, shard: GroupId) -> StateHash {

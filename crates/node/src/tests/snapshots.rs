@@ -2,12 +2,16 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_env::sim::{Crash, Sim};
 use quorate_env::{Disk, Random};
 use quorate_replication::{Applied, SnapshotSink, StateMachine};
 use quorate_sharding::NamespaceKind;
+
+use crate::hash::NoHash;
 
 use super::harness::{Rig, SPOOL, crash, crash_kind, hash_of};
 use super::script::{KINDS, ORDERED, Script, shard};
@@ -89,6 +93,25 @@ fn snapshot_installed_over_any_older_state_gives_the_sent_one() {
             }
         }
     }
+}
+
+#[test]
+fn snapshot_installed_ends_the_wait_for_a_hash_that_it_skips() {
+    let script = script(3, ORDERED);
+    let sent = send(&machine_at(&Sim::new(3), &script, SENT));
+    let over = machine_at(&Sim::new(4), &script, OLD);
+    let hashes = Arc::clone(&over.machine.hashes);
+    let runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = { runtime }.enable_time().build().expect("a runtime");
+    let at = OLD as u64 + 5;
+    let found = runtime.block_on(async {
+        let wait = tokio::spawn(async move { hashes.wait(at, Duration::from_secs(600)).await });
+        tokio::task::yield_now().await;
+        assert!(!wait.is_finished(), "the entry may come yet");
+        install(&over, &sent).expect("installs");
+        wait.await.expect("it waits for nothing else")
+    });
+    assert_eq!(found, Err(NoHash::Skipped));
 }
 
 #[test]
