@@ -66,49 +66,48 @@ fn measure(
 }
 
 /// The outbox: enqueuing, end to end, draining a backlog, and what others do beside it.
-pub fn outbox(root: &Path) -> Result<()> {
-    let build = [
-        "build",
-        "--release",
-        "--package",
-        "quorate-outbox",
-        "--features",
-        "postgres,kafka",
-        "--example",
-        "outbox_speed",
-    ];
-    ci::cargo(root, &build)?;
-    let servers = services::Services::start(root)?;
-    let folder = root.join("target/bench");
-    std::fs::create_dir_all(&folder)?;
-    let speed = ci::target_folder(root)?.join("release/examples/outbox_speed");
-    let mut command = Command::new(speed);
-    command.arg(folder.join("outbox.json"));
-    servers.environment(&mut command);
-    ci::run(command)
+pub fn outbox(root: &Path, more: &[&str]) -> Result<()> {
+    beside_servers(root, "quorate-outbox", "postgres,kafka", &["outbox"], more)
 }
 
-/// Sagas and TCC a second, on PostgreSQL and SQLite.
+/// Sagas and TCC a second, and what AT costs, on PostgreSQL and SQLite.
 pub fn saga(root: &Path) -> Result<()> {
-    let build = [
-        "build",
-        "--release",
-        "--package",
+    beside_servers(
+        root,
         "quorate-saga",
-        "--features",
         "postgres,sqlite",
-        "--example",
-        "saga_speed",
-    ];
+        &["saga", "at"],
+        &[],
+    )
+}
+
+/// Runs examples of a package, `<name>_speed` each, which write `<name>.json`, beside real servers.
+fn beside_servers(
+    root: &Path,
+    package: &str,
+    features: &str,
+    names: &[&str],
+    more: &[&str],
+) -> Result<()> {
+    let examples: Vec<String> = names.iter().map(|name| format!("{name}_speed")).collect();
+    let mut build = vec!["build", "--release", "--package", package];
+    build.extend(["--features", features]);
+    for example in &examples {
+        build.extend(["--example", example]);
+    }
     ci::cargo(root, &build)?;
     let servers = services::Services::start(root)?;
     let folder = root.join("target/bench");
     std::fs::create_dir_all(&folder)?;
-    let speed = ci::target_folder(root)?.join("release/examples/saga_speed");
-    let mut command = Command::new(speed);
-    command.arg(folder.join("saga.json"));
-    servers.environment(&mut command);
-    ci::run(command)
+    let programs = ci::target_folder(root)?.join("release/examples");
+    for (name, example) in names.iter().zip(examples) {
+        let mut command = Command::new(programs.join(example));
+        command.arg(folder.join(name).with_extension("json"));
+        command.args(more);
+        servers.environment(&mut command);
+        ci::run(command)?;
+    }
+    Ok(())
 }
 
 /// Our storage engine against others, all in one program of a package outside the workspace.

@@ -33,8 +33,9 @@ usage: cargo xtask <task>
                       memory and idle CPU of 1,000 groups that nobody uses, and how long until all are led
   bench overload [--seconds N] [--shards N] [--mix put|get|get90-put10]
                       goodput, refusals, memory when up to ten times as much is asked as can be done, and after
-  bench outbox        enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
-  bench saga          three-step sagas and TCC a second, on PostgreSQL and SQLite
+  bench outbox [enqueue|end_to_end|drain]
+                      enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
+  bench saga          three-step sagas and TCC a second, and what AT costs, on PostgreSQL and SQLite
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -64,7 +65,7 @@ fn main() -> Result<()> {
         ["bench", "failover", more @ ..] => bench::failover(&root, more),
         ["bench", "groups", more @ ..] => bench::groups(&root, more),
         ["bench", "overload", more @ ..] => bench::overload(&root, more),
-        ["bench", "outbox"] => bench::outbox(&root),
+        ["bench", "outbox", more @ ..] => bench::outbox(&root, more),
         ["bench", "saga"] => bench::saga(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),

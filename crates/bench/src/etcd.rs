@@ -1,4 +1,4 @@
-//! etcd as a target: the two calls of its KV service that are measured.
+//! etcd as a target: the calls of its KV service that are measured.
 
 use bytes::Bytes;
 use tonic::client::Grpc;
@@ -30,6 +30,20 @@ struct RangeRequest {
     key: Bytes,
     #[prost(bool, tag = "7")]
     serializable: bool,
+}
+
+/// `etcdserverpb.RequestOp`, of which only puts are used.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RequestOp {
+    #[prost(message, optional, tag = "2")]
+    put: Option<PutRequest>,
+}
+
+/// `etcdserverpb.TxnRequest`, without conditions.
+#[derive(Clone, PartialEq, prost::Message)]
+struct TxnRequest {
+    #[prost(message, repeated, tag = "2")]
+    success: Vec<RequestOp>,
 }
 
 /// `etcdserverpb.StatusRequest`.
@@ -148,5 +162,16 @@ impl Target for Etcd {
             serializable: true,
         };
         self.call(client, "/etcdserverpb.KV/Range", range).await
+    }
+
+    async fn put_all(&self, client: usize, pairs: Vec<(Bytes, Bytes)>) -> Result<(), String> {
+        // A transaction of etcd takes a key once.
+        let keys: std::collections::BTreeMap<Bytes, Bytes> = pairs.into_iter().collect();
+        let puts = keys.into_iter().map(|(key, value)| RequestOp {
+            put: Some(PutRequest { key, value }),
+        });
+        let success = puts.collect();
+        self.call(client, "/etcdserverpb.KV/Txn", TxnRequest { success })
+            .await
     }
 }

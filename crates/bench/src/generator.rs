@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use quorate_env::Random;
-use quorate_kv::{Get, Kv, Put, ReadLevel};
+use quorate_kv::{Batch, Get, Kv, Mutation, Put, ReadLevel};
 
 /// What is asked of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,14 @@ pub enum Operation {
     Get,
     /// Read a random key from any replica, however old.
     StaleGet,
+    /// Of ten operations nine linearizable reads and a write.
+    Mix,
+    /// Write [`BATCH`] random keys, all or none.
+    Batch,
 }
+
+/// Keys of an [`Operation::Batch`].
+pub const BATCH: usize = 16;
 
 impl Operation {
     /// Its name in reports.
@@ -27,6 +34,8 @@ impl Operation {
             Operation::Put => "put",
             Operation::Get => "get",
             Operation::StaleGet => "stale-get",
+            Operation::Mix => "get90-put10",
+            Operation::Batch => "put-batch-of-16",
         }
     }
 }
@@ -50,6 +59,13 @@ pub trait Target: Send + Sync + 'static {
         client: usize,
         key: Bytes,
     ) -> impl Future<Output = Result<(), String>> + Send;
+
+    /// Writes keys, all or none.
+    fn put_all(
+        &self,
+        client: usize,
+        pairs: Vec<(Bytes, Bytes)>,
+    ) -> impl Future<Output = Result<(), String>> + Send;
 }
 
 impl Target for Arc<dyn Kv> {
@@ -70,6 +86,16 @@ impl Target for Arc<dyn Kv> {
     async fn stale_get(&self, _client: usize, key: Bytes) -> Result<(), String> {
         let get = Get::new(key).level(ReadLevel::Stale);
         Kv::get(&**self, get)
+            .await
+            .map(|_| ())
+            .map_err(|e| e.to_string())
+    }
+
+    async fn put_all(&self, _client: usize, pairs: Vec<(Bytes, Bytes)>) -> Result<(), String> {
+        let puts = pairs
+            .into_iter()
+            .map(|(key, value)| Mutation::put(key, value));
+        Kv::batch(&**self, Batch::new(puts.collect()))
             .await
             .map(|_| ())
             .map_err(|e| e.to_string())
@@ -188,19 +214,36 @@ async fn run_client<T: Target>(
         if started >= end {
             return state;
         }
-        let key = key(random.below(workload.keys));
-        let outcome = match workload.operation {
-            Operation::Put => {
-                value.chunks_mut(8).for_each(|chunk| {
-                    let bytes = random.next_u64().to_le_bytes();
-                    chunk.copy_from_slice(&bytes[..chunk.len()]);
-                });
-                target
-                    .put(client, key, Bytes::copy_from_slice(&value))
-                    .await
+        let mut pair = || {
+            value.chunks_mut(8).for_each(|chunk| {
+                let bytes = random.next_u64().to_le_bytes();
+                chunk.copy_from_slice(&bytes[..chunk.len()]);
+            });
+            let key = key(random.below(workload.keys));
+            (key, Bytes::copy_from_slice(&value))
+        };
+        let operation = match workload.operation {
+            Operation::Mix if random.below(10) == 0 => Operation::Put,
+            Operation::Mix => Operation::Get,
+            other => other,
+        };
+        let outcome = match operation {
+            Operation::Batch => {
+                let pairs = (0..BATCH).map(|_| pair()).collect();
+                target.put_all(client, pairs).await
             }
-            Operation::Get => target.get(client, key).await,
-            Operation::StaleGet => target.stale_get(client, key).await,
+            Operation::Put => {
+                let (key, value) = pair();
+                target.put(client, key, value).await
+            }
+            Operation::StaleGet => {
+                let key = key(random.below(workload.keys));
+                target.stale_get(client, key).await
+            }
+            Operation::Get | Operation::Mix => {
+                let key = key(random.below(workload.keys));
+                target.get(client, key).await
+            }
         };
         let now = Instant::now();
         if now < begin || now > end {

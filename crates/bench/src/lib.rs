@@ -11,5 +11,5 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use generator::{Measured, Operation, Target, Workload, run};
+pub use generator::{BATCH, Measured, Operation, Target, Workload, run};
 pub use report::{Report, Row, Series};

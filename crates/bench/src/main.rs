@@ -5,22 +5,20 @@ mod failover;
 mod groups;
 mod overload;
 mod processes;
+mod sides;
+mod throughput;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use bytes::Bytes;
+use anyhow::Result;
 use clap::Parser;
-use quorate_bench::{Measured, Operation, Report, Target, Workload, run};
-use quorate_client::{Client, ClientOptions};
-use quorate_kv::Kv;
-use quorate_sharding::{COORDINATOR_GROUP, Role};
+use quorate_bench::Report;
 
 use failover::Fault;
 use processes::Processes;
+use sides::{Ours, connect_etcd};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,7 +46,7 @@ struct Args {
     #[arg(long, default_value_t = 5)]
     seconds: u64,
     /// Numbers of clients
-    #[arg(long, value_delimiter = ',', default_value = "1,100,1000")]
+    #[arg(long, value_delimiter = ',', default_value = "1,10,100,1000")]
     clients: Vec<usize>,
     /// Shards of our namespace; 1 is what etcd has
     #[arg(long, default_value_t = 1)]
@@ -83,12 +81,6 @@ impl Args {
     }
 }
 
-/// Connections of the generator; our client opens them to each node, so fewer to each.
-const CONNECTIONS: usize = 8;
-const OURS_PER_NODE: usize = 2;
-const KEYS: u64 = 100_000;
-const VALUE_BYTES: usize = 100;
-
 /// Every value of every metric, by side, workload and metric.
 type Samples = BTreeMap<(bool, String, &'static str), Vec<f64>>;
 
@@ -112,7 +104,7 @@ fn main() -> Result<()> {
         match (args.groups, args.failover) {
             (Some(groups), _) => measure_groups(&args, groups).await,
             (_, Some(faults)) => measure_failover(&args, faults).await,
-            _ => measure(&args).await,
+            _ => throughput::measure(&args).await,
         }
     })?;
     save(&args, &report(&args, &samples))
@@ -148,39 +140,6 @@ fn save(args: &Args, report: &Report) -> Result<()> {
     Ok(())
 }
 
-async fn measure(args: &Args) -> Result<Samples> {
-    let mut samples = Samples::new();
-    for round in 0..args.rounds {
-        println!("round {} of {}", round + 1, args.rounds);
-        if let Some(binary) = &args.etcd {
-            let dir = tempfile::tempdir()?;
-            let processes = Processes::etcd(binary, dir.path())?;
-            let target = Arc::new(connect_etcd(&processes.endpoints).await?);
-            let mut side = Side {
-                args,
-                ours: false,
-                processes: &processes,
-                samples: &mut samples,
-            };
-            side.measure_all(&target, "").await?;
-        }
-        let dir = tempfile::tempdir()?;
-        let processes =
-            Processes::quorate(&args.quorate, dir.path(), args.shards, &args.settings()?)?;
-        for (batching, suffix) in [(true, ""), (false, "/unbatched")] {
-            let target = Arc::new(connect_ours(&processes.endpoints, batching).await?);
-            let mut side = Side {
-                args,
-                ours: true,
-                processes: &processes,
-                samples: &mut samples,
-            };
-            side.measure_all(&target, suffix).await?;
-        }
-    }
-    Ok(samples)
-}
-
 /// Both sides in turn, a share of the faults in each round.
 async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
     let mut gaps: BTreeMap<(bool, &'static str), Vec<f64>> = BTreeMap::new();
@@ -198,7 +157,7 @@ async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
             let dir = tempfile::tempdir()?;
             let mut processes =
                 Processes::quorate(&args.quorate, dir.path(), args.shards, &args.settings()?)?;
-            let target = Arc::new(Ours::connect(&processes.endpoints).await?);
+            let target = Arc::new(Ours::connect(&processes.endpoints, sides::options()).await?);
             let found = failover::gaps(&mut processes, &target, fault, each).await?;
             gaps.entry((true, fault.name())).or_default().extend(found);
         }
@@ -233,172 +192,6 @@ async fn measure_groups(args: &Args, count: u32) -> Result<Samples> {
         }
     }
     Ok(samples)
-}
-
-/// Our cluster, as what is written to and asked who leads.
-struct Ours {
-    client: Client,
-    kv: Arc<dyn Kv>,
-    endpoints: Vec<String>,
-}
-
-impl Ours {
-    async fn connect(endpoints: &[String]) -> Result<Ours> {
-        let options = ClientOptions {
-            connections: OURS_PER_NODE,
-            ..ClientOptions::default()
-        };
-        let client = Client::connect(endpoints, options).await?;
-        Ok(Ours {
-            kv: Arc::new(client.namespace("bench").await?),
-            client,
-            endpoints: endpoints.to_vec(),
-        })
-    }
-}
-
-impl failover::Leader for Ours {
-    async fn leader(&self) -> Option<usize> {
-        let mut leader = None;
-        for (node, status) in self.client.status().await {
-            let status = status.ok()?;
-            let mut groups = status.groups.iter();
-            if groups.any(|g| g.group != COORDINATOR_GROUP && g.role == Role::Leader) {
-                leader = self.endpoints.iter().position(|e| *e == node.address);
-            }
-        }
-        leader
-    }
-}
-
-impl Target for Ours {
-    async fn put(&self, client: usize, key: Bytes, value: Bytes) -> Result<(), String> {
-        Target::put(&self.kv, client, key, value).await
-    }
-
-    async fn get(&self, client: usize, key: Bytes) -> Result<(), String> {
-        Target::get(&self.kv, client, key).await
-    }
-
-    async fn stale_get(&self, client: usize, key: Bytes) -> Result<(), String> {
-        Target::stale_get(&self.kv, client, key).await
-    }
-}
-
-async fn connect_etcd(endpoints: &[String]) -> Result<etcd::Etcd> {
-    let end = tokio::time::Instant::now() + Duration::from_secs(30);
-    loop {
-        let works = async {
-            let target = etcd::Etcd::connect(endpoints, CONNECTIONS).await?;
-            let put = target.put(0, "probe".into(), "1".into()).await;
-            put.map_err(anyhow::Error::msg)?;
-            Ok::<_, anyhow::Error>(target)
-        };
-        match works.await {
-            Ok(target) => return Ok(target),
-            Err(error) if tokio::time::Instant::now() > end => return Err(error),
-            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-        }
-    }
-}
-
-async fn connect_ours(endpoints: &[String], batching: bool) -> Result<Arc<dyn Kv>> {
-    let options = ClientOptions {
-        connections: OURS_PER_NODE,
-        batching,
-        ..ClientOptions::default()
-    };
-    let client = Client::connect(endpoints, options).await?;
-    Ok(Arc::new(client.namespace("bench").await?))
-}
-
-struct Side<'a> {
-    args: &'a Args,
-    ours: bool,
-    processes: &'a Processes,
-    samples: &'a mut Samples,
-}
-
-impl Side<'_> {
-    async fn measure_all<T: Target>(&mut self, target: &Arc<T>, suffix: &str) -> Result<()> {
-        // A cluster that has just started elects, and learns who leads: not what is measured.
-        let prime = Workload {
-            operation: Operation::Put,
-            clients: 16,
-            duration: Duration::from_secs(2),
-            warmup: Duration::ZERO,
-            keys: KEYS,
-            value_bytes: VALUE_BYTES,
-            seed: 0,
-        };
-        run(Arc::clone(target), &prime).await;
-        for &clients in &self.args.clients {
-            for operation in [Operation::Put, Operation::Get] {
-                let workload = Workload {
-                    operation,
-                    clients,
-                    duration: Duration::from_secs(self.args.seconds),
-                    warmup: Duration::from_secs(1),
-                    keys: KEYS,
-                    value_bytes: VALUE_BYTES,
-                    seed: clients as u64,
-                };
-                let name = format!(
-                    "{}/clients={clients}/conns={CONNECTIONS}{suffix}",
-                    operation.name()
-                );
-                self.measure(target, &workload, name).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn measure<T: Target>(
-        &mut self,
-        target: &Arc<T>,
-        workload: &Workload,
-        name: String,
-    ) -> Result<()> {
-        let before = self.processes.usage()?;
-        let measured = run(Arc::clone(target), workload).await;
-        let after = self.processes.usage()?;
-        ensure!(
-            measured.failures * 100 <= measured.operations,
-            "{name}: {} of {} operations failed: {}",
-            measured.failures,
-            measured.operations,
-            measured.first_error.as_deref().unwrap_or_default()
-        );
-        // The warm-up's share of CPU is counted with its operations left out: the same for both.
-        let cpu =
-            (after.cpu_seconds - before.cpu_seconds) * 1e6 / measured.operations.max(1) as f64;
-        self.keep(&name, &measured, cpu, after.memory_bytes as f64 / 1e6);
-        Ok(())
-    }
-
-    fn keep(&mut self, name: &str, measured: &Measured, cpu_micros: f64, memory_mb: f64) {
-        let side = if self.ours { "quorate" } else { "etcd" };
-        println!(
-            "  {side:<8} {name:<40} {:>9.0} ops/s  p50 {:>6.2} ms  p99 {:>7.2} ms",
-            measured.throughput(),
-            measured.p50_micros as f64 / 1e3,
-            measured.p99_micros as f64 / 1e3
-        );
-        let metrics = [
-            ("throughput_ops", measured.throughput()),
-            ("p50_ms", measured.p50_micros as f64 / 1e3),
-            ("p99_ms", measured.p99_micros as f64 / 1e3),
-            ("p999_ms", measured.p999_micros as f64 / 1e3),
-            ("cpu_per_op_micros", cpu_micros),
-            ("memory_mb", memory_mb),
-        ];
-        for (metric, value) in metrics {
-            self.samples
-                .entry((self.ours, name.to_owned(), metric))
-                .or_default()
-                .push(value);
-        }
-    }
 }
 
 fn median(values: &[f64]) -> f64 {

@@ -17,7 +17,13 @@ async fn bench_generator_measures_every_operation() {
     };
     let store: Arc<dyn Kv> = Arc::new(MemoryKv::new(domain));
     let target = Arc::new(store);
-    for operation in [Operation::Put, Operation::Get, Operation::StaleGet] {
+    for operation in [
+        Operation::Put,
+        Operation::Get,
+        Operation::StaleGet,
+        Operation::Mix,
+        Operation::Batch,
+    ] {
         let workload = Workload {
             operation,
             clients: 4,

@@ -72,10 +72,11 @@ impl<'a> Call<'a> {
         deadline: Instant,
     ) -> Self {
         let is_write = operation.is_write();
-        let any_replica = matches!(
-            operation.level(),
-            Some(ReadLevel::Stale | ReadLevel::AtLeast(_))
-        );
+        let any_replica = match operation.level() {
+            Some(ReadLevel::Stale | ReadLevel::AtLeast(_)) => true,
+            Some(ReadLevel::Linearizable) => inner.options.read_any_replica,
+            _ => false,
+        };
         Call {
             inner,
             namespace,

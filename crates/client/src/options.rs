@@ -16,6 +16,9 @@ pub struct ClientOptions {
     /// Whether operations that are in flight together share frames. Without it each is a call of
     /// its own, which is slower: for comparison.
     pub batching: bool,
+    /// Whether linearizable reads go to any replica and not only to leaders. A follower asks its leader how far it must
+    /// be, which many reads share: a little slower, and the leader has less to do.
+    pub read_any_replica: bool,
     /// Of a hundred operations so many may be repeated after a node had too much to do or did not answer in time.
     pub retry_percent: u32,
     /// So many such repetitions are saved up at most, for when many are needed at once.
@@ -36,6 +39,7 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(1),
             connections: 1,
             batching: true,
+            read_any_replica: false,
             retry_percent: 10,
             retry_burst: 1000,
             in_flight_max: 64 << 10,

@@ -395,6 +395,34 @@ async fn stale_reads_go_to_all_replicas_and_need_no_leader() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn linearizable_reads_go_to_the_leader_or_where_asked_to_all_replicas() {
+    for (read_any_replica, nodes_asked) in [(false, 1), (true, 3)] {
+        let fake = Fake::new(3, HASHED, 1);
+        let options = ClientOptions {
+            read_any_replica,
+            ..ClientOptions::default()
+        };
+        let (_client, kv) = namespace_with(&fake, options).await;
+        kv.put(Put::new("k", "1")).await.unwrap();
+        fake.state.lock().seen.clear();
+        for _ in 0..6 {
+            assert!(kv.get(Get::new("k")).await.unwrap().is_some());
+        }
+        let seen: Vec<_> = fake.state.lock().seen.iter().map(|s| s.0).collect();
+        let nodes: std::collections::HashSet<_> = seen.into_iter().collect();
+        assert_eq!(nodes.len(), nodes_asked);
+        // Writes know one place only.
+        fake.state.lock().seen.clear();
+        for _ in 0..6 {
+            kv.put(Put::new("k", "2")).await.unwrap();
+        }
+        let nodes: std::collections::HashSet<_> =
+            fake.state.lock().seen.iter().map(|s| s.0).collect();
+        assert_eq!(nodes.len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn compare_across_shards_is_refused() {
     let kv = namespace(&Fake::new(3, Encoding::Ordered, 8)).await;
     let compare = Compare::new()

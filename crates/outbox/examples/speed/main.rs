@@ -15,6 +15,8 @@ use serde_json::json;
 /// Anything may fail here, and then the run ends.
 pub type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+const PARTS: [&str; 3] = ["enqueue", "end_to_end", "drain"];
+
 #[tokio::main]
 async fn main() -> Outcome<()> {
     let file = std::env::args()
@@ -24,6 +26,9 @@ async fn main() -> Outcome<()> {
     let rows = if short { 20_000 } else { 1_000_000 };
     let seconds = if short { 1 } else { 5 };
     let only = std::env::args().nth(2);
+    if let Some(only) = only.as_deref().filter(|only| !PARTS.contains(only)) {
+        return Err(format!("there is no part {only}: {}", PARTS.join(", ")).into());
+    }
     let wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
     let mut results = json!({});
     if wanted("enqueue") {

@@ -45,12 +45,12 @@ impl ConsumerContext for Context {
         kind: RDKafkaRespErr,
         list: &mut TopicPartitionList,
     ) {
-        // A panic must not unwind into C: the runtime may be shutting down.
+        // A panic must not unwind into C.
         let done = std::panic::catch_unwind(AssertUnwindSafe(|| match kind {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.take(consumer, list),
             _ => self.give_up(consumer, list),
         }));
-        if done.is_err() {
+        if !matches!(done, Ok(true)) {
             tracing::warn!("a rebalance could not be dealt with; nothing is consumed");
             let _ = consumer.unassign();
         }
@@ -58,12 +58,15 @@ impl ConsumerContext for Context {
 }
 
 impl Context {
-    fn take(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) {
+    /// False if the runtime ends.
+    fn take(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> bool {
         let round = self.round.fetch_add(1, Ordering::SeqCst) + 1;
         let partitions = partitions(list);
-        let starts = self
-            .runtime
-            .block_on(self.positions.assigned(partitions.clone(), round));
+        let (positions, taken) = (Arc::clone(&self.positions), partitions.clone());
+        let starts = self.wait_for(async move { positions.assigned(taken, round).await });
+        let Some(starts) = starts else {
+            return false;
+        };
         for (partition, start) in partitions.iter().zip(starts) {
             if let Start::At(offset) = start {
                 let offset = Offset::Offset(offset);
@@ -76,15 +79,30 @@ impl Context {
         if let Err(error) = consumer.assign(list) {
             tracing::warn!(%error, "partitions could not be taken");
         }
+        true
     }
 
-    fn give_up(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+    /// False if the runtime ends.
+    fn give_up(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> bool {
         self.round.fetch_add(1, Ordering::SeqCst);
-        self.runtime
-            .block_on(self.positions.revoked(partitions(list)));
+        let (positions, given_up) = (Arc::clone(&self.positions), partitions(list));
+        let told = self.wait_for(async move { positions.revoked(given_up).await });
         if let Err(error) = consumer.unassign() {
             tracing::warn!(%error, "partitions could not be given up");
         }
+        told.is_some()
+    }
+
+    /// Blocks this thread while the runtime does it; `None` if that is shut down meanwhile.
+    fn wait_for<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = std::sync::mpsc::sync_channel(1);
+        self.runtime.spawn(async move {
+            let _ = done.send(work.await);
+        });
+        result.recv().ok()
     }
 }
 

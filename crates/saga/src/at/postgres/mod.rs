@@ -155,7 +155,8 @@ impl PgAt {
 /// How a transaction begins that the guard lets pass. Names have no quotes.
 fn begin_of(gid: &str) -> String {
     format!(
-        "BEGIN; SELECT {}, set_config('quorate.gid', '{gid}', true)",
+        "BEGIN; SELECT set_config(name, value, true) FROM (VALUES {}, ('quorate.gid', '{gid}')) v (name, value)
+         WHERE current_setting(name, true) IS DISTINCT FROM value",
         transaction::EXACT
     )
 }

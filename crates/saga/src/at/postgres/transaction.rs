@@ -13,21 +13,19 @@ use crate::at::statement::{Condition, Set};
 use crate::at::{Delete, Global, Insert, Rows, Update, Value};
 use crate::{Error, ErrorKind, Result, points};
 
-/// What images and keys are written by must not depend on the session.
-pub(super) const EXACT: &str = "set_config('TimeZone', 'UTC', true), \
-     set_config('DateStyle', 'ISO, YMD', true), set_config('IntervalStyle', 'postgres', true), \
-     set_config('extra_float_digits', '1', true), set_config('bytea_output', 'hex', true)";
+/// What images and keys are written by must not depend on the session. sqlx's own sessions have all of this, and
+/// nothing is set then.
+pub(super) const EXACT: &str = "('TimeZone', 'UTC'), ('DateStyle', 'ISO, MDY'), ('IntervalStyle', 'postgres'), \
+     ('extra_float_digits', '2'), ('bytea_output', 'hex')";
 
-/// Locks and images of the rows of `u (key, before, after)`. Parameters 1 to 4 are ours.
+/// Locks and images of the rows of `u (key, before, after)`, and how many there are of both. Parameters 1 to 4 are ours.
 const RECORD: &str = "\
     l AS (INSERT INTO quorate_at_lock (tbl, digest, key, gid, began_ms)
           SELECT $3, sha256(convert_to(key, 'UTF8')), key, $1, $4 FROM u ORDER BY key
           ON CONFLICT (tbl, digest) DO NOTHING RETURNING 1),
     n AS (INSERT INTO quorate_at_undo (gid, branch, tbl, key, before, after)
-          SELECT $1, $2, $3, key, before, after FROM u ORDER BY key)
-    SELECT (SELECT count(*) FROM u),
-           CASE WHEN (SELECT count(*) FROM u) <> (SELECT count(*) FROM l)
-                THEN (SELECT array_agg(key ORDER BY key) FROM u) END";
+          SELECT $1, $2, $3, key, before, after FROM u)
+    SELECT (SELECT count(*) FROM u), (SELECT count(*) FROM l)";
 /// Our parameters of every statement.
 const OURS: usize = 4;
 
@@ -237,9 +235,9 @@ impl PgAtTransaction {
         let row = query.fetch_one(&mut *self.tx).await;
         let row = row.map_err(|error| super::guarded(&self.global, error))?;
         points::pass("at.changed");
-        let count: i64 = row.try_get(0)?;
-        if let Some(keys) = row.try_get::<Option<Vec<String>>, _>(1)? {
-            self.lock_again(table, &keys).await?;
+        let (count, locked): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if locked < count {
+            self.lock_again(table, count).await?;
         }
         self.is_broken = false;
         Ok((count.unsigned_abs(), row))
@@ -254,8 +252,15 @@ impl PgAtTransaction {
             .bind(self.global.began_ms)
     }
 
-    /// Some rows were locked already: by this global transaction, or by another.
-    async fn lock_again(&mut self, table: &Table, keys: &[String]) -> Result<()> {
+    /// Of the rows that were recorded last some were locked already: by this global transaction, or by another.
+    async fn lock_again(&mut self, table: &Table, rows: i64) -> Result<()> {
+        let text =
+            "SELECT key FROM quorate_at_undo WHERE gid = $1 AND branch = $2 AND tbl = $3 AND $4 > 0
+             ORDER BY seq DESC LIMIT $5";
+        let recorded = self.ours(&table.name, text.to_owned()).bind(rows);
+        let recorded = recorded.fetch_all(&mut *self.tx).await.map_err(failed)?;
+        let keys = recorded.iter().map(|row| Ok(row.try_get(0)?));
+        let keys = keys.collect::<Result<Vec<String>>>()?;
         loop {
             let owners = sqlx::query(
                 "SELECT key, gid, began_ms FROM quorate_at_lock WHERE tbl = $1 AND digest = ANY (
@@ -263,7 +268,7 @@ impl PgAtTransaction {
             );
             let owners = owners
                 .bind(&table.name)
-                .bind(keys)
+                .bind(&keys)
                 .fetch_all(&mut *self.tx)
                 .await;
             let owners = owners.map_err(failed)?;
@@ -286,7 +291,7 @@ impl PgAtTransaction {
             let text = "INSERT INTO quorate_at_lock (tbl, digest, key, gid, began_ms)
                  SELECT $3, sha256(convert_to(k, 'UTF8')), k, $1, $4 FROM unnest($5::text[]) k
                  WHERE $2 <> '' ORDER BY k ON CONFLICT (tbl, digest) DO NOTHING";
-            let query = self.ours(&table.name, text.to_owned()).bind(keys);
+            let query = self.ours(&table.name, text.to_owned()).bind(&keys);
             query.execute(&mut *self.tx).await.map_err(failed)?;
         }
     }

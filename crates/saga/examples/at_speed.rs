@@ -1,8 +1,8 @@
-//! What AT costs: the same two updates of two rows, bare and as a branch, in turns.
+//! What AT costs: the same two updates of two rows, bare and as a branch, in turns: `cargo xtask bench saga`.
 //!
-//! `QUORATE_POSTGRES=… cargo run --release -p quorate-saga --features postgres,sqlite --example at_bench [file.json]`
-//! prints medians over pairs of rounds and, with a file, writes them there. The branch's cost is held against the
-//! bare transaction; beside it the whole global transaction: branch, decision, and the second phase in batches.
+//! Medians over rounds after one that warms up. The branch's cost is held against the bare transaction; beside it
+//! the whole global transaction: branch, decision, and the second phase in batches. `QUORATE_POSTGRES` names the
+//! server. The only argument is the JSON file for the results.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +16,11 @@ use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-const ACCOUNTS: i64 = 10_000;
-const ROUNDS: usize = 5;
+const ACCOUNTS: i64 = 8 * PER_CLIENT;
+/// More than twice the transactions of a client and round.
+const PER_CLIENT: i64 = 5_000;
+/// The first warms up: connections, plans, pages.
+const ROUNDS: usize = 6;
 const UPDATE: &str = "UPDATE account SET balance = balance + $1 WHERE id = $2";
 const LONG: Duration = Duration::from_secs(600);
 
@@ -27,8 +30,8 @@ fn add(id: i64, amount: i64) -> Update {
 
 /// The two rows of a transaction: nobody else's in this round.
 fn pair(client: i64, number: i64) -> (i64, i64) {
-    let first = (client * 1009 + number * 2) % ACCOUNTS + 1;
-    (first, first % ACCOUNTS + 1)
+    let first = client * PER_CLIENT + number * 2 + 1;
+    (first, first + 1)
 }
 
 macro_rules! loops {
@@ -145,6 +148,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 /// One line of the report, and its JSON.
 fn report(name: &str, clients: i64, transactions: i64, rounds: &[Round]) -> String {
+    let rounds = &rounds[1..];
     let of = |pick: fn(&Round) -> f64| median(rounds.iter().map(pick).collect());
     let (bare, branch, whole) = (of(|r| r.bare), of(|r| r.branch), of(|r| r.whole));
     let ratio = of(|r| r.branch / r.bare);
@@ -167,7 +171,7 @@ fn report(name: &str, clients: i64, transactions: i64, rounds: &[Round]) -> Stri
 }
 
 async fn postgres(lines: &mut Vec<String>) -> Outcome<()> {
-    let schema = format!("quorate_at_bench_{}", std::process::id());
+    let schema = format!("quorate_at_speed_{}", std::process::id());
     let options: PgConnectOptions = std::env::var("QUORATE_POSTGRES")?.parse()?;
     let options = options.options([("search_path", schema.as_str())]);
     let pool = PgPoolOptions::new()
@@ -183,7 +187,7 @@ async fn postgres(lines: &mut Vec<String>) -> Outcome<()> {
     let at = PgAt::migrate(pool.clone(), "bench").await?;
     let home = PgHome::migrate(pool.clone()).await?;
     let coordinator = AtCoordinator::new(Arc::new(home), vec![Arc::new(at.clone())])?;
-    for (clients, count) in [(1i64, 400i64), (8, 100)] {
+    for (clients, count) in [(1i64, 2_000i64), (8, 1_000)] {
         let mut rounds = Vec::new();
         for _ in 0..ROUNDS {
             rounds.push(round!(
@@ -222,7 +226,7 @@ async fn sqlite(lines: &mut Vec<String>) -> Outcome<()> {
     let home = SqliteHome::migrate(pool.clone()).await?;
     let coordinator = AtCoordinator::new(Arc::new(home), vec![Arc::new(at.clone())])?;
     let mut rounds = Vec::new();
-    let (clients, count) = (1i64, 300i64);
+    let (clients, count) = (1i64, 2_000i64);
     for _ in 0..ROUNDS {
         rounds.push(round!(
             pool,
