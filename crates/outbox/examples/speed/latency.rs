@@ -43,6 +43,8 @@ pub async fn run(seconds: u64) -> Outcome<Value> {
     let base = Base::new(8).await?;
     let table = "CREATE TABLE effects (id bigserial PRIMARY KEY, number bigint)";
     sqlx::query(table).execute(&base.pool).await?;
+    // What was measured before must not be written out meanwhile.
+    sqlx::query("CHECKPOINT").execute(&base.pool).await?;
     let topic = base.topic("latency");
     let broker = Arc::new(kafka()?);
     let inbox = PgInbox::migrate(base.pool.clone()).await?;
