@@ -18,47 +18,65 @@ const BATCHING_CLIENTS: usize = 100;
 /// Operations in flight over all connections, where as many are in flight as a connection takes.
 const PIPELINED: usize = 4096;
 
-/// What the clients of our side do, and what that is called.
+/// What clients do, how many, and what is special about them.
 struct Row {
     operation: Operation,
     clients: usize,
     suffix: &'static str,
 }
 
-pub async fn measure(args: &Args) -> Result<Samples> {
-    let mut samples = Samples::new();
-    let each = |suffix| {
-        let all = [Operation::Put, Operation::Get, Operation::Mix];
-        let clients = args.clients.iter();
-        clients.flat_map(move |&clients| {
-            all.map(|operation| Row {
-                operation,
-                clients,
-                suffix,
-            })
-        })
+/// Rows for every number of clients.
+fn each(args: &Args, operations: &[Operation], suffix: &'static str) -> Vec<Row> {
+    let of = |&clients: &usize| {
+        let row = move |&operation: &Operation| Row {
+            operation,
+            clients,
+            suffix,
+        };
+        operations.iter().map(row)
     };
-    let batches = Row {
-        operation: Operation::Batch,
-        clients: BATCHING_CLIENTS,
-        suffix: "",
-    };
-    let mut common: Vec<Row> = each("").collect();
+    args.clients.iter().flat_map(of).collect()
+}
+
+/// What is asked of both sides.
+fn of_both(args: &Args) -> Vec<Row> {
+    let mut rows = each(args, &[Operation::Put, Operation::Get, Operation::Mix], "");
     // A batch is of one shard.
     if args.shards == 1 {
-        common.push(batches);
+        rows.push(Row {
+            operation: Operation::Batch,
+            clients: BATCHING_CLIENTS,
+            suffix: "",
+        });
     }
+    rows
+}
+
+/// What is asked of ours alone, each with settings of its own.
+fn of_ours(args: &Args) -> Vec<(ClientOptions, Vec<Row>)> {
     let pipelined = [Operation::Put, Operation::Get].map(|operation| Row {
         operation,
         clients: PIPELINED,
         suffix: "/pipelined",
     });
-    let of_any: Vec<Row> = each("/any-replica")
-        .filter(|row| row.operation == Operation::Get)
-        .collect();
-    let unbatched: Vec<Row> = each("/unbatched")
-        .filter(|row| row.operation != Operation::Mix)
-        .collect();
+    let any = ClientOptions {
+        read_any_replica: true,
+        ..options()
+    };
+    let alone = ClientOptions {
+        batching: false,
+        ..options()
+    };
+    let singly = each(args, &[Operation::Put, Operation::Get], "/unbatched");
+    vec![
+        (options(), pipelined.into()),
+        (any, each(args, &[Operation::Get], "/any-replica")),
+        (alone, singly),
+    ]
+}
+
+pub async fn measure(args: &Args) -> Result<Samples> {
+    let mut samples = Samples::new();
     for round in 0..args.rounds {
         println!("round {} of {}", round + 1, args.rounds);
         if let Some(binary) = &args.etcd {
@@ -71,25 +89,14 @@ pub async fn measure(args: &Args) -> Result<Samples> {
                 processes: &processes,
                 samples: &mut samples,
             };
-            side.measure_all(&target, &common).await?;
+            side.measure_all(&target, &of_both(args)).await?;
         }
         let dir = tempfile::tempdir()?;
         let processes =
             Processes::quorate(&args.quorate, dir.path(), args.shards, &args.settings()?)?;
-        let any = ClientOptions {
-            read_any_replica: true,
-            ..options()
-        };
-        let alone = ClientOptions {
-            batching: false,
-            ..options()
-        };
-        for (options, rows) in [
-            (options(), &common[..]),
-            (options(), &pipelined),
-            (any, &of_any),
-            (alone, &unbatched),
-        ] {
+        let mut all = vec![(options(), of_both(args))];
+        all.extend(of_ours(args));
+        for (options, rows) in all {
             let target = Arc::new(Ours::connect(&processes.endpoints, options).await?);
             let mut side = Side {
                 args,
@@ -97,7 +104,7 @@ pub async fn measure(args: &Args) -> Result<Samples> {
                 processes: &processes,
                 samples: &mut samples,
             };
-            side.measure_all(&target, rows).await?;
+            side.measure_all(&target, &rows).await?;
         }
     }
     Ok(samples)

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use quorate_outbox::broker::Broker;
+use quorate_outbox::broker::local::{LocalBroker, LocalOptions};
 use quorate_outbox::inbox::{Failure, Handler, PgInbox};
 use quorate_outbox::store::BoxFuture;
 use quorate_outbox::{Consumer, ConsumerOptions, Delivery, Message, Relay, RelayOptions};
@@ -39,14 +41,22 @@ impl Handler<PgConnection> for Effect {
     }
 }
 
+/// Over the Kafka-compatible broker, and over the broker in this process.
 pub async fn run(seconds: u64) -> Outcome<Value> {
+    let in_process = Arc::new(LocalBroker::in_memory(LocalOptions::default()));
+    Ok(json!({
+        "kafka": over(Arc::new(kafka()?), seconds).await?,
+        "in_process": over(in_process, seconds).await?,
+    }))
+}
+
+async fn over(broker: Arc<dyn Broker>, seconds: u64) -> Outcome<Value> {
     let base = Base::new(8).await?;
     let table = "CREATE TABLE effects (id bigserial PRIMARY KEY, number bigint)";
     sqlx::query(table).execute(&base.pool).await?;
     // What was measured before must not be written out meanwhile.
     sqlx::query("CHECKPOINT").execute(&base.pool).await?;
     let topic = base.topic("latency");
-    let broker = Arc::new(kafka()?);
     let inbox = PgInbox::migrate(base.pool.clone()).await?;
     let relay = Relay::start(
         Arc::new(base.outbox.clone()),

@@ -40,6 +40,9 @@ pub struct RelayOptions {
     pub poll_min: Duration,
     /// The longest wait between two looks at an idle part.
     pub poll_max: Duration,
+    /// What was published is saved after so long at the latest, or with a whole batch: a relay that dies publishes so
+    /// much again. Zero: after each round. Transactional brokers and `AtMostOnce` save each round.
+    pub save_every: Duration,
     /// The first wait when the broker or the store refuses; doubles up to `retry_max`, with jitter.
     pub retry_min: Duration,
     /// The longest such wait.
@@ -63,6 +66,7 @@ impl Default for RelayOptions {
             batch_bytes: 4 << 20,
             poll_min: Duration::from_millis(2),
             poll_max: Duration::from_millis(50),
+            save_every: Duration::from_millis(50),
             retry_min: Duration::from_millis(50),
             retry_max: Duration::from_secs(5),
             upkeep: Duration::from_secs(1),

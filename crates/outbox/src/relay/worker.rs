@@ -22,6 +22,8 @@ pub(super) struct Worker {
     progress: Progress,
     /// The progress that the store has.
     saved: Progress,
+    /// Since when the store lacks something of it.
+    unsaved_since: Option<Instant>,
     parked: HashSet<Stream>,
     until: Arc<Mutex<Instant>>,
     stopped: watch::Receiver<bool>,
@@ -60,6 +62,7 @@ impl Worker {
             shared,
             fence: claim.fence,
             saved: claim.progress.clone(),
+            unsaved_since: None,
             progress: claim.progress,
             parked: claim.parked,
             until,
@@ -93,7 +96,8 @@ pub(super) async fn run(mut worker: Worker) {
                 None
             }
             Ok(Round::Idle) => {
-                worker.pause(idle.next(), true).await;
+                let wait = idle.next().min(worker.save_in());
+                worker.pause(wait, true).await;
                 continue;
             }
             Ok(Round::Refused(why)) => Some(why),
@@ -115,6 +119,11 @@ pub(super) async fn run(mut worker: Worker) {
         if is_failure {
             worker.pause(refused.next(), false).await;
         }
+    }
+    if worker.unsaved_since.is_some()
+        && let Err(error) = worker.save(&Change::default()).await
+    {
+        tracing::warn!(part = worker.fence.part, %error, "what was published last is published again");
     }
 }
 
@@ -177,10 +186,11 @@ impl Worker {
         let read = store.read(self.fence, &self.progress, self.most()).await?;
         points::pass("relay.read");
         if read.rows.is_empty() {
-            if upkeep && !self.progress.done.is_empty() {
-                // Saving is what lets a store learn that more is settled.
+            // Saving is what lets a store learn that more is settled.
+            if self.save_in().is_zero() || upkeep && !self.progress.done.is_empty() {
                 self.finish(&[], i64::MAX, read.settled);
                 self.save(&Change::default()).await?;
+                points::pass("relay.saved");
             }
             return Ok(Round::Idle);
         }
@@ -234,13 +244,31 @@ impl Worker {
         if !(at_most_once && change.parks.is_empty()) {
             let first_open = sorted.open.unwrap_or(i64::MAX);
             self.finish(&done, first_open, settled);
-            self.save(&change).await?;
+            self.unsaved_since.get_or_insert_with(Instant::now);
+            if self.must_save(&change, done.len()) {
+                self.save(&change).await?;
+                points::pass("relay.saved");
+            }
         }
-        points::pass("relay.saved");
         let counts = &self.shared.counts;
         counts.published.fetch_add(published, Ordering::Relaxed);
         self.note_parks(&change);
         Ok(sorted.round())
+    }
+
+    /// Whether what was done is saved with this round, and not with a later one.
+    fn must_save(&self, change: &Change, done: usize) -> bool {
+        !change.parks.is_empty()
+            || done >= self.rows
+            || self.shared.broker.is_transactional()
+            || self.save_in().is_zero()
+    }
+
+    /// How long it may be until what was published is saved.
+    fn save_in(&self) -> Duration {
+        let every = self.shared.options.save_every;
+        let since = self.unsaved_since;
+        since.map_or(Duration::MAX, |since| every.saturating_sub(since.elapsed()))
     }
 
     /// What is parked by now.
@@ -335,6 +363,7 @@ impl Worker {
     async fn save(&mut self, change: &Change) -> Result<()> {
         let store = Arc::clone(&self.shared.store);
         let saved = store.save(self.fence, &self.progress, change).await;
+        self.unsaved_since = None;
         if saved.is_ok() {
             self.saved = self.progress.clone();
         } else {

@@ -104,6 +104,29 @@ async fn relay_sqlite_publishes_what_is_committed() {
     publishes_what_is_committed(AnyOutbox::lite(3).await).await;
 }
 
+/// Not every round is saved, but what is published is when the relay is drained.
+#[tokio::test(flavor = "multi_thread")]
+async fn relay_sqlite_saves_later_than_it_publishes_and_when_it_drains() {
+    let outbox = AnyOutbox::lite(1).await;
+    let options = RelayOptions {
+        save_every: std::time::Duration::from_secs(3600),
+        upkeep: std::time::Duration::from_secs(3600),
+        ..quick()
+    };
+    let broker = Arc::new(Keeps::default());
+    let relay = start(&outbox, &broker, options);
+    // Its first round saves what upkeep finds.
+    outbox.enqueue(&[keyed("a", 0)], true).await;
+    until_got(&broker, 1).await;
+    outbox.enqueue(&[keyed("a", 1), keyed("a", 2)], true).await;
+    until_got(&broker, 3).await;
+    let waiting = outbox.store().lag().await.expect("the lag").waiting;
+    assert!(waiting >= 2, "{waiting} wait in the store's eyes");
+    relay.drain().await;
+    assert_eq!(outbox.store().lag().await.expect("the lag").waiting, 0);
+    outbox.end().await;
+}
+
 /// A row whose transaction commits after a later one was published.
 #[tokio::test(flavor = "multi_thread")]
 async fn relay_postgres_finds_a_row_that_commits_late() {
