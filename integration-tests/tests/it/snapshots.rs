@@ -1,25 +1,14 @@
 //! A node that was away for longer than the log remembers catches up by snapshots.
 
 use futures_util::StreamExt;
-use quorate_client::NamespaceKv;
-use quorate_kv::{Kv, Outcome, Put, Result};
+use quorate_kv::{Kv, Put};
 
-use crate::support::{Cluster, SOON, eventually, hashed};
+use crate::support::{Cluster, SOON, eventually, hashed, put};
 
 const VALUE_BYTES: usize = 256 << 10;
 /// More than the bound of the log, which is 64 MiB, and a segment.
 const VALUES: usize = 420;
 const AT_ONCE: usize = 8;
-
-/// Writes it; again, when a node that was killed took the answer with it: it is the same write.
-async fn put(kv: &NamespaceKv, put: Put) -> Result<bool> {
-    loop {
-        match kv.put(put.clone()).await {
-            Err(error) if error.outcome() == Outcome::Unknown => {}
-            done => return done.map(|written| written.applied),
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn node_that_was_away_past_the_log_bound_catches_up_by_snapshots() {

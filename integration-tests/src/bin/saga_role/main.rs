@@ -126,6 +126,8 @@ impl Shop {
     ) -> Result<Shop> {
         let relay = RelayOptions {
             lease: Duration::from_secs(1),
+            // Each round passes the points of saving.
+            save_every: Duration::ZERO,
             ..RelayOptions::default()
         };
         let relay = Relay::start(Arc::clone(&store), Arc::clone(&broker), relay)?;

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use quorate_client::NamespaceKv;
+use quorate_kv::{Kv, Outcome, Put};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use cluster::{Cluster, Settings, compact, hashed, ordered};
@@ -22,6 +24,16 @@ pub use writers::Writers;
 pub const SOON: Duration = Duration::from_secs(40);
 /// Between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(25);
+
+/// Writes it; again, when a node that died or fell silent took the answer with it: it is the same write.
+pub async fn put(kv: &NamespaceKv, put: Put) -> quorate_kv::Result<bool> {
+    loop {
+        match kv.put(put.clone()).await {
+            Err(error) if error.outcome() == Outcome::Unknown => {}
+            done => return done.map(|written| written.applied),
+        }
+    }
+}
 
 /// The program under test.
 ///
