@@ -245,7 +245,8 @@ impl Worker {
             let first_open = sorted.open.unwrap_or(i64::MAX);
             self.finish(&done, first_open, settled);
             self.unsaved_since.get_or_insert_with(Instant::now);
-            if self.must_save(&change, done.len()) {
+            // After a refusal the next round may be long in coming.
+            if sorted.why.is_some() || self.must_save(&change, done.len()) {
                 self.save(&change).await?;
                 points::pass("relay.saved");
             }

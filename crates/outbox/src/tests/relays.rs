@@ -115,7 +115,7 @@ async fn relay_sqlite_saves_later_than_it_publishes_and_when_it_drains() {
     };
     let broker = Arc::new(Keeps::default());
     let relay = start(&outbox, &broker, options);
-    // Its first round saves what upkeep finds.
+    // Two rounds, and neither is saved.
     outbox.enqueue(&[keyed("a", 0)], true).await;
     until_got(&broker, 1).await;
     outbox.enqueue(&[keyed("a", 1), keyed("a", 2)], true).await;
