@@ -198,11 +198,14 @@ impl ShardReplica {
                 builder.push(request.write_id, request.epoch.range, &request.operation);
             }
         }
-        let mut freed = 0;
+        let bytes = |waiting: &Waiting| command::size_bytes(&waiting.request.operation);
+        let taken_bytes: usize = queue.waiting[..taken].iter().map(bytes).sum();
+        queue.bytes -= taken_bytes;
+        // Before anyone is answered: who has its answer finds its bytes free.
+        self.context
+            .queued_bytes
+            .fetch_sub(taken_bytes + taken * REQUEST_BYTES, Ordering::Relaxed);
         for waiting in queue.waiting.drain(..taken) {
-            let bytes = command::size_bytes(&waiting.request.operation);
-            queue.bytes -= bytes;
-            freed += bytes + REQUEST_BYTES;
             if waiting.deadline > now {
                 batch.push(waiting);
             } else {
@@ -216,9 +219,6 @@ impl ShardReplica {
                     .send(vec![(waiting.request.request_id, Err(error.into()))]);
             }
         }
-        self.context
-            .queued_bytes
-            .fetch_sub(freed, Ordering::Relaxed);
         Some((batch, builder.finish()))
     }
 
