@@ -18,8 +18,10 @@ pub(crate) struct Context {
     pub limits: Limits,
     /// The newest shard map known here.
     pub map: watch::Receiver<Arc<ShardMap>>,
-    /// Set while the disk has less space than its reserve.
+    /// Set while the disk has less space than its reserve: what only deletes is taken then.
     pub disk_full: AtomicBool,
+    /// Set while the reserve itself is nearly used up: nothing is taken then.
+    pub disk_exhausted: AtomicBool,
     /// Set while flushes and compaction are so far behind that writes must wait.
     pub engine_behind: AtomicBool,
     /// What waits longer before its turn is refused at the door.
@@ -50,6 +52,11 @@ impl Context {
     /// Whether the disk has less space than its reserve.
     pub(crate) fn is_disk_full(&self) -> bool {
         self.disk_full.load(Ordering::Relaxed)
+    }
+
+    /// Whether so little of the reserve is left that deletes have to wait too.
+    pub(crate) fn is_disk_exhausted(&self) -> bool {
+        self.disk_exhausted.load(Ordering::Relaxed)
     }
 
     /// The hybrid time now: 48 bits of milliseconds since 1970, then a counter.

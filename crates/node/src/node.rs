@@ -85,6 +85,7 @@ impl Node {
             limits: config.limits,
             map: map.subscribe(),
             disk_full: AtomicBool::new(false),
+            disk_exhausted: AtomicBool::new(false),
             engine_behind: AtomicBool::new(false),
             queue_delay_max: config.queue_delay_max,
             queued_bytes: AtomicUsize::new(0),

@@ -20,6 +20,8 @@ use crate::reconcile;
 const PERIOD: Duration = Duration::from_secs(1);
 /// The engine is looked at so often: memory for so long a burst is there.
 const ENGINE_PERIOD: Duration = Duration::from_millis(50);
+/// Of the reserve so much, as a divisor, is kept from deletes too: for votes, membership and compaction.
+const EXHAUSTED: u64 = 4;
 /// So many entries behind the flushed one are kept while there is room.
 const ENTRIES_KEPT: u64 = 10_000;
 /// Purging fewer than this is not worth a record in the log.
@@ -49,8 +51,8 @@ pub(crate) async fn watch_engine(inner: Arc<Inner>) {
 }
 
 /// Watches the space on disk: below the reserve, client writes are refused, so that what is in the
-/// log already, votes and compaction have room. If it fills all the same, the log and the engine
-/// wait, and go on when there is space.
+/// log already, votes, deletes and compaction have room; below a quarter of it deletes are refused
+/// too. If it fills all the same, the log and the engine wait, and go on when there is space.
 pub(crate) async fn watch_space(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -67,29 +69,46 @@ async fn look_at_space(inner: &Arc<Inner>) {
         looker.env().disk.space(looker.dir.path())
     })
     .await;
-    let full = match space {
-        Ok(space) => {
-            inner
-                .context
-                .free_bytes
-                .store(space.free, Ordering::Relaxed);
-            space.free < inner.config.free_bytes_min || inner.groups.log_is_full()
-        }
+    let free = match space {
+        Ok(space) => space.free,
         Err(error) => {
             tracing::warn!(%error, "the free space of the data directory is not known");
             return;
         }
     };
+    let (reserve, log_is_full) = (inner.config.free_bytes_min, inner.groups.log_is_full());
+    let full = free < reserve || log_is_full;
+    let exhausted = free < reserve / EXHAUSTED || log_is_full;
+    inner.context.free_bytes.store(free, Ordering::Relaxed);
+    inner
+        .context
+        .disk_exhausted
+        .store(exhausted, Ordering::Relaxed);
+    inner.engine.set_short_of_space(full);
+    if full && !exhausted {
+        // What was deleted gives its space back when the deletion is in a table.
+        begin_flush(inner).await;
+    }
     let was_full = inner.context.disk_full.swap(full, Ordering::Relaxed);
     match (was_full, full) {
         (false, true) => {
-            tracing::error!("the disk is full or nearly so: client writes are refused");
+            tracing::error!(
+                "the disk is full or nearly so: client writes are refused, but for deletes"
+            );
             // Others may have space: what this node leads is offered to them, once.
             let leads = Arc::clone(inner);
             tokio::spawn(async move { reconcile::hand_over(&leads).await });
         }
         (true, false) => tracing::info!("the disk has space again: client writes are taken"),
         _ => {}
+    }
+}
+
+/// Begins to flush; whoever watches the space does not wait for it.
+async fn begin_flush(inner: &Arc<Inner>) {
+    let engine = Arc::clone(&inner.engine);
+    if let Err(error) = jobs::run(inner.env(), move || engine.flush_async()).await {
+        tracing::warn!(%error, "a flush to make space could not begin");
     }
 }
 

@@ -113,6 +113,22 @@ impl Operation {
         }
     }
 
+    /// Whether it is a write that can put nothing: it leaves less than there was, whatever becomes of it.
+    pub fn only_deletes(&self) -> bool {
+        let deletes = |mutation: &Mutation| matches!(mutation, Mutation::Delete { .. });
+        match self {
+            Operation::Get { .. } | Operation::Scan { .. } | Operation::Put { .. } => false,
+            Operation::Delete { .. } => true,
+            Operation::Batch { mutations } => mutations.iter().all(deletes),
+            Operation::Compare {
+                then_ops, else_ops, ..
+            } => then_ops.iter().chain(else_ops).all(|op| match op {
+                Op::Mutate(mutation) => deletes(mutation),
+                _ => true,
+            }),
+        }
+    }
+
     /// The bytes of keys and values in it.
     pub fn size_bytes(&self) -> usize {
         let ops = |ops: &[Op]| -> usize {

@@ -65,10 +65,7 @@ impl ShardReplica {
         if !self.group.is_leader() {
             return Err(self.not_leader());
         }
-        if self.context.disk_full.load(Ordering::Relaxed) {
-            let message = "the disk is nearly full: free space; reads go on";
-            return Err(Error::new(ErrorKind::DiskFull, message).into());
-        }
+        self.has_space(&request)?;
         if self.context.engine_behind.load(Ordering::Relaxed) {
             let message = "this node's storage engine is behind with its flushes";
             return Err(self.shed(Shed::EngineBehind, 1, message, ENGINE_HINT));
@@ -91,6 +88,22 @@ impl ShardReplica {
         });
         let idle = !std::mem::replace(&mut queue.under_way, true);
         Ok(idle)
+    }
+
+    /// Whether the disk has space for a write. Out of the reserve only deletes are paid, and compaction.
+    fn has_space(&self, request: &Request) -> Result<(), Failure> {
+        let frees = request.operation.only_deletes();
+        let message = match (self.context.is_disk_full(), frees) {
+            (false, _) => return Ok(()),
+            (true, true) if !self.context.is_disk_exhausted() => return Ok(()),
+            (true, true) => {
+                "the disk is full, and has no space to delete in: free some; reads go on"
+            }
+            (true, false) => {
+                "the disk is nearly full: delete something, or free space; reads go on"
+            }
+        };
+        Err(Error::new(ErrorKind::DiskFull, message).into())
     }
 
     /// Whether a write of so many bytes may join the queue, which has so much time.

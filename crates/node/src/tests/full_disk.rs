@@ -3,9 +3,10 @@
 
 use std::path::Path;
 
-use quorate_env::Disk;
 use quorate_env::sim::SimDisk;
-use quorate_kv::ReadLevel;
+use quorate_env::{Disk, Random};
+use quorate_kv::{Condition, ErrorKind, ReadLevel};
+use quorate_sharding::Operation;
 
 use super::requests::*;
 
@@ -85,6 +86,68 @@ fn cluster_leader_with_a_full_disk_lets_others_lead() {
         write_much(&cluster, &shard, 1).await;
         assert_ne!(cluster.leader(shard.id).await, full);
         disk.set_capacity(None);
+        cluster.assert_replicas_agree(shard.id).await;
+    });
+}
+
+/// Little enough is left for puts to be refused; then so little that deletes are too.
+#[test]
+fn cluster_on_disks_nearly_full_deletes_and_gets_its_space_back_by_itself() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        let random = Random::from_seed(1);
+        for n in 0..80 {
+            // LZ4 can do nothing with it.
+            let value: String = (0..VALUE_BYTES / 16)
+                .map(|_| format!("{:016x}", random.next_u64()))
+                .collect();
+            cluster.put(&shard, &format!("key {n}"), &value).await;
+        }
+        let reserve = cluster.nodes[&1].inner.config.free_bytes_min;
+        let all_full = |full: bool| {
+            let nodes = cluster.nodes.values();
+            nodes.into_iter().all(|n| n.status().disk_full == full)
+        };
+        let leave = |bytes: u64| {
+            for disk in cluster.disks.values() {
+                let space = disk.space(Path::new("/data")).expect("looks");
+                disk.set_capacity(Some(space.total - space.free + bytes));
+            }
+        };
+        leave(reserve / 8);
+        let delete = |n: usize| Operation::Delete {
+            key: format!("key {n}").into(),
+            condition: Condition::None,
+        };
+        let refused = |operation: Operation| {
+            let (cluster, shard) = (&cluster, &shard);
+            move || {
+                let operation = operation.clone();
+                async move {
+                    let leader = cluster.leader(shard.id).await;
+                    let answer = cluster.call(leader, shard, operation).await;
+                    let kind = answer.err().map(|failure| failure.error.kind());
+                    (kind == Some(ErrorKind::DiskFull)).then_some(())
+                }
+            }
+        };
+        until("deletes to be refused", refused(delete(0))).await;
+        until("puts to be refused", refused(put("key", "more"))).await;
+        leave(reserve - (20 << 20));
+        for n in 0..80 {
+            until("a delete to be taken", || async {
+                let leader = cluster.leader(shard.id).await;
+                let answer = cluster.call(leader, &shard, delete(n)).await;
+                answer.is_ok().then_some(())
+            })
+            .await;
+        }
+        until("the space to be back", || async {
+            all_full(false).then_some(())
+        })
+        .await;
+        cluster.put(&shard, "key", "more").await;
         cluster.assert_replicas_agree(shard.id).await;
     });
 }

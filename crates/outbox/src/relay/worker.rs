@@ -40,8 +40,11 @@ pub(super) struct Worker {
 
 /// What a round came to.
 pub(super) enum Round {
-    /// Something was published: look again at once.
+    /// More is there: look again at once.
     Busy,
+    /// All that was there is published. What comes next is left a moment to gather, so that a look, a request to
+    /// the broker and a save are shared by several messages when there are many a second.
+    CaughtUp,
     /// There was nothing.
     Idle,
     /// The broker refused for now.
@@ -93,6 +96,11 @@ pub(super) async fn run(mut worker: Worker) {
         let failure = match round {
             Ok(Round::Busy) => {
                 idle.reset();
+                None
+            }
+            Ok(Round::CaughtUp) => {
+                idle.reset();
+                worker.pause(options.poll_min, false).await;
                 None
             }
             Ok(Round::Idle) => {
@@ -205,6 +213,7 @@ impl Worker {
     }
 
     async fn publish(&mut self, read: Read) -> Result<Round> {
+        let is_all = !read.cut;
         let settled = match read.rows.last() {
             Some(last) if read.cut => read.settled.min(last.id),
             _ => read.settled,
@@ -241,9 +250,9 @@ impl Worker {
         parks.append(&mut sorted.poison);
         done.append(&mut sorted.published);
         done.extend(change.parks.iter().map(|park| park.row.id));
+        let first_open = sorted.open;
         if !(at_most_once && change.parks.is_empty()) {
-            let first_open = sorted.open.unwrap_or(i64::MAX);
-            self.finish(&done, first_open, settled);
+            self.finish(&done, first_open.unwrap_or(i64::MAX), settled);
             self.unsaved_since.get_or_insert_with(Instant::now);
             // After a refusal the next round may be long in coming.
             if sorted.why.is_some() || self.must_save(&change, done.len()) {
@@ -254,7 +263,10 @@ impl Worker {
         let counts = &self.shared.counts;
         counts.published.fetch_add(published, Ordering::Relaxed);
         self.note_parks(&change);
-        Ok(sorted.round())
+        Ok(match sorted.round() {
+            Round::Busy if is_all && first_open.is_none() => Round::CaughtUp,
+            round => round,
+        })
     }
 
     /// Whether what was done is saved with this round, and not with a later one.

@@ -13,6 +13,7 @@ use crate::error::{ErrorKind, Result};
 use crate::iter::bounds;
 use crate::levels::{Edit, LEVELS, Levels, TableFile};
 use crate::options::KeyspaceId;
+use crate::sync::atomic::Ordering;
 use crate::table::TableOptions;
 use crate::values::{Collect, choose_collection};
 
@@ -113,6 +114,7 @@ impl Inner {
             keyspaces: &self.keyspaces,
             oldest_snapshot: self.snapshots.list().first().copied().unwrap_or(u64::MAX),
             now_ms: self.keyspaces.time().now_ms(),
+            is_short_of_space: self.short_of_space.load(Ordering::Relaxed),
         }
     }
 

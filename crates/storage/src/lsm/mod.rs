@@ -127,6 +127,8 @@ struct Inner {
     work: Mutex<Work>,
     /// Set with `Work::poison`, `full` or `closing`: writes look at `work` only then.
     trouble: AtomicBool,
+    /// Set while the owner is short of space.
+    short_of_space: AtomicBool,
     /// Set when background work is so far behind that throttled writes must look.
     slow: AtomicBool,
     /// What throttled writes have yet to wait.
@@ -296,6 +298,15 @@ impl Lsm {
     /// themselves; for owners that write without being throttled, and so are never refused.
     pub fn retry(&self) {
         self.inner.retry_if_full();
+    }
+
+    /// Says whether the owner is short of space. While it is, a tenth of a table that is dead is reason enough to
+    /// compact it, and one table on level 0 is: what was deleted gives its space back soon, for more work.
+    pub fn set_short_of_space(&self, is_short: bool) {
+        let was_short = &self.inner.short_of_space;
+        if was_short.swap(is_short, Ordering::Relaxed) != is_short {
+            self.inner.spawn_compactions();
+        }
     }
 
     /// Whether a file was found damaged that was not judged since.

@@ -199,6 +199,7 @@ impl Inner {
             manifest: Mutex::new(manifest),
             work: Mutex::new(Work::default()),
             trouble: AtomicBool::new(false),
+            short_of_space: AtomicBool::new(false),
             slow: AtomicBool::new(false),
             bucket: Bucket::default(),
             // Until one was seen.

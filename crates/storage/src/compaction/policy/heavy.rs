@@ -12,12 +12,19 @@ use super::{Choice, View, choose};
 use crate::levels::{LEVELS, TableFile};
 use crate::planted::{self, Bug};
 
+/// What is dead in a table when space is short.
+const SHORT_PERCENT: u32 = 10;
+
 /// The compaction of a table, or of level 0, where at least so many percent are dead. The heaviest first.
 /// `l0_tables` is from how many tables on level 0 is looked at.
 pub(crate) fn pick_heavy(view: &View<'_>, percent: u32, l0_tables: usize) -> Option<Choice> {
     if percent == 0 || planted::is_on(Bug::HeavyTablesStay) {
         return None;
     }
+    let (percent, l0_tables) = match view.is_short_of_space {
+        true => (percent.min(SHORT_PERCENT), 1),
+        false => (percent, l0_tables),
+    };
     let l0 = view.levels.level(0);
     let settled = l0.iter().all(|table| no_snapshot_within(view, table));
     if l0.len() >= l0_tables && settled && share(view, l0) >= percent {

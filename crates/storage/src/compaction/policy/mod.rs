@@ -47,6 +47,8 @@ pub(crate) struct View<'a> {
     pub(crate) oldest_snapshot: Sequence,
     /// The time by which entries expire.
     pub(crate) now_ms: u64,
+    /// Whether space counts for more than the work of making it.
+    pub(crate) is_short_of_space: bool,
 }
 
 /// What is done with the tables of a choice.

@@ -71,6 +71,7 @@ fn view<'a>(levels: &'a Levels, busy: &'a BTreeSet<u64>, keyspaces: &'a Keyspace
         keyspaces,
         oldest_snapshot: u64::MAX,
         now_ms: 0,
+        is_short_of_space: false,
     }
 }
 
@@ -281,6 +282,16 @@ fn heavy_tables_are_compacted_by_themselves() {
         pick_heavy(&view, 50, 1).is_none()
     };
     assert!(seen(4) && !seen(5), "a snapshot holds back what it sees");
+    let few = levels_of(vec![(0, dying(1, 10, 0)), (4, meta(9, "a", "z", 100))]);
+    let short = |is_short_of_space| {
+        let view = View {
+            is_short_of_space,
+            ..view(&few, &busy, &keyspaces)
+        };
+        pick_heavy(&view, 50, 2).map(named)
+    };
+    let down = Some((vec![(0, vec![1]), (4, vec![9])], 4, How::Merge));
+    assert_eq!((short(false), short(true)), (None, down));
 }
 
 /// Random levels that could be: below level 0 disjoint.
