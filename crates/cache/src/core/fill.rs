@@ -98,6 +98,7 @@ pub struct Fill {
     /// How old what was found was when it was found, in microseconds; `None`: not known.
     age: Option<u64>,
     is_answered: bool,
+    is_installed_remotely: bool,
     overtaken: bool,
 }
 
@@ -115,6 +116,7 @@ impl Fill {
             remote: None,
             age: None,
             is_answered: false,
+            is_installed_remotely: false,
             overtaken: false,
         };
         fill.stage = fill.look_after(None);
@@ -204,11 +206,15 @@ impl Fill {
     }
 
     /// Holds the source's answer against what it was asked for. `lag` is by how much it may have been behind
-    /// when it was asked, in microseconds; `None` if that is not known.
+    /// when it was asked, in microseconds; `None` if that is not known. What is refused is to be loaded once
+    /// more, from the newest state; there it is refused for good.
     pub fn loaded(&mut self, seen: Version, lag: Option<u64>) -> Result<(), Refused> {
         let at_least = self.need().at_least;
         if seen < at_least {
-            self.stage = Stage::Done;
+            if self.need.latest {
+                self.stage = Stage::Done;
+            }
+            self.need.latest = true;
             return Err(Refused { seen, at_least });
         }
         self.age = match planted::is_on(Bug::LagIsIgnored) {
@@ -236,6 +242,7 @@ impl Fill {
     /// Takes in what the remote tier made of the fill, or that it does not answer.
     pub fn put_remote(&mut self, put: Option<Put>) {
         let refused = put.is_some_and(|put| put != Put::Stored);
+        self.is_installed_remotely = put == Some(Put::Stored);
         self.overtaken |= refused && !planted::is_on(Bug::RefusalIsIgnored);
         self.stage = Stage::PutLocal;
     }
@@ -244,6 +251,11 @@ impl Fill {
     pub fn put_local(&mut self, put: Put) {
         self.overtaken |= put == Put::Overtaken;
         self.stage = Stage::Done;
+    }
+
+    /// Whether the remote tier took it: it had not been invalidated there until then.
+    pub fn is_installed_remotely(&self) -> bool {
+        self.is_installed_remotely
     }
 
     /// Whether the key was invalidated while the fill was under way: who came later needs another one.

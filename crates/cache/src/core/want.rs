@@ -46,6 +46,18 @@ impl Want {
         self.is_met_fresh(cached, looked.at).then(|| cached.clone())
     }
 
+    /// What satisfies both.
+    pub fn and(self, other: Want) -> Want {
+        Want {
+            at_least: self.at_least.max(other.at_least),
+            age_max: match (self.age_max, other.age_max) {
+                (Some(one), Some(another)) => Some(one.min(another)),
+                (one, another) => one.or(another),
+            },
+            latest: self.latest || other.latest,
+        }
+    }
+
     /// What the source has to give.
     pub fn need(&self) -> Need {
         Need {

@@ -234,7 +234,7 @@ impl Model {
             Step::Load(need) => {
                 let loaded = self.source.load(reader.key, need, self.time, chance);
                 if reader.fill.loaded(loaded.seen, loaded.lag).is_err() {
-                    return Ok(false);
+                    return Ok(reader.fill.step() != Step::Done);
                 }
                 self.served[2] += 1;
                 let cached = cached_of(&loaded, None, 0);
@@ -370,9 +370,8 @@ impl Model {
         let committed = self.source.commit(writer.key, chance.one_in(6), self.time);
         writer.committed = Some(committed);
         writer.value = self.source.newest(writer.key, committed).1;
-        if let Some(fill) = &mut writer.fill
-            && fill.loaded(committed, Some(0)).is_err()
-        {
+        let loaded = writer.fill.as_mut().map(|fill| fill.loaded(committed, Some(0)));
+        if loaded.is_some_and(|loaded| loaded.is_err()) {
             writer.fill = None;
         }
     }
