@@ -7,8 +7,11 @@ mod level;
 pub mod source;
 pub mod tier;
 mod version;
+pub use crate::core::Invalidation;
 pub use cache::{Cache, CacheOptions, Stats, Strategy, Tiers, Written};
 pub use error::{Error, ErrorKind, Result};
 pub use level::{Level, Origin, Read};
 pub use version::{Need, Version};
-pub use crate::core::Invalidation;
+
+#[cfg(test)]
+mod tests;

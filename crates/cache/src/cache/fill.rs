@@ -176,7 +176,9 @@ impl Inner {
         let is_there = found.value.is_some();
         let ttl = self.options.ttl_us(is_there, is_local, self.chance());
         let expires = at.saturating_add(ttl);
-        found.expires.map_or(expires, |in_tier| expires.min(in_tier))
+        found
+            .expires
+            .map_or(expires, |in_tier| expires.min(in_tier))
     }
 
     fn answer(&self, found: Found, fill: &Fill, tier: Origin) -> Answer {

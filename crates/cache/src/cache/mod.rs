@@ -143,6 +143,18 @@ impl Cache {
     }
 }
 
+#[cfg(test)]
+impl Cache {
+    /// How many keys have flights.
+    pub(crate) fn flights(&self) -> usize {
+        self.inner.flights.len()
+    }
+
+    pub(crate) fn local(&self) -> Option<&Memory> {
+        self.inner.local.as_ref()
+    }
+}
+
 impl Inner {
     /// The key, if it can be one.
     fn check_key(&self, key: &[u8]) -> Result<Bytes> {
@@ -153,7 +165,10 @@ impl Inner {
     fn check_key_length(&self, key: &[u8]) -> Result<()> {
         let max = self.options.key_bytes_max;
         if key.is_empty() {
-            return Err(Error::new(ErrorKind::Invalid, "a key has at least one byte"));
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                "a key has at least one byte",
+            ));
         }
         if key.len() > max {
             let length = key.len();

@@ -77,8 +77,10 @@ impl CacheOptions {
         if is_local {
             ttl = ttl.min(self.local_ttl);
         }
-        let jitter = self.jitter.clamp(0.0, 1.0);
-        micros(ttl.min(TTL_MAX).mul_f64(1.0 - jitter * chance))
+        let ttl = micros(ttl.min(TTL_MAX));
+        // What is no number is 0 as an integer.
+        let shorter = (ttl as f64 * self.jitter.clamp(0.0, 1.0) * chance) as u64;
+        ttl - shorter.min(ttl)
     }
 }
 

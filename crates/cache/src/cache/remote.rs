@@ -38,12 +38,12 @@ impl Remote {
 
     /// What is there; `None` when it does not answer.
     pub async fn look(&self, key: &Bytes) -> Option<Looked<Bytes>> {
-        self.if_admitted(self.tier.look(key)).await
+        self.if_admitted(|| self.tier.look(key)).await
     }
 
     /// What became of a fill; `None` when that is not known.
     pub async fn put(&self, key: &Bytes, mark: Mark, cached: Cached<Bytes>) -> Option<Put> {
-        self.if_admitted(self.tier.put(key, mark, cached)).await
+        self.if_admitted(|| self.tier.put(key, mark, cached)).await
     }
 
     /// Is tried whatever the breaker says: what is not invalidated is served to others.
@@ -56,12 +56,15 @@ impl Remote {
         self.tier.clear().await
     }
 
-    async fn if_admitted<T>(&self, call: impl Future<Output = Result<T>>) -> Option<T> {
+    async fn if_admitted<T, F>(&self, call: impl FnOnce() -> F) -> Option<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
         if !self.breaker.lock().admits(self.now()) {
             count(&self.counters.remote_skips);
             return None;
         }
-        self.call(call).await.ok()
+        self.call(call()).await.ok()
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T>>) -> Result<T> {

@@ -31,7 +31,7 @@ stats! {
     hits_remote,
     /// Loads from the source that were begun.
     loads,
-    /// Loads that failed, panicked, came too late or gave something too old.
+    /// Loads that failed, came too late or gave something too old.
     load_failures,
     /// Reads that waited for a load which another had begun.
     joins,

@@ -79,7 +79,8 @@ impl Cache {
         let told = self.inner.invalidate(&key, invalidation).await;
         guard.settle();
         let committed_at = committed?;
-        if let (Strategy::Through(value), Some(version), Some(fill)) = (strategy, version, &mut fill)
+        if let (Strategy::Through(value), Some(version), Some(fill)) =
+            (strategy, version, &mut fill)
         {
             self.inner.install(&key, fill, value, version).await;
         }

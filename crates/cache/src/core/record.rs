@@ -85,9 +85,8 @@ impl<V: Clone> Record<V> {
 
     /// Answers a reader. `base` is the floor of all keys.
     pub fn look(&self, base: Version, at: u64) -> Looked<V> {
-        let holds = |cached: &&Cached<V>| {
-            cached.seen >= base || planted::is_on(Bug::LookIgnoresTheBase)
-        };
+        let holds =
+            |cached: &&Cached<V>| cached.seen >= base || planted::is_on(Bug::LookIgnoresTheBase);
         Looked {
             mark: self.mark,
             need: self.floor.and(Need::at_least(base)),

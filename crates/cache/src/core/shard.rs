@@ -38,11 +38,25 @@ impl<V: Weigh + Clone> Weighter<Bytes, Record<V>> for Weights {
 /// Gathers the floors of what is evicted.
 struct Floors;
 
-impl<V: Clone> Lifecycle<Bytes, Record<V>> for Floors {
-    type RequestState = Need;
+/// What an insertion evicted.
+#[derive(Default)]
+struct Evicted {
+    /// The key whose record gives way to its new one, which the library calls an eviction too.
+    replaced: Option<Bytes>,
+    floors: Need,
+}
 
-    fn on_evict(&self, floors: &mut Need, _: Bytes, record: Record<V>) {
-        *floors = floors.and(record.floor());
+impl<V: Clone> Lifecycle<Bytes, Record<V>> for Floors {
+    type RequestState = Evicted;
+
+    fn on_evict(&self, evicted: &mut Evicted, key: Bytes, record: Record<V>) {
+        if evicted
+            .replaced
+            .take_if(|replaced| *replaced == key)
+            .is_none()
+        {
+            evicted.floors = evicted.floors.and(record.floor());
+        }
     }
 }
 
@@ -151,10 +165,13 @@ impl<V: Weigh + Clone> Shard<V> {
     }
 
     fn insert(&mut self, key: &Bytes, record: Record<V>) {
-        let mut floors = Need::NOTHING;
+        let mut evicted = Evicted {
+            replaced: self.records.contains_key(key).then(|| key.clone()),
+            floors: Need::NOTHING,
+        };
         self.records
-            .insert_with_lifecycle(key.clone(), record, &mut floors);
-        self.forget(floors);
+            .insert_with_lifecycle(key.clone(), record, &mut evicted);
+        self.forget(evicted.floors);
     }
 
     /// Keeps what evicted records needed, for every key without a record: their greatest floor.

@@ -42,7 +42,10 @@ impl Memory {
 
     /// The bytes that records take.
     pub fn size_bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.lock().size_bytes()).sum()
+        self.shards
+            .iter()
+            .map(|shard| shard.lock().size_bytes())
+            .sum()
     }
 
     /// The time by this tier's clock, in microseconds.
@@ -79,7 +82,9 @@ impl Memory {
 
     /// Notes that nothing below a version counts, of any key.
     pub(crate) fn raise(&self, version: Version) {
-        self.shards.iter().for_each(|shard| shard.lock().raise(version));
+        self.shards
+            .iter()
+            .for_each(|shard| shard.lock().raise(version));
     }
 }
 

@@ -136,7 +136,10 @@ impl Model {
             bound = bound.max(self.source.newest(key, self.source.now).0);
         }
         if let Some(age) = want.age_max {
-            bound = bound.max(self.source.newest_by(key, self.time.saturating_sub(age + 1)));
+            bound = bound.max(
+                self.source
+                    .newest_by(key, self.time.saturating_sub(age + 1)),
+            );
         }
         bound
     }
@@ -248,7 +251,9 @@ impl Model {
                 let ttl = reader.expires;
                 let put = self.put(&mut reader.fill, reader.process, &key, step, &loaded, ttl)?;
                 if put == Put::Stored && reader.is_refused {
-                    return Err(Violation(format!("{loaded:?} was refused by the remote tier")));
+                    return Err(Violation(format!(
+                        "{loaded:?} was refused by the remote tier"
+                    )));
                 }
                 reader.is_refused |= put != Put::Stored;
             }
@@ -292,7 +297,9 @@ impl Model {
                 let put = put_forward(local, key, |l| l.put(key, mark, cached))?;
                 fill.put_local(put);
                 if put == Put::Stored && loaded.seen < self.processes[process].base {
-                    return Err(Violation(format!("{loaded:?} of an old epoch was installed")));
+                    return Err(Violation(format!(
+                        "{loaded:?} of an old epoch was installed"
+                    )));
                 }
                 Ok(put)
             }
@@ -347,7 +354,11 @@ impl Model {
             match writer.fill.as_mut().map(|fill| fill.step()) {
                 Some(Step::LookLocal) => {
                     let looked = self.look_local(writer.process, &key);
-                    writer.fill.as_mut().expect("is there").looked_local(&looked);
+                    writer
+                        .fill
+                        .as_mut()
+                        .expect("is there")
+                        .looked_local(&looked);
                 }
                 Some(Step::LookRemote) => {
                     let looked = self.look_remote(&key, chance);
@@ -370,7 +381,10 @@ impl Model {
         let committed = self.source.commit(writer.key, chance.one_in(6), self.time);
         writer.committed = Some(committed);
         writer.value = self.source.newest(writer.key, committed).1;
-        let loaded = writer.fill.as_mut().map(|fill| fill.loaded(committed, Some(0)));
+        let loaded = writer
+            .fill
+            .as_mut()
+            .map(|fill| fill.loaded(committed, Some(0)));
         if loaded.is_some_and(|loaded| loaded.is_err()) {
             writer.fill = None;
         }

@@ -164,7 +164,11 @@ pub(super) fn generation(info: &str) -> Result<String> {
         info.lines().map(str::trim).find_map(value)
     };
     let version = field("redis_version").unwrap_or_default();
-    let major: u32 = version.split('.').next().and_then(|v| v.parse().ok()).unwrap_or(0);
+    let major: u32 = version
+        .split('.')
+        .next()
+        .and_then(|v| v.parse().ok())
+        .unwrap_or(0);
     if major < 7 {
         let message = format!("Redis 7 or newer is needed, this is {version:?}");
         return Err(Error::new(ErrorKind::Unsupported, message));

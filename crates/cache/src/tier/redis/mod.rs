@@ -127,10 +127,14 @@ impl Redis {
             Invalidation::Unknown => String::new(),
         };
         self.server
-            .call(&scripts::INVALIDATE, &self.record(key), |generation, script| {
-                script.arg(generation).arg(self.marks.next().0);
-                script.arg(millis(self.options.floor_ttl)).arg(&version);
-            })
+            .call(
+                &scripts::INVALIDATE,
+                &self.record(key),
+                |generation, script| {
+                    script.arg(generation).arg(self.marks.next().0);
+                    script.arg(millis(self.options.floor_ttl)).arg(&version);
+                },
+            )
             .await
     }
 }
@@ -182,10 +186,13 @@ impl Marks {
 }
 
 fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 40)
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX)
+        .clamp(1, 1 << 40)
 }
 
 fn damaged(what: &str) -> Error {
-    let message = format!("a record in Redis has no {what}: something else writes under this prefix");
+    let message =
+        format!("a record in Redis has no {what}: something else writes under this prefix");
     Error::new(ErrorKind::Unavailable, message)
 }

@@ -109,7 +109,9 @@ fn number(text: &[u8]) -> Option<u64> {
 
 /// Gives a value to [`PUT`].
 pub(super) fn give(script: &mut ScriptInvocation<'_>, cached: &Cached<Bytes>) {
-    let as_of = cached.as_of.map_or(String::new(), |as_of| as_of.to_string());
+    let as_of = cached
+        .as_of
+        .map_or(String::new(), |as_of| as_of.to_string());
     script.arg(if cached.value.is_some() { 1 } else { 2 });
     script.arg(text(cached.version)).arg(text(cached.seen));
     script.arg(as_of).arg(cached.expires.min(TIME_MAX));
