@@ -5,6 +5,8 @@ mod flights;
 mod levels;
 mod others;
 mod protection;
-mod support;
+#[cfg(feature = "redis")]
+pub mod proxy;
+pub mod support;
 mod tiers;
 mod writes;

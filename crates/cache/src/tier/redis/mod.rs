@@ -1,6 +1,6 @@
 //! [`Redis`]: the tier that processes share. Redis 7 or newer, one master at a time, reached without a proxy.
 //!
-//! A record is a hash, changed by [scripts](scripts) alone, so each step of the protocol is atomic there:
+//! A record is a hash, changed by scripts alone, so each step of the protocol is atomic there:
 //!
 //! ```text
 //! g  the generation: which server wrote it      p  1: a value, 2: there is none
@@ -35,6 +35,7 @@ use bytes::Bytes;
 use quorate_kv::BoxFuture;
 
 use self::connection::Server;
+use self::scripts::Scripts;
 use super::Tier;
 use crate::core::{Cached, Invalidation, Looked, Mark, Put};
 use crate::{Error, ErrorKind, Result};
@@ -75,6 +76,7 @@ pub struct Redis {
     server: Server,
     options: RedisOptions,
     marks: Marks,
+    scripts: Scripts,
 }
 
 impl Redis {
@@ -87,6 +89,7 @@ impl Redis {
             server: Server::new(url, &options)?,
             options,
             marks: Marks::new(),
+            scripts: Scripts::new(),
         })
     }
 
@@ -97,10 +100,14 @@ impl Redis {
     async fn look_at(&self, key: &[u8]) -> Result<Looked<Bytes>> {
         let found: Vec<Bytes> = self
             .server
-            .call(&scripts::LOOK, &self.record(key), |generation, script| {
-                script.arg(generation).arg(self.marks.next().0);
-                script.arg(millis(self.options.fill_ttl));
-            })
+            .call(
+                &self.scripts.look,
+                &self.record(key),
+                |generation, script| {
+                    script.arg(generation).arg(self.marks.next().0);
+                    script.arg(millis(self.options.fill_ttl));
+                },
+            )
             .await?;
         scripts::looked(&found)
     }
@@ -108,11 +115,15 @@ impl Redis {
     async fn put_into(&self, key: &[u8], mark: Mark, cached: Cached<Bytes>) -> Result<Put> {
         let put: String = self
             .server
-            .call(&scripts::PUT, &self.record(key), |generation, script| {
-                script.arg(generation).arg(mark.0);
-                script.arg(millis(self.options.stale_ttl));
-                scripts::give(script, &cached);
-            })
+            .call(
+                &self.scripts.put,
+                &self.record(key),
+                |generation, script| {
+                    script.arg(generation).arg(mark.0);
+                    script.arg(millis(self.options.stale_ttl));
+                    scripts::give(script, &cached);
+                },
+            )
             .await?;
         match put.as_str() {
             "stored" => Ok(Put::Stored),
@@ -128,7 +139,7 @@ impl Redis {
         };
         self.server
             .call(
-                &scripts::INVALIDATE,
+                &self.scripts.invalidate,
                 &self.record(key),
                 |generation, script| {
                     script.arg(generation).arg(self.marks.next().0);
