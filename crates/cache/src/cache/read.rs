@@ -12,6 +12,7 @@ use super::fill::Answer;
 use super::options::micros;
 use super::stats::count;
 use super::{Cache, Inner};
+use crate::core::planted::{self, Bug};
 use crate::core::{Cached, Want};
 use crate::{Error, ErrorKind, Level, Origin, Read, Result};
 
@@ -41,7 +42,8 @@ impl Cache {
         let inner = &self.inner;
         inner.check_key_length(key)?;
         let want = inner.want(level)?;
-        let is_lax = matches!(level, Level::Any | Level::BoundedStale(_));
+        let is_lax = matches!(level, Level::Any | Level::BoundedStale(_))
+            || planted::is_on(Bug::StaleIsServedAtAnyLevel);
         let stale = match inner.read_local(key, &want, is_lax) {
             Local::Fresh(read) => return Ok(read),
             Local::Stale(read, When::AtOnce) => {
@@ -167,7 +169,8 @@ impl Inner {
 
     /// What a flight finds that will do: one that is under way, else one that has not begun yet.
     async fn fly_for(self: &Arc<Self>, key: Bytes, want: Want) -> Result<Answer> {
-        let mut as_member = want.latest;
+        let joins_what_runs = planted::is_on(Bug::LinearizableJoinsWhatRuns);
+        let mut as_member = want.latest && !joins_what_runs;
         loop {
             let joined = self.flights.join(&key, want, as_member);
             match joined.takeoff {
@@ -179,7 +182,7 @@ impl Inner {
             }
             let answer = joined.flight.outcome().await?;
             let will_do = || answer.is_shared && want.is_met(&answer.cached, self.now());
-            if joined.is_member || will_do() {
+            if joined.is_member || will_do() || (want.latest && joins_what_runs) {
                 return Ok(answer);
             }
             as_member = true;

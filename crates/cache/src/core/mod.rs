@@ -28,7 +28,7 @@ pub(crate) mod planted;
 mod record;
 mod shard;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod want;
 
 pub use fill::{Fill, Place, Refused, Step, invalidation_order};

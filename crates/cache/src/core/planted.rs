@@ -60,12 +60,37 @@ pub(crate) enum Bug {
     LinearizableIsServed,
     /// What has expired is served as if it had not.
     ExpiredIsServed,
+    /// An invalidation lets later readers join a load that began before it.
+    RunningIsNotDetached,
+    /// Who joins late takes what was overtaken.
+    OvertakenIsShared,
+    /// In a process without a tier of its own, who joins late takes what the remote tier did not confirm.
+    UnconfirmedIsShared,
+    /// A linearizable read joins a load that has begun.
+    LinearizableJoinsWhatRuns,
+    /// What has expired is served at levels that do not allow it.
+    StaleIsServedAtAnyLevel,
+    /// A write whose outcome is unknown invalidates nothing.
+    UnknownOutcomeIsIgnored,
+    /// A remote tier that does not answer counts as told.
+    UntoldCountsAsTold,
 }
 
 #[cfg(test)]
 impl Bug {
-    /// All of them.
-    pub(crate) const ALL: [Bug; 27] = [
+    /// Those of what is around the protocol: flights, levels, writes.
+    pub(crate) const AROUND: [Bug; 7] = [
+        Bug::RunningIsNotDetached,
+        Bug::OvertakenIsShared,
+        Bug::UnconfirmedIsShared,
+        Bug::LinearizableJoinsWhatRuns,
+        Bug::StaleIsServedAtAnyLevel,
+        Bug::UnknownOutcomeIsIgnored,
+        Bug::UntoldCountsAsTold,
+    ];
+
+    /// Those of the protocol.
+    pub(crate) const PROTOCOL: [Bug; 27] = [
         Bug::PutIgnoresTheMark,
         Bug::PutIgnoresTheFloor,
         Bug::PutMakesARecord,

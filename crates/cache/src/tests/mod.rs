@@ -1,6 +1,7 @@
 //! Tests of whole caches.
 
 mod bad_input;
+mod concurrent;
 mod flights;
 mod levels;
 mod others;
