@@ -41,7 +41,7 @@ impl Inner {
             let _ = timeout(patience, before.outcome()).await;
         }
         let want = takeoff.run();
-        let outcome = self.fill(takeoff.key(), want).await;
+        let outcome = self.fill(&takeoff, want).await;
         if let Err(error) = &outcome {
             count(&self.counters.load_failures);
             tracing::debug!(%error, "a load failed");
@@ -49,7 +49,8 @@ impl Inner {
         takeoff.land(outcome);
     }
 
-    async fn fill(&self, key: &Bytes, want: Want) -> Result<Answer> {
+    async fn fill(&self, takeoff: &Takeoff, want: Want) -> Result<Answer> {
+        let key = takeoff.key();
         let mut fill = self.begin_fill(want);
         let mut found = None;
         let mut tier = Origin::Source;
@@ -70,6 +71,10 @@ impl Inner {
                 Step::Load(need) => found = self.load(key, need, &mut fill).await?,
                 Step::Done => break,
                 step => {
+                    if self.local.is_none() && !planted::is_on(Bug::WhatIsPutIsJoined) {
+                        // Between the put and its answer the key may be invalidated by another process.
+                        takeoff.close();
+                    }
                     if let Some(found) = &found {
                         self.put(key, step, &mut fill, found).await;
                     }

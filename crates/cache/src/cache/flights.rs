@@ -161,6 +161,11 @@ impl Takeoff {
         want
     }
 
+    /// Lets nobody join any more.
+    pub fn close(&self) {
+        self.leave();
+    }
+
     /// Ends with what was found.
     pub fn land(self, outcome: Result<Answer>) {
         self.leave();

@@ -64,6 +64,8 @@ pub(crate) enum Bug {
     RunningIsNotDetached,
     /// Who joins late takes what was overtaken.
     OvertakenIsShared,
+    /// In a process without a tier of its own, a flight is joined while the remote tier installs it.
+    WhatIsPutIsJoined,
     /// In a process without a tier of its own, who joins late takes what the remote tier did not confirm.
     UnconfirmedIsShared,
     /// A linearizable read joins a load that has begun.
@@ -79,9 +81,10 @@ pub(crate) enum Bug {
 #[cfg(test)]
 impl Bug {
     /// Those of what is around the protocol: flights, levels, writes.
-    pub(crate) const AROUND: [Bug; 7] = [
+    pub(crate) const AROUND: [Bug; 8] = [
         Bug::RunningIsNotDetached,
         Bug::OvertakenIsShared,
+        Bug::WhatIsPutIsJoined,
         Bug::UnconfirmedIsShared,
         Bug::LinearizableJoinsWhatRuns,
         Bug::StaleIsServedAtAnyLevel,
