@@ -49,3 +49,30 @@ async fn tier_in_memory_keeps_floors_of_what_it_evicts() {
     }
     assert_eq!(memory.look_now(&key).need, Need::at_least(floor));
 }
+
+#[tokio::test]
+async fn tier_of_no_bytes_keeps_nothing() {
+    let shop = Shop::new();
+    shop.set("a", Some("1"));
+    let tiers = Tiers {
+        local: Some(Memory::new(0)),
+        remote: None,
+    };
+    let cache = Cache::new(shop.clone(), tiers, options());
+    for loads in 1..=3 {
+        cache.get("a", Level::Any).await.expect("reads");
+        assert_eq!((shop.loads(), cache.local_bytes()), (loads, 0));
+    }
+}
+
+#[tokio::test]
+async fn cache_without_tiers_joins_loads_and_keeps_nothing() {
+    let shop = Shop::new();
+    shop.set("a", Some("1"));
+    let cache = Cache::new(shop.clone(), Tiers::default(), options());
+    let reads = cache.get_many(&["a", "a", "a"], Level::Any).await;
+    assert!(reads.iter().all(|read| read.is_ok()));
+    assert_eq!(shop.loads(), 1);
+    cache.get("a", Level::Any).await.expect("reads");
+    assert_eq!(shop.loads(), 2);
+}
