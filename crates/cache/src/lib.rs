@@ -42,8 +42,8 @@
 //! behind by at most `local_ttl` there. [`Level::Linearizable`] asks the source each time.
 //!
 //! Not yet: invalidations from process to process, change data capture, LISTEN/NOTIFY, write-behind, delayed double
-//! delete, locks, tags, budgets of tenants, hot keys, single flight between processes, repeating by itself what the
-//! remote tier could not be told, Redis Cluster, and reading linearizably from a tier by the change stream.
+//! delete, locks, tags, budgets of tenants, hot keys, single flight between processes, Redis Cluster, fail-safe
+//! from the remote tier, and reading linearizably from a tier by the change stream.
 
 pub mod cache;
 pub mod core;

@@ -132,7 +132,8 @@ impl Inner {
         }
     }
 
-    fn learn_epoch(&self, seen: Version) {
+    /// A version of a new epoch tells of a failover.
+    pub fn learn_epoch(&self, seen: Version) {
         let known = self.base.lock().epoch;
         if seen.epoch > known {
             tracing::info!(known, epoch = seen.epoch, "the source has a new epoch");

@@ -7,6 +7,7 @@ mod options;
 mod read;
 mod remote;
 mod stats;
+mod untold;
 mod write;
 
 use std::sync::Arc;
@@ -85,8 +86,8 @@ impl Cache {
     /// its `local_ttl` has passed.
     ///
     /// # Errors
-    /// When the remote tier does not answer: this process is told, others may be served what is there until its
-    /// TTL. Repeat it.
+    /// When the remote tier does not answer: this process keeps the promise, others may be served what is there,
+    /// at most until its TTL. It is repeated in the background, for as long as this process lives.
     pub async fn invalidate(
         &self,
         key: impl AsRef<[u8]>,
@@ -207,6 +208,9 @@ impl Inner {
     }
 
     async fn invalidate(&self, key: &Bytes, invalidation: Invalidation) -> Result<()> {
+        if let Invalidation::At(version) = invalidation {
+            self.learn_epoch(version);
+        }
         let mut done = Ok(());
         for place in invalidation_order() {
             match place {

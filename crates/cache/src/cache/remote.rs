@@ -1,4 +1,4 @@
-//! The remote tier as a cache calls it: in bounded time, and not while it fails.
+//! The remote tier as a cache calls it: in bounded time, not while it fails, and not about what it was not told.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -7,19 +7,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::breaker::Breaker;
 use super::options::micros;
 use super::stats::{Counters, count};
+use super::untold::{Repeat, Untold};
 use super::{CacheOptions, Tier};
 use crate::core::{Cached, Invalidation, Looked, Mark, Put};
 use crate::{Error, ErrorKind, Result};
 
+/// Between two repetitions.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+
+#[derive(Clone)]
 pub(super) struct Remote {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     tier: Arc<dyn Tier>,
     breaker: Mutex<Breaker>,
+    untold: Mutex<Untold>,
     timeout: Duration,
+    pause: Duration,
     began: Instant,
     counters: Arc<Counters>,
 }
@@ -27,40 +38,95 @@ pub(super) struct Remote {
 impl Remote {
     pub fn new(tier: Arc<dyn Tier>, options: &CacheOptions, counters: Arc<Counters>) -> Self {
         let pause = micros(options.breaker_pause);
-        Remote {
+        let inner = Inner {
             tier,
             breaker: Mutex::new(Breaker::new(options.breaker_failures, pause)),
+            untold: Mutex::default(),
             timeout: options.remote_timeout,
+            pause: options.breaker_pause.max(PAUSE_MIN),
             began: Instant::now(),
             counters,
+        };
+        Remote {
+            inner: Arc::new(inner),
         }
     }
 
-    /// What is there; `None` when it does not answer.
+    /// What is there; `None` when it does not answer, or has not been told all.
     pub async fn look(&self, key: &Bytes) -> Option<Looked<Bytes>> {
-        self.if_admitted(|| self.tier.look(key)).await
+        let inner = &self.inner;
+        inner.if_admitted(key, || inner.tier.look(key)).await
     }
 
     /// What became of a fill; `None` when that is not known.
     pub async fn put(&self, key: &Bytes, mark: Mark, cached: Cached<Bytes>) -> Option<Put> {
-        self.if_admitted(|| self.tier.put(key, mark, cached)).await
+        let inner = &self.inner;
+        inner
+            .if_admitted(key, || inner.tier.put(key, mark, cached))
+            .await
     }
 
-    /// Is tried whatever the breaker says: what is not invalidated is served to others.
+    /// Is tried whatever the breaker says: what is not invalidated is served to others. If it fails it is noted,
+    /// and repeated in the background.
     pub async fn invalidate(&self, key: &Bytes, invalidation: Invalidation) -> Result<()> {
-        self.call(self.tier.invalidate(key, invalidation)).await
+        let inner = &self.inner;
+        let done = inner.call(inner.tier.invalidate(key, invalidation)).await;
+        if done.is_err() {
+            let begins = {
+                let mut untold = inner.untold.lock();
+                untold.note(key, invalidation);
+                !std::mem::replace(&mut untold.is_repeating, true)
+            };
+            if begins {
+                tokio::spawn(inner.clone().repeat());
+            }
+        }
+        done
     }
 
-    /// The same for all keys. May take as long as there are many.
+    /// Drops all. May take as long as there is much.
     pub async fn clear(&self) -> Result<()> {
-        self.tier.clear().await
+        let notes = self.inner.untold.lock().notes();
+        self.inner.tier.clear().await?;
+        self.inner.untold.lock().cleared(notes);
+        Ok(())
+    }
+}
+
+impl Inner {
+    /// Tells what could not be told, until all is.
+    async fn repeat(self: Arc<Self>) {
+        let pause = self.pause.min(Duration::from_secs(60));
+        sleep(pause).await;
+        loop {
+            let next = {
+                let mut untold = self.untold.lock();
+                let next = untold.next();
+                untold.is_repeating = next.is_some();
+                next
+            };
+            let Some((repeat, note)) = next else {
+                return;
+            };
+            let done = match &repeat {
+                Repeat::Key(key, invalidation) => {
+                    self.call(self.tier.invalidate(key, *invalidation)).await
+                }
+                Repeat::All => self.tier.clear().await,
+            };
+            match done {
+                Ok(()) => self.untold.lock().told(&repeat, note),
+                Err(_) => sleep(pause).await,
+            }
+        }
     }
 
-    async fn if_admitted<T, F>(&self, call: impl FnOnce() -> F) -> Option<T>
+    async fn if_admitted<T, F>(&self, key: &Bytes, call: impl FnOnce() -> F) -> Option<T>
     where
         F: Future<Output = Result<T>>,
     {
-        if !self.breaker.lock().admits(self.now()) {
+        let is_trusted = self.untold.lock().is_trusted(key);
+        if !is_trusted || !self.breaker.lock().admits(self.now()) {
             count(&self.counters.remote_skips);
             return None;
         }

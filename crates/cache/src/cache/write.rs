@@ -11,12 +11,12 @@ use crate::core::planted::{self, Bug};
 use crate::core::{Fill, Invalidation, Step, Want};
 use crate::{Error, Result, Version};
 
-/// What a write does to the tiers, once it is committed. Each row says what holds when the write returns without
-/// [`Written::untold`], and what does not.
+/// What a write does to the tiers, once it is committed. Each row says what holds when the write returns, and what
+/// does not.
 ///
 /// | | promise | does not promise |
 /// |---|---|---|
-/// | all | reads of this process, and of all without a tier of their own, see no less | other processes' own tiers before their `local_ttl` has passed |
+/// | all | reads of this process see no less; without [`Written::untold`] so do those of processes that have no tier of their own | other processes' own tiers before their `local_ttl` has passed |
 /// | all | a commit whose outcome is unknown, or whose future is dropped, is taken for done | a process that dies between commit and invalidation: what is there stays until its TTL |
 /// | `Aside` | no fill that began before is installed | fills from replicas that ignore `Need::latest` |
 /// | `Versioned` | the same, and fills come from any replica that has the write | |
@@ -40,8 +40,8 @@ pub enum Strategy {
 pub struct Written {
     /// The version that the commit gave.
     pub version: Option<Version>,
-    /// Why the remote tier could not be told: it may have what was there until its TTL. Repeat it by
-    /// [`Cache::invalidate`].
+    /// Why the remote tier could not be told. This process sees the write all the same; others may be served what
+    /// was there, at most until its TTL, or until the background could tell it.
     pub untold: Option<Error>,
 }
 

@@ -192,7 +192,8 @@ impl Fill {
         let mut found = found?;
         self.age = found.as_of.map(|as_of| looked.at.saturating_sub(as_of));
         found.as_of = self.as_of(self.begun);
-        found.expires = self.begun + found.expires.saturating_sub(looked.at);
+        let left = found.expires.saturating_sub(looked.at);
+        found.expires = self.begun.saturating_add(left);
         self.is_answered = true;
         self.stage = self.look_after(Some(Place::Remote));
         Some(found)

@@ -76,12 +76,14 @@ pub(crate) enum Bug {
     UnknownOutcomeIsIgnored,
     /// A remote tier that does not answer counts as told.
     UntoldCountsAsTold,
+    /// A remote tier is believed about keys whose invalidation it was not told.
+    UntoldIsTrusted,
 }
 
 #[cfg(test)]
 impl Bug {
     /// Those of what is around the protocol: flights, levels, writes.
-    pub(crate) const AROUND: [Bug; 8] = [
+    pub(crate) const AROUND: [Bug; 9] = [
         Bug::RunningIsNotDetached,
         Bug::OvertakenIsShared,
         Bug::WhatIsPutIsJoined,
@@ -90,6 +92,7 @@ impl Bug {
         Bug::StaleIsServedAtAnyLevel,
         Bug::UnknownOutcomeIsIgnored,
         Bug::UntoldCountsAsTold,
+        Bug::UntoldIsTrusted,
     ];
 
     /// Those of the protocol.

@@ -16,7 +16,7 @@ pub use kv::KvSource;
 /// What a source has under a key, and how new it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stamped {
-    /// The value; `None` when there is none.
+    /// The value; `None` when there is none. If it is a slice of something larger, all of that is kept in memory.
     pub value: Option<Bytes>,
     /// The version at which the key got this value, or lost the one before; where there never was one, `seen`.
     pub version: Version,

@@ -203,11 +203,11 @@ fn process(world: &Arc<World>, (has_local, has_remote): (bool, bool)) -> Cache {
     Cache::new(Arc::new(Replicas(world.clone())), tiers, hasty())
 }
 
-/// A write is acknowledged: to its process, and to those that have the remote tier alone.
-fn acknowledge(world: &World, process: usize, key: usize, n: u64) {
+/// A write is acknowledged: to its process, and, if the remote tier was told, to those that have that alone.
+fn acknowledge(world: &World, process: usize, key: usize, n: u64, is_told: bool) {
     let mut acknowledged = world.acknowledged.lock();
     for (other, (has_local, has_remote)) in PROCESSES.into_iter().enumerate() {
-        let shares = PROCESSES[process].1 && has_remote && !has_local;
+        let shares = is_told && PROCESSES[process].1 && has_remote && !has_local;
         if other == process || shares {
             let known = acknowledged.entry((other, key)).or_default();
             *known = n.max(*known);
@@ -239,12 +239,10 @@ async fn write(world: &World, cache: &Cache, process: usize) {
         _ => return write_through(world, cache, process, key).await,
     };
     let written = cache.write(KEYS[key], strategy, commit).await;
-    let is_told = written
-        .as_ref()
-        .map_or(process == 2, |written| written.untold.is_none());
-    if is_told && let Some(n) = done {
+    let is_told = written.is_ok_and(|written| written.untold.is_none());
+    if let Some(n) = done {
         // Of an unknown outcome the newest commit of the key, up to then, is what was invalidated.
-        acknowledge(world, process, key, world.at(key, n).0);
+        acknowledge(world, process, key, world.at(key, n).0, is_told);
     }
 }
 
@@ -269,8 +267,8 @@ async fn write_through(world: &World, cache: &Cache, process: usize, key: usize)
         .write(KEYS[key], strategy, commit)
         .await
         .expect("commits");
-    if let (None, Some(n)) = (written.untold, done) {
-        acknowledge(world, process, key, n);
+    if let Some(n) = done {
+        acknowledge(world, process, key, n, written.untold.is_none());
     }
 }
 

@@ -205,6 +205,19 @@ async fn failover_of_the_source_drops_what_it_took_back() {
 }
 
 #[tokio::test]
+async fn failover_that_an_invalidation_tells_of_drops_what_it_took_back() {
+    let shop = Shop::new();
+    shop.set("a", Some("kept"));
+    shop.set("a", Some("lost"));
+    let cache = local(&shop, options());
+    assert_eq!(value(&cache, "a").await.as_deref(), Some("lost"));
+    shop.fail_over(1);
+    let other = Invalidation::At(shop.set("b", Some("new")));
+    cache.invalidate("b", other).await.expect("invalidates");
+    assert_eq!(value(&cache, "a").await.as_deref(), Some("kept"));
+}
+
+#[tokio::test]
 async fn gap_drops_all_that_may_have_been_missed() {
     let (shop, shared) = (Shop::new(), Shared::new());
     let cache = over(&shop, shared, true);

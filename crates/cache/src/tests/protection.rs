@@ -228,26 +228,40 @@ async fn shared_tier_that_is_slow_costs_its_time_limit_and_no_more() {
     assert_eq!(shop.loads(), 1);
 }
 
-#[tokio::test]
-async fn shared_tier_that_is_down_is_said_by_an_invalidation_and_this_process_is_told() {
-    let (shop, shared) = (Shop::new(), Shared::new());
-    let cache = over(&shop, shared.clone(), true);
-    shop.set("a", Some("1"));
-    value(&cache, "a").await;
-    let version = shop.set("a", Some("2"));
-    shared.down(true);
-    let failed = cache.invalidate("a", Invalidation::At(version)).await;
-    assert_eq!(failed.expect_err("fails").kind(), ErrorKind::Unavailable);
-    shared.down(false);
-    assert_eq!(
-        value(&cache, "a").await.as_deref(),
-        Some("2"),
-        "the floor is known here"
-    );
-    cache
-        .invalidate("a", Invalidation::At(version))
-        .await
-        .expect("does no harm");
+#[tokio::test(start_paused = true)]
+async fn shared_tier_that_was_down_is_not_believed_until_it_is_told() {
+    for (has_local, by_version) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (shop, shared) = (Shop::new(), Shared::new());
+        let cache = over(&shop, shared.clone(), has_local);
+        let other = over(&shop, shared.clone(), false);
+        shop.set("a", Some("1"));
+        value(&cache, "a").await;
+        let version = shop.set("a", Some("2"));
+        let invalidation = match by_version {
+            true => Invalidation::At(version),
+            false => Invalidation::Unknown,
+        };
+        shared.down(true);
+        let failed = cache.invalidate("a", invalidation).await;
+        assert_eq!(failed.expect_err("fails").kind(), ErrorKind::Unavailable);
+        shared.down(false);
+        assert_eq!(
+            value(&other, "a").await.as_deref(),
+            Some("1"),
+            "nobody told it"
+        );
+        assert_eq!(value(&cache, "a").await.as_deref(), Some("2"));
+        tokio::time::sleep(3 * SECOND).await;
+        assert_eq!(
+            value(&other, "a").await.as_deref(),
+            Some("2"),
+            "told by itself"
+        );
+        if !has_local {
+            let read = cache.get("a", Level::Any).await.expect("reads");
+            assert_eq!(read.tier, Origin::Remote);
+        }
+    }
 }
 
 #[tokio::test]
