@@ -7,33 +7,35 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use super::fill::Answer;
 use crate::core::Want;
 use crate::core::planted::{self, Bug};
 use crate::{Error, ErrorKind, Result};
 
-type Outcome = Option<Result<Answer>>;
-
 /// One load, and those who wait for it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Flight {
-    outcome: watch::Receiver<Outcome>,
+    found: OnceLock<Result<Answer>>,
+    /// Wakes in the order of waiting, so that a run from a seed is the same each time.
+    over: Notify,
 }
 
 impl Flight {
     /// What it found. It is not stopped when nobody waits for it.
     pub async fn outcome(&self) -> Result<Answer> {
-        let mut outcome = self.outcome.clone();
-        match outcome.wait_for(Option::is_some).await {
-            Ok(found) => found.clone().unwrap_or_else(|| Err(panicked())),
-            Err(_) => Err(panicked()),
+        let mut over = pin!(self.over.notified());
+        over.as_mut().enable();
+        if self.found.get().is_none() {
+            over.await;
         }
+        self.found.get().cloned().unwrap_or_else(|| Err(panicked()))
     }
 }
 
@@ -83,15 +85,13 @@ impl Flights {
                 takeoff: None,
             };
         }
-        let (sender, outcome) = watch::channel(None);
-        let flight = Arc::new(Flight { outcome });
+        let flight = Arc::new(Flight::default());
         slot.open = Some((flight.clone(), want));
         let takeoff = Takeoff {
             flights: self.clone(),
             key: key.clone(),
             flight: flight.clone(),
             before: slot.running.clone(),
-            sender,
         };
         Joined {
             flight,
@@ -140,7 +140,6 @@ pub(super) struct Takeoff {
     flight: Arc<Flight>,
     /// What ran when the flight was made.
     pub before: Option<Arc<Flight>>,
-    sender: watch::Sender<Outcome>,
 }
 
 impl Takeoff {
@@ -167,9 +166,8 @@ impl Takeoff {
     }
 
     /// Ends with what was found.
-    pub fn land(self, outcome: Result<Answer>) {
-        self.leave();
-        self.sender.send_replace(Some(outcome));
+    pub fn land(self, found: Result<Answer>) {
+        let _ = self.flight.found.set(found);
     }
 
     fn leave(&self) {
@@ -188,5 +186,7 @@ impl Takeoff {
 impl Drop for Takeoff {
     fn drop(&mut self) {
         self.leave();
+        let _ = self.flight.found.set(Err(panicked()));
+        self.flight.over.notify_waiters();
     }
 }

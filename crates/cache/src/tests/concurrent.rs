@@ -360,7 +360,7 @@ fn run(seed: u64) -> std::result::Result<(), String> {
 fn cache_under_random_readers_and_writers_keeps_its_promises() {
     let times = std::env::var("QUORATE_TEST_SEEDS");
     let times: u64 = times.ok().and_then(|t| t.parse().ok()).unwrap_or(1);
-    for seed in 0..2_000 * times {
+    for seed in 0..4_000 * times {
         if let Err(broken) = run(seed) {
             panic!("seed {seed}: {broken}");
         }
