@@ -25,7 +25,7 @@ use crate::{Error, Result, Version};
 #[non_exhaustive]
 pub enum Strategy {
     /// Cache-aside: the key is invalidated after the commit, without its version. The next fill reads the
-    /// source's newest state, and so do all of the key until its record is evicted, and then all of its shard.
+    /// source's newest state, and so do all later ones of the key; once its record is evicted, those of its part of memory.
     Aside,
     /// The key's floor is raised to the version that the commit gave; like `Aside` if it gave none.
     Versioned,

@@ -1,4 +1,4 @@
-//! The protocol: records, shards of records, and how a fill goes through two tiers. No clock, no task, no I/O.
+//! The protocol: records, many of them within a bound, and how a fill goes through two tiers. No clock, no task, no I/O.
 //!
 //! A cache goes wrong between its steps: a reader misses and loads 1; a writer commits 2 and invalidates; the
 //! reader installs 1, and there it stays. Here a fill is *registered* before it loads, and installed only if
@@ -26,12 +26,12 @@
 mod fill;
 pub(crate) mod planted;
 mod record;
-mod shard;
+mod records;
 #[cfg(test)]
 pub(crate) mod tests;
 mod want;
 
 pub use fill::{Fill, Place, Refused, Step, invalidation_order};
 pub use record::{Cached, Invalidation, Looked, Mark, Put, Record};
-pub use shard::{Shard, Weigh};
+pub use records::{Records, Weigh};
 pub use want::Want;

@@ -264,12 +264,12 @@ pub fn text(value: Option<Bytes>) -> Option<String> {
     value.map(|value| String::from_utf8(value.to_vec()).expect("text"))
 }
 
-/// Waits for a condition, for at most ten seconds of wall time.
+/// Waits for a condition, for at most a minute of wall time.
 pub async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = std::time::Instant::now();
     while !is_so() {
         assert!(
-            began.elapsed() < Duration::from_secs(10),
+            began.elapsed() < Duration::from_secs(60),
             "waited for {what}"
         );
         tokio::task::yield_now().await;

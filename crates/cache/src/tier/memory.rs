@@ -9,18 +9,18 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Tier;
-use crate::core::{Cached, Invalidation, Looked, Mark, Put, Shard};
+use crate::core::{Cached, Invalidation, Looked, Mark, Put, Records};
 use crate::{Need, Result, Version};
 
-/// Below this a shard would hold too few values of usual size.
-const SHARD_BYTES_MIN: u64 = 1 << 20;
-const SHARDS_MAX: u64 = 64;
+/// Below this a part would hold too few values of usual size.
+const PART_BYTES_MIN: u64 = 1 << 20;
+const PARTS_MAX: u64 = 64;
 
 /// Records in memory, evicted by use within a bound of bytes. Thread-safe; waits for nothing but short locks.
 ///
-/// What is larger than a shard, a 64th of the whole from 64 MiB on, is not kept.
+/// What is larger than a part, a 64th of the whole from 64 MiB on, is not kept.
 pub struct Memory {
-    shards: Vec<Mutex<Shard<Bytes>>>,
+    parts: Vec<Mutex<Records<Bytes>>>,
     began: Instant,
 }
 
@@ -32,20 +32,17 @@ impl Memory {
 
     /// The same, where a key that has no record needs this.
     pub(crate) fn with_absent(size_bytes: u64, absent: Need) -> Self {
-        let shards = (size_bytes / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX);
-        let shard = |_| Mutex::new(Shard::new(size_bytes / shards, absent));
+        let parts = (size_bytes / PART_BYTES_MIN).clamp(1, PARTS_MAX);
+        let part = |_| Mutex::new(Records::new(size_bytes / parts, absent));
         Memory {
-            shards: (0..shards).map(shard).collect(),
+            parts: (0..parts).map(part).collect(),
             began: Instant::now(),
         }
     }
 
     /// The bytes that records take.
     pub fn size_bytes(&self) -> u64 {
-        self.shards
-            .iter()
-            .map(|shard| shard.lock().size_bytes())
-            .sum()
+        self.parts.iter().map(|part| part.lock().size_bytes()).sum()
     }
 
     /// The time by this tier's clock, in microseconds.
@@ -53,38 +50,38 @@ impl Memory {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Shard<Bytes>> {
-        let at = xxh3_64(key) % self.shards.len() as u64;
-        self.shards[at as usize].lock()
+    fn part(&self, key: &[u8]) -> MutexGuard<'_, Records<Bytes>> {
+        let at = xxh3_64(key) % self.parts.len() as u64;
+        self.parts[at as usize].lock()
     }
 
     /// What is there, expired or not. Registers nothing.
     pub(crate) fn peek(&self, key: &[u8]) -> Option<Cached<Bytes>> {
-        self.shard(key).peek(key).cloned()
+        self.part(key).peek(key).cloned()
     }
 
     pub(crate) fn look_now(&self, key: &Bytes) -> Looked<Bytes> {
         let now = self.now();
-        self.shard(key).look(key, now)
+        self.part(key).look(key, now)
     }
 
     pub(crate) fn put_now(&self, key: &Bytes, mark: Mark, cached: Cached<Bytes>) -> Put {
-        self.shard(key).put(key, mark, cached)
+        self.part(key).put(key, mark, cached)
     }
 
     pub(crate) fn invalidate_now(&self, key: &Bytes, invalidation: Invalidation) {
-        self.shard(key).invalidate(key, invalidation);
+        self.part(key).invalidate(key, invalidation);
     }
 
     pub(crate) fn clear_now(&self) {
-        self.shards.iter().for_each(|shard| shard.lock().clear());
+        self.parts.iter().for_each(|part| part.lock().clear());
     }
 
     /// Notes that nothing below a version counts, of any key.
     pub(crate) fn raise(&self, version: Version) {
-        self.shards
+        self.parts
             .iter()
-            .for_each(|shard| shard.lock().raise(version));
+            .for_each(|part| part.lock().raise(version));
     }
 }
 

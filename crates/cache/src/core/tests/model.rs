@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::schedules::Chance;
 use super::source::{Loaded, Source};
 use crate::core::{
-    Cached, Fill, Invalidation, Looked, Place, Put, Shard, Step, Want, Weigh, invalidation_order,
+    Cached, Fill, Invalidation, Looked, Place, Put, Records, Step, Want, Weigh, invalidation_order,
 };
 use crate::{Need, Version};
 
@@ -39,7 +39,7 @@ impl fmt::Display for Violation {
 }
 
 struct Process {
-    local: Option<Shard<Value>>,
+    local: Option<Records<Value>>,
     base: Version,
     /// The version of the source that each key may not be older than.
     promised: [Version; KEYS],
@@ -81,7 +81,7 @@ pub struct Model {
     spam: Vec<Bytes>,
     source: Source,
     time: u64,
-    remote: Option<Shard<Value>>,
+    remote: Option<Records<Value>>,
     processes: Vec<Process>,
     readers: Vec<Reader>,
     writers: Vec<Writer>,
@@ -93,7 +93,7 @@ impl Model {
     pub fn new(chance: &mut Chance) -> Self {
         let size_bytes = 350 + 170 * chance.below(4);
         let process = |has_local: bool| Process {
-            local: has_local.then(|| Shard::new(size_bytes, Need::NOTHING)),
+            local: has_local.then(|| Records::new(size_bytes, Need::NOTHING)),
             base: Version::ZERO,
             promised: [Version::ZERO; KEYS],
         };
@@ -104,7 +104,7 @@ impl Model {
             source: Source::default(),
             time: 1_000,
             // What is not there needs the newest state: so the floors of what was evicted need not be kept.
-            remote: has_remote.then(|| Shard::new(1 << 20, Need::LATEST)),
+            remote: has_remote.then(|| Records::new(1 << 20, Need::LATEST)),
             processes: vec![process(true), process(!has_remote || chance.one_in(2))],
             readers: Vec::new(),
             writers: Vec::new(),
@@ -527,13 +527,13 @@ impl Model {
 
 /// Puts, and sees that what is there never gives way to something older.
 fn put_forward(
-    shard: &mut Shard<Value>,
+    records: &mut Records<Value>,
     key: &Bytes,
-    put: impl FnOnce(&mut Shard<Value>) -> Put,
+    put: impl FnOnce(&mut Records<Value>) -> Put,
 ) -> Result<Put, Violation> {
-    let before = shard.peek(key).map(|cached| cached.seen);
-    let put = put(shard);
-    let after = shard.peek(key).map(|cached| cached.seen);
+    let before = records.peek(key).map(|cached| cached.seen);
+    let put = put(records);
+    let after = records.peek(key).map(|cached| cached.seen);
     if after.is_some() && before > after {
         return Err(Violation(format!("{before:?} gave way to {after:?}")));
     }

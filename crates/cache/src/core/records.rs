@@ -1,4 +1,4 @@
-//! [`Shard`]: records within a bound of bytes, and what is left of those that were evicted.
+//! [`Records`]: records within a bound of bytes, and what is left of those that were evicted.
 
 use std::hash::BuildHasherDefault;
 
@@ -62,8 +62,8 @@ impl<V: Clone> Lifecycle<Bytes, Record<V>> for Floors {
 
 type Hasher = BuildHasherDefault<Xxh3Default>;
 
-/// Records of some keys, for one thread at a time.
-pub struct Shard<V: Weigh + Clone> {
+/// Records of some keys, for one thread at a time. Thread safety is the caller's.
+pub struct Records<V: Weigh + Clone> {
     records: Evicting<Bytes, Record<V>, Weights, Hasher, Floors>,
     /// What a key needs that has no record.
     absent: Need,
@@ -72,11 +72,11 @@ pub struct Shard<V: Weigh + Clone> {
     marks: u64,
 }
 
-impl<V: Weigh + Clone> Shard<V> {
-    /// An empty shard of at most `size_bytes`. `absent` is what a key needs that was never seen.
+impl<V: Weigh + Clone> Records<V> {
+    /// None, of at most `size_bytes`. `absent` is what a key needs that was never seen.
     pub fn new(size_bytes: u64, absent: Need) -> Self {
         let items = (size_bytes / (2 * OVERHEAD_BYTES)).clamp(4, 1 << 20) as usize;
-        Shard {
+        Records {
             records: Evicting::with(items, size_bytes, Weights, Hasher::default(), Floors),
             absent,
             base: Version::ZERO,
