@@ -217,7 +217,15 @@ fn acknowledge(world: &World, process: usize, key: usize, n: u64, is_told: bool)
 
 async fn write(world: &World, cache: &Cache, process: usize) {
     let key = world.below(KEYS.len() as u64) as usize;
-    let kind = world.below(4);
+    let kind = world.below(14);
+    if kind == 0 {
+        // Somebody who tells nobody.
+        world.commit(key);
+        return;
+    }
+    if kind == 1 {
+        return clear(world, cache, process).await;
+    }
     let commit = async {
         world.pause(3).await;
         let (n, value) = world.commit(key);
@@ -234,8 +242,8 @@ async fn write(world: &World, cache: &Cache, process: usize) {
         Ok(Some(Version::new(n)))
     };
     let strategy = match kind {
-        0 | 1 => Strategy::Aside,
-        2 => Strategy::Versioned,
+        2..=6 => Strategy::Aside,
+        7..=10 => Strategy::Versioned,
         _ => return write_through(world, cache, process, key).await,
     };
     let written = cache.write(KEYS[key], strategy, commit).await;
@@ -243,6 +251,16 @@ async fn write(world: &World, cache: &Cache, process: usize) {
     if let Some(n) = done {
         // Of an unknown outcome the newest commit of the key, up to then, is what was invalidated.
         acknowledge(world, process, key, world.at(key, n).0, is_told);
+    }
+}
+
+/// All that was committed before it began is seen when it returns.
+async fn clear(world: &World, cache: &Cache, process: usize) {
+    let newest = world.newest();
+    if cache.clear().await.is_ok() {
+        for key in 0..KEYS.len() {
+            acknowledge(world, process, key, world.at(key, newest).0, true);
+        }
     }
 }
 
