@@ -7,7 +7,6 @@ pub(super) const TTL_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// The settings of a [`Cache`](crate::Cache). All times may be zero, which turns off what they are for.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub struct CacheOptions {
     /// How long after it was asked for a value is served without being loaded anew (5 min). Zero: nothing is
     /// kept. More than ten years are ten years.

@@ -42,7 +42,6 @@ use crate::{Error, ErrorKind, Result};
 
 /// How the tier uses its server. No time may be zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct RedisOptions {
     /// Before each key, so that several caches, or versions of what they keep, share a server (`quorate:`).
     pub prefix: String,
