@@ -9,8 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::{codegen, services, sim, tidy};
 
 /// What tests want beyond the defaults.
-const FEATURES: &str =
-    "quorate-storage/zstd,quorate-server/outbox,bookshop/postgres,bookshop/kafka";
+const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,bookshop/postgres,bookshop/kafka";
 
 /// All that must hold before a change lands.
 pub fn ci(root: &Path) -> Result<()> {
@@ -28,7 +27,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox,quorate-sim/switches,bookshop/postgres,bookshop/kafka",
+                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,quorate-sim/switches,bookshop/postgres,bookshop/kafka",
                 "--quiet",
                 "--",
                 "-D",

@@ -48,13 +48,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("outbox", &["kv"]),
     ("saga", &["kv", "outbox"]),
+    ("cache", &["kv"]),
     ("quorate", &["*"]),
     ("bench", &["*"]),
     ("sim", &["*"]),
 ];
 
 /// The one crate that may name each of these.
-const OWNED: &[(&str, &str)] = &[("openraft", "replication"), ("rdkafka", "outbox")];
+const OWNED: &[(&str, &str)] = &[
+    ("openraft", "replication"),
+    ("rdkafka", "outbox"),
+    ("redis", "cache"),
+];
 
 /// Checks everything and lists all that is wrong.
 pub fn run(root: &Path) -> Result<()> {

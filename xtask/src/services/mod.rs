@@ -1,7 +1,7 @@
 //! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for, and started.
 //!
 //! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
-//! `QUORATE_POSTGRES`, `QUORATE_MYSQL` and `QUORATE_KAFKA` name servers that run already; then none is
+//! `QUORATE_POSTGRES`, `QUORATE_MYSQL`, `QUORATE_REDIS` (with `QUORATE_REDIS_REPLICA`) and `QUORATE_KAFKA` name servers that run already; then none is
 //! started. What is started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
 //! when it is no longer needed, whatever becomes of the task.
 
@@ -9,6 +9,7 @@ mod kafka;
 mod mysql;
 mod postgres;
 mod process;
+mod redis;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -54,6 +55,14 @@ impl Services {
         if std::env::var_os("QUORATE_POSTGRES").is_none() {
             let (url, process) = postgres::start().context("PostgreSQL")?;
             environment.push(("QUORATE_POSTGRES", url));
+            running.push(process);
+        }
+        if std::env::var_os("QUORATE_REDIS").is_none() {
+            let (url, port, process) = redis::start(None).context("Redis")?;
+            environment.push(("QUORATE_REDIS", url));
+            running.push(process);
+            let (url, _, process) = redis::start(Some(port)).context("a replica of Redis")?;
+            environment.push(("QUORATE_REDIS_REPLICA", url));
             running.push(process);
         }
         if let Some(address) = std::env::var_os("QUORATE_KAFKA") {

@@ -1,0 +1,244 @@
+//! A flight's work: what [`Fill`] says to do is done here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use super::Inner;
+use super::flights::Takeoff;
+use super::options::micros;
+use super::stats::count;
+use crate::core::planted::{self, Bug};
+use crate::core::{Cached, Fill, Put, Refused, Step, Want};
+use crate::source::Stamped;
+use crate::{Error, ErrorKind, Need, Origin, Result, Version};
+
+/// What a flight found.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    /// By the local clock.
+    pub cached: Cached<Bytes>,
+    pub tier: Origin,
+    /// Whether it may be given to those who joined after it was asked for.
+    pub is_shared: bool,
+}
+
+/// What is on its way into the tiers.
+pub(super) struct Found {
+    pub value: Option<Bytes>,
+    pub version: Version,
+    pub seen: Version,
+    /// When a tier has it expire, by the local clock; `None` for what was loaded.
+    pub expires: Option<u64>,
+}
+
+impl Inner {
+    /// Runs a flight to its end. What ran before it may end first, but need not.
+    pub async fn fly(self: Arc<Self>, mut takeoff: Takeoff, patience: Duration) {
+        if let Some(before) = takeoff.before.take() {
+            let _ = timeout(patience, before.outcome()).await;
+        }
+        let want = takeoff.run();
+        let outcome = self.fill(&takeoff, want).await;
+        if let Err(error) = &outcome {
+            count(&self.counters.load_failures);
+            tracing::debug!(%error, "a load failed");
+        }
+        takeoff.land(outcome);
+    }
+
+    async fn fill(&self, takeoff: &Takeoff, want: Want) -> Result<Answer> {
+        let key = takeoff.key();
+        let mut fill = self.begin_fill(want);
+        let mut found = None;
+        let mut tier = Origin::Source;
+        loop {
+            match fill.step() {
+                Step::LookLocal => {
+                    if let Some(answer) = self.look_local(key, want, &mut fill) {
+                        return Ok(answer);
+                    }
+                }
+                Step::LookRemote => {
+                    if let Some(cached) = self.look_remote(key, &mut fill).await {
+                        count(&self.counters.hits_remote);
+                        tier = Origin::Remote;
+                        found = Some(Found::in_tier(cached));
+                    }
+                }
+                Step::Load(need) => found = self.load(key, need, &mut fill).await?,
+                Step::Done => break,
+                step => {
+                    if self.local.is_none() && !planted::is_on(Bug::WhatIsPutIsJoined) {
+                        // Between the put and its answer the key may be invalidated by another process.
+                        takeoff.close();
+                    }
+                    if let Some(found) = &found {
+                        self.put(key, step, &mut fill, found).await;
+                    }
+                }
+            }
+        }
+        let found = found.ok_or_else(|| Error::new(ErrorKind::Behind, "nothing was found"))?;
+        Ok(self.answer(found, &fill, tier))
+    }
+
+    pub fn begin_fill(&self, want: Want) -> Fill {
+        let base = *self.base.lock();
+        let (has_local, has_remote) = (self.local.is_some(), self.remote.is_some());
+        Fill::new(want, base, self.now(), has_local, has_remote)
+    }
+
+    /// Registers, and answers if another flight has filled it meanwhile.
+    pub fn look_local(&self, key: &Bytes, want: Want, fill: &mut Fill) -> Option<Answer> {
+        let looked = self.local.as_ref()?.look_now(key);
+        fill.looked_local(&looked);
+        Some(Answer {
+            cached: want.fresh_in(&looked)?,
+            tier: Origin::Local,
+            is_shared: true,
+        })
+    }
+
+    pub async fn look_remote(&self, key: &Bytes, fill: &mut Fill) -> Option<Cached<Bytes>> {
+        let looked = match &self.remote {
+            Some(remote) => remote.look(key).await,
+            None => None,
+        };
+        fill.looked_remote(looked.as_ref())
+    }
+
+    /// Asks the source. `None`: what it gave is too old, and it is to be asked for the newest.
+    async fn load(&self, key: &Bytes, need: Need, fill: &mut Fill) -> Result<Option<Found>> {
+        count(&self.counters.loads);
+        let patience = self.options.load_timeout;
+        let stamped = match timeout(patience, self.source.load(key, need)).await {
+            Ok(stamped) => stamped?,
+            Err(_) => {
+                let message = format!("the source did not answer within {patience:?}");
+                return Err(Error::new(ErrorKind::Timeout, message));
+            }
+        };
+        let found = Found::loaded(&stamped);
+        match fill.loaded(found.seen, stamped.lag.map(micros)) {
+            Ok(()) => {
+                self.learn_epoch(found.seen);
+                Ok(Some(found))
+            }
+            Err(refused) if fill.step() == Step::Done => Err(behind(refused)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// A version of a new epoch tells of a failover.
+    pub fn learn_epoch(&self, seen: Version) {
+        let known = self.base.lock().epoch;
+        if seen.epoch > known {
+            tracing::info!(known, epoch = seen.epoch, "the source has a new epoch");
+            self.raise(Version::epoch(seen.epoch));
+        }
+    }
+
+    /// Puts into the tier of a step, unless it is too large or is not to be kept.
+    pub async fn put(&self, key: &Bytes, step: Step, fill: &mut Fill, found: &Found) {
+        let bytes = found.value.as_ref().map_or(0, Bytes::len);
+        let is_small = bytes <= self.options.value_bytes_max;
+        if !is_small && matches!(step, Step::PutLocal { .. }) {
+            count(&self.counters.values_too_large);
+        }
+        let put = match step {
+            Step::PutRemote { mark, at, as_of } => {
+                let cached = found.cached(as_of, self.expires(found, at, false));
+                let put = match &self.remote {
+                    Some(remote) if is_small && cached.expires > at => {
+                        remote.put(key, mark, cached).await
+                    }
+                    _ => None,
+                };
+                fill.put_remote(put);
+                put
+            }
+            Step::PutLocal { mark, at, as_of } => {
+                let cached = found.cached(as_of, self.expires(found, at, true));
+                let put = match &self.local {
+                    Some(local) if is_small && cached.expires > at => {
+                        local.put_now(key, mark, cached)
+                    }
+                    _ => Put::Stored,
+                };
+                fill.put_local(put);
+                Some(put)
+            }
+            _ => None,
+        };
+        if put.is_some_and(|put| put != Put::Stored) {
+            count(&self.counters.fills_refused);
+        }
+    }
+
+    /// When something expires that was looked for at a time.
+    fn expires(&self, found: &Found, at: u64, is_local: bool) -> u64 {
+        let is_there = found.value.is_some();
+        let ttl = self.options.ttl_us(is_there, is_local, self.chance());
+        let expires = at.saturating_add(ttl);
+        found
+            .expires
+            .map_or(expires, |in_tier| expires.min(in_tier))
+    }
+
+    fn answer(&self, found: Found, fill: &Fill, tier: Origin) -> Answer {
+        // Without a tier of its own, a process promises that others' invalidations are seen at once: so who came
+        // after the question may have only what the remote tier has taken since.
+        let is_sure = match (&self.remote, &self.local) {
+            (Some(_), None) => {
+                fill.is_installed_remotely() || planted::is_on(Bug::UnconfirmedIsShared)
+            }
+            _ => true,
+        };
+        Answer {
+            cached: found.cached(fill.local_as_of(), 0),
+            tier,
+            is_shared: (is_sure && !fill.is_overtaken()) || planted::is_on(Bug::OvertakenIsShared),
+        }
+    }
+}
+
+impl Found {
+    fn loaded(stamped: &Stamped) -> Self {
+        Found {
+            value: stamped.value.clone(),
+            version: stamped.version,
+            seen: stamped.seen.max(stamped.version),
+            expires: None,
+        }
+    }
+
+    fn in_tier(cached: Cached<Bytes>) -> Self {
+        Found {
+            value: cached.value,
+            version: cached.version,
+            seen: cached.seen,
+            expires: Some(cached.expires),
+        }
+    }
+
+    fn cached(&self, as_of: Option<u64>, expires: u64) -> Cached<Bytes> {
+        Cached {
+            value: self.value.clone(),
+            version: self.version,
+            seen: self.seen,
+            as_of,
+            expires,
+        }
+    }
+}
+
+fn behind(refused: Refused) -> Error {
+    let Refused { seen, at_least } = refused;
+    Error::new(
+        ErrorKind::Behind,
+        format!("the source has {seen:?}, {at_least:?} is needed"),
+    )
+}

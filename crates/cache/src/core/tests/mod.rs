@@ -1,0 +1,6 @@
+//! Tests of the protocol: random schedules against a model, and that each guard is missed when it is away.
+
+mod model;
+pub(crate) mod schedules;
+mod source;
+mod teeth;

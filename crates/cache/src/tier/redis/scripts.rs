@@ -1,0 +1,160 @@
+//! The scripts: the steps of the [protocol](crate::core) as Redis carries them out.
+//!
+//! Versions are 30 decimal digits, which compare as text: Lua's numbers end at 2^53. Without `no-writes` among
+//! their flags, Redis runs none of them on a replica.
+
+use bytes::Bytes;
+use redis::{Script, ScriptInvocation};
+
+use super::damaged;
+use crate::core::{Cached, Looked, Mark};
+use crate::{Need, Result, Version};
+
+/// Times above would not be whole numbers in Lua.
+const TIME_MAX: u64 = 1 << 52;
+
+/// ARGV: generation, fresh mark, milliseconds for a fill. A record that lacks what each has counts as absent.
+const LOOK: &str = r"#!lua flags=allow-oom
+local t = redis.call('TIME')
+local now = string.format('%.0f', t[1] * 1000000 + t[2])
+local r = redis.pcall('HMGET', KEYS[1], 'g', 'm', 'f', 'p', 'v', 's', 'a', 'e', 'd')
+if r.err or r[1] ~= ARGV[1] or not tonumber(r[2] or '') or #(r[3] or '') ~= 30 then
+  local zero = string.rep('0', 30)
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'g', ARGV[1], 'm', ARGV[2], 'f', zero)
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return {now, ARGV[2], zero}
+end
+if not r[4] or (tonumber(r[8] or '') or 0) <= tonumber(now) then
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  end
+end
+if not r[4] then
+  return {now, r[2], r[3]}
+end
+return {now, r[2], r[3], r[4], r[5] or '', r[6] or '', r[7] or '', r[8] or '', r[9] or ''}";
+
+/// ARGV: generation, mark, milliseconds kept after expiry; then what `give` gives.
+const PUT: &str = r"#!lua
+local r = redis.pcall('HMGET', KEYS[1], 'g', 'm', 'f', 'p', 's')
+if r.err or r[1] ~= ARGV[1] or r[2] ~= ARGV[2] or ARGV[6] < (r[3] or '') then
+  return 'overtaken'
+end
+if r[4] and (r[5] or '') > ARGV[6] then
+  return 'older'
+end
+local t = redis.call('TIME')
+local left = (tonumber(ARGV[8]) - (t[1] * 1000000 + t[2])) / 1000
+local keep = math.max(left, 0) + tonumber(ARGV[3])
+redis.call('HSET', KEYS[1], 'p', ARGV[4], 'v', ARGV[5], 's', ARGV[6], 'a', ARGV[7], 'e', ARGV[8], 'd', ARGV[9])
+redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep))
+return 'stored'";
+
+/// ARGV: generation, fresh mark, milliseconds for a floor, version or nothing.
+const INVALIDATE: &str = r"#!lua flags=allow-oom
+local r = redis.pcall('HMGET', KEYS[1], 'g', 'f', 'p', 's')
+local floor = ARGV[4]
+if r.err or r[1] ~= ARGV[1] then
+  if floor == '' then
+    floor = string.rep('0', 30)
+  end
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'g', ARGV[1], 'm', ARGV[2], 'f', floor)
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return
+end
+if floor == '' then
+  redis.call('HSET', KEYS[1], 'm', ARGV[2])
+elseif floor > (r[2] or '') then
+  redis.call('HSET', KEYS[1], 'f', floor)
+end
+if floor == '' or (r[3] and (r[4] or '') < floor) then
+  redis.call('HDEL', KEYS[1], 'p', 'v', 's', 'a', 'e', 'd')
+end
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+end";
+
+/// All of them.
+pub(super) struct Scripts {
+    pub look: Script,
+    pub put: Script,
+    pub invalidate: Script,
+}
+
+impl Scripts {
+    pub fn new() -> Self {
+        Self::changed(|text| text.to_owned())
+    }
+
+    /// The same, changed: with a guard less, for tests.
+    pub fn changed(change: impl Fn(&str) -> String) -> Self {
+        Scripts {
+            look: Script::new(&change(LOOK)),
+            put: Script::new(&change(PUT)),
+            invalidate: Script::new(&change(INVALIDATE)),
+        }
+    }
+}
+
+/// A version as it is stored.
+pub(super) fn text(version: Version) -> String {
+    format!("{:010}{:020}", version.epoch, version.n)
+}
+
+fn version(text: &[u8]) -> Option<Version> {
+    let text = std::str::from_utf8(text).ok().filter(|t| t.len() == 30)?;
+    Some(Version {
+        epoch: text.get(..10)?.parse().ok()?,
+        n: text.get(10..)?.parse().ok()?,
+    })
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Gives a value to `PUT`.
+pub(super) fn give(script: &mut ScriptInvocation<'_>, cached: &Cached<Bytes>) {
+    let as_of = cached
+        .as_of
+        .map_or(String::new(), |as_of| as_of.to_string());
+    script.arg(if cached.value.is_some() { 1 } else { 2 });
+    script.arg(text(cached.version)).arg(text(cached.seen));
+    script.arg(as_of).arg(cached.expires.min(TIME_MAX));
+    script.arg(cached.value.as_deref().unwrap_or_default());
+}
+
+/// Reads what `LOOK` answers. A value that can't be read is none.
+pub(super) fn looked(found: &[Bytes]) -> Result<Looked<Bytes>> {
+    let part = |at: usize| found.get(at).map(|part| part.as_ref());
+    let time = part(0).and_then(number).ok_or_else(|| damaged("time"))?;
+    let mark = part(1).and_then(number).ok_or_else(|| damaged("mark"))?;
+    let floor = part(2).and_then(version).ok_or_else(|| damaged("floor"))?;
+    Ok(Looked {
+        mark: Mark(mark),
+        need: Need {
+            at_least: floor,
+            // A floor before this one may have been lost.
+            latest: true,
+        },
+        at: time,
+        cached: cached(found),
+    })
+}
+
+fn cached(found: &[Bytes]) -> Option<Cached<Bytes>> {
+    let is_there = match found.get(3)?.as_ref() {
+        b"1" => true,
+        b"2" => false,
+        _ => return None,
+    };
+    Some(Cached {
+        value: is_there.then(|| found.get(8).cloned()).flatten(),
+        version: version(found.get(4)?)?,
+        seen: version(found.get(5)?)?,
+        as_of: number(found.get(6)?),
+        expires: number(found.get(7)?)?,
+    })
+}
