@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use crate::{codegen, services, sim, tidy};
 
 /// What tests want beyond the defaults.
-const FEATURES: &str =
-    "quorate-storage/zstd,quorate-server/outbox,bookshop/postgres,bookshop/kafka";
+const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,bookshop/postgres,bookshop/kafka,\
+     quorate-sql/postgres,quorate-sql/mysql,quorate-sql/sqlite";
 
 /// All that must hold before a change lands.
 pub fn ci(root: &Path) -> Result<()> {
@@ -28,7 +28,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox,quorate-sim/switches,bookshop/postgres,bookshop/kafka",
+                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox,quorate-sim/switches,bookshop/postgres,bookshop/kafka,quorate-sql/postgres,quorate-sql/mysql,quorate-sql/sqlite",
                 "--quiet",
                 "--",
                 "-D",

@@ -48,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("outbox", &["kv"]),
     ("saga", &["kv", "outbox"]),
+    ("sql", &["kv"]),
     ("quorate", &["*"]),
     ("bench", &["*"]),
     ("sim", &["*"]),

@@ -2,7 +2,7 @@
 //!
 //! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
 //! `QUORATE_POSTGRES`, `QUORATE_MYSQL` and `QUORATE_KAFKA` name servers that run already; then none is
-//! started. What is started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
+//! started. A replica of a PostgreSQL that runs already is named by `QUORATE_POSTGRES_REPLICA`. What is started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
 //! when it is no longer needed, whatever becomes of the task.
 
 mod kafka;
@@ -53,8 +53,13 @@ impl Services {
         let mut running = Vec::new();
         if std::env::var_os("QUORATE_POSTGRES").is_none() {
             let (url, process) = postgres::start().context("PostgreSQL")?;
-            environment.push(("QUORATE_POSTGRES", url));
             running.push(process);
+            if std::env::var_os("QUORATE_POSTGRES_REPLICA").is_none() {
+                let replica = postgres::start_replica(&url).context("PostgreSQL's replica")?;
+                environment.push(("QUORATE_POSTGRES_REPLICA", replica.0));
+                running.push(replica.1);
+            }
+            environment.push(("QUORATE_POSTGRES", url));
         }
         if let Some(address) = std::env::var_os("QUORATE_KAFKA") {
             // One broker that does both, unless another is named for groups.

@@ -1,0 +1,224 @@
+//! Transactions of a session: run again after conflicts, never after a commit of unknown outcome.
+
+mod backoff;
+mod run;
+
+pub use run::until_no_conflict;
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::panic::Location;
+use std::time::{Duration, Instant};
+
+use sqlx::SqlSafeStr;
+use sqlx_core::transaction::TransactionManager;
+
+use crate::backend::Backend;
+use crate::pool::Lease;
+use crate::session::Session;
+use crate::token::Token;
+use crate::{Error, ErrorKind, Result};
+
+pub(crate) use backoff::Backoff;
+
+/// How far transactions are kept apart. SQLite's are serializable, whatever is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// Each statement sees what was committed before it.
+    ReadCommitted,
+    /// All statements see one snapshot.
+    RepeatableRead,
+    /// As if one ran after the other.
+    #[default]
+    Serializable,
+}
+
+/// How a transaction is run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Work {
+    /// How far it is kept apart from others.
+    pub isolation: Isolation,
+    /// How often it is tried at most. At least 1.
+    pub tries_max: u32,
+    /// No new try is begun after this.
+    pub budget: Duration,
+    /// The wait before the second try; it doubles with each, and each is drawn between half and the whole.
+    pub wait_min: Duration,
+    /// The longest wait.
+    pub wait_max: Duration,
+    /// The commit is acknowledged when every replica shows it, so that [`Read::Synchronous`] sees it in any
+    /// session; on PostgreSQL with `synchronous_commit = remote_apply`. A replica that is gone makes it
+    /// [`ErrorKind::Unsynchronized`].
+    ///
+    /// [`Read::Synchronous`]: crate::Read::Synchronous
+    pub synchronous: bool,
+}
+
+impl Default for Work {
+    fn default() -> Self {
+        Work {
+            isolation: Isolation::Serializable,
+            tries_max: 10,
+            budget: Duration::from_secs(10),
+            wait_min: Duration::from_millis(5),
+            wait_max: Duration::from_millis(500),
+            synchronous: false,
+        }
+    }
+}
+
+impl Work {
+    /// Acknowledged when every replica shows it.
+    pub fn synchronous(mut self) -> Work {
+        self.synchronous = true;
+        self
+    }
+
+    /// At this isolation.
+    pub fn isolation(mut self, isolation: Isolation) -> Work {
+        self.isolation = isolation;
+        self
+    }
+}
+
+/// A transaction on the primary. Use it as sqlx's: `&mut *tx` is an executor, and beginning another within
+/// makes a savepoint. Dropped without [`Transaction::commit`] it is rolled back.
+pub struct Transaction<'s, DB: Backend> {
+    session: &'s Session<DB>,
+    lease: Lease<DB>,
+    synchronous: bool,
+    open: bool,
+}
+
+impl<'s, DB: Backend> Transaction<'s, DB> {
+    pub(crate) async fn begin(
+        session: &'s Session<DB>,
+        work: &Work,
+        at: &'static Location<'static>,
+    ) -> Result<Transaction<'s, DB>> {
+        let lease = session.inner.on_primary(at).await?;
+        let mut tx = Transaction {
+            session,
+            lease,
+            synchronous: work.synchronous,
+            open: true,
+        };
+        let (before, begin) = DB::begin(work.isolation);
+        if let Some(before) = before {
+            DB::run(&mut tx.lease, before.into_sql_str()).await?;
+        }
+        DB::TransactionManager::begin(&mut tx.lease, Some(begin.into_sql_str())).await?;
+        if work.synchronous {
+            DB::synchronous(&mut tx.lease).await?;
+        }
+        Ok(tx)
+    }
+
+    /// Commits. Answers the session's token; `None` where the database has none.
+    ///
+    /// Errors: `OutcomeUnknown` if no answer came, also after the session's `commit_max`; `Unsynchronized`;
+    /// `Conflict` and others, after which nothing was committed.
+    pub async fn commit(mut self) -> Result<Option<Token>> {
+        let wrote = match DB::settle(&mut self.lease).await {
+            Ok(wrote) => wrote,
+            Err(error) => {
+                let error = Error::from(error).within("the transaction can't be committed");
+                let _ = self.rollback().await;
+                return Err(error);
+            }
+        };
+        // Until it is known otherwise: this future may be dropped at any await.
+        self.session.past.lock().doubts += 1;
+        let limit = self.session.options.commit_max;
+        let commit = DB::TransactionManager::commit(&mut self.lease);
+        match tokio::time::timeout(limit, commit).await {
+            Ok(Ok(())) => self.open = false,
+            Ok(Err(error)) if DB::refused_commit(&error) => {
+                self.session.past.lock().doubts -= 1;
+                let _ = self.rollback().await;
+                return Err(error.into());
+            }
+            Ok(Err(error)) => return Err(self.unknown(&error.to_string())),
+            Err(_) => return Err(self.unknown(&format!("no answer in {limit:?}"))),
+        }
+        self.session.past.lock().wrote = Some(Instant::now());
+        if !wrote || !DB::POSITIONS {
+            self.session.past.lock().doubts -= 1;
+            return Ok(self.session.token());
+        }
+        // Without its position the session stays in doubt, and reads on the primary: committed it is.
+        let Ok(standing) = DB::standing(&mut self.lease).await else {
+            return match self.synchronous {
+                false => Ok(self.session.token()),
+                true => Err(unsynchronized("its position was not learned")),
+            };
+        };
+        let token = {
+            let mut past = self.session.past.lock();
+            past.doubts -= 1;
+            if let Some(position) = standing.position {
+                past.token = Some(Token::raise(past.token, Token::new(position)));
+            }
+            past.token
+        };
+        if let (true, Some(position)) = (self.synchronous, standing.position) {
+            let everywhere = self.session.everywhere(position).await;
+            everywhere.map_err(|left| unsynchronized(&left))?;
+        }
+        Ok(token)
+    }
+
+    fn unknown(&mut self, why: &str) -> Error {
+        self.open = false;
+        self.lease.close_on_drop();
+        self.session.past.lock().wrote = Some(Instant::now());
+        let text = format!("the answer to a commit was lost: {why}");
+        Error::new(ErrorKind::OutcomeUnknown, text)
+    }
+
+    /// Rolls back. An error means that the connection is gone, and the transaction with it.
+    pub async fn rollback(mut self) -> Result<()> {
+        self.open = false;
+        let rolled = DB::TransactionManager::rollback(&mut self.lease).await;
+        if rolled.is_err() {
+            self.lease.close_on_drop();
+        }
+        Ok(rolled?)
+    }
+}
+
+fn unsynchronized(why: &str) -> Error {
+    let text = format!("committed, but not shown to be on every replica: {why}");
+    Error::new(ErrorKind::Unsynchronized, text)
+}
+
+impl<DB: Backend> Deref for Transaction<'_, DB> {
+    type Target = DB::Connection;
+
+    fn deref(&self) -> &Self::Target {
+        &self.lease
+    }
+}
+
+impl<DB: Backend> DerefMut for Transaction<'_, DB> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.lease
+    }
+}
+
+impl<DB: Backend> fmt::Debug for Transaction<'_, DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transaction").finish_non_exhaustive()
+    }
+}
+
+impl<DB: Backend> Drop for Transaction<'_, DB> {
+    fn drop(&mut self) {
+        if self.open {
+            // A statement may be under way, or a commit of which nobody hears: the session's end ends both.
+            DB::TransactionManager::start_rollback(&mut self.lease);
+            self.lease.close_on_drop();
+        }
+    }
+}
