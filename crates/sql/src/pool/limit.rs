@@ -2,7 +2,8 @@
 //!
 //! Additive increase, multiplicative decrease, steered by how long leases are held: past the point where a
 //! database is saturated, one more at a time makes all of them slower and none more done. The mean of a
-//! window of holds is compared with the best that was seen lately. The shape is that of TCP Vegas and of
+//! window of holds is compared with the best that was seen. At the floor, what is measured becomes the best: so a
+//! database or a use that has become slower for good is learned anew from there. The shape is that of TCP Vegas and of
 //! Netflix's concurrency-limits (gradient); no clock and no lock, so it is tested against simulated servers.
 
 use std::time::Duration;
@@ -16,15 +17,15 @@ pub struct LimitOptions {
     pub ceiling: usize,
     /// Where to begin.
     pub start: usize,
-    /// A window whose mean is so many times the best lately is congested. More than 1.
+    /// A window whose mean is so many times the best is congested. More than 1.
     pub tolerance: f64,
 }
 
 impl LimitOptions {
-    /// From 1 to `ceiling`, beginning at half of it.
+    /// From an eighth of `ceiling` to all of it, beginning at half.
     pub fn up_to(ceiling: usize) -> LimitOptions {
         LimitOptions {
-            floor: 1,
+            floor: ceiling.div_ceil(8),
             ceiling,
             start: ceiling.div_ceil(2),
             tolerance: 2.0,
@@ -36,8 +37,6 @@ impl LimitOptions {
 const WINDOW_MIN: usize = 16;
 /// What is left of the limit after a congested window.
 const DECREASE: f64 = 0.9;
-/// How fast the best is forgotten, a window: what was fast on an empty database need not come again.
-const DRIFT: f64 = 0.02;
 
 /// The limit. Invariant: `floor <= get() <= ceiling`.
 #[derive(Debug)]
@@ -85,13 +84,13 @@ impl Limit {
         let mean = self.total / self.count as f64;
         let used = self.peak >= self.get();
         (self.count, self.total, self.peak) = (0, 0.0, 0);
-        let best = match self.best {
-            Some(best) if mean >= best => best + (mean - best) * DRIFT,
-            _ => mean,
-        };
+        let best = self.best.map_or(mean, |best| best.min(mean));
         self.best = Some(best);
         if mean > best * self.options.tolerance {
             self.set(self.limit * DECREASE);
+            if self.get() == self.options.floor {
+                self.best = Some(mean);
+            }
         } else if used {
             // What is not used up is not raised: it would say nothing about the database.
             self.set(self.limit + 1.0);

@@ -1,1 +1,14 @@
-//! Tests.
+//! Tests against a PostgreSQL with a replica, MariaDB and SQLite; and of the pure cores.
+
+mod bulks;
+mod cores;
+mod failover;
+mod limits;
+mod locks;
+mod pair;
+mod pools;
+mod proxy;
+mod reads;
+mod rules;
+mod support;
+mod transactions;
