@@ -175,11 +175,11 @@ impl<DB: Backend> Session<DB> {
     ) -> Result<Lease<DB>> {
         let place = Place::Replica(member.name.clone());
         let lease = member.lane.lease(at, place, self.options.patience).await?;
-        // A connection that had to be opened may have shown that the replica went back.
+        // It may have begun another run since it was chosen, of which nothing is proved.
         if member.state.view(0).meets(&need) {
             return Ok(lease);
         }
-        let text = format!("{} went back while it was asked", member.lane.name());
+        let text = format!("{} restarted while it was asked", member.lane.name());
         Err(Error::new(ErrorKind::Unavailable, text))
     }
 

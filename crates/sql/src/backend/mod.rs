@@ -37,13 +37,25 @@ pub struct Observation {
     pub replica: bool,
     /// Its system, where the database has such.
     pub system: Option<u64>,
-    /// Tells one run of a server from another: its start, in microseconds.
+    /// Tells one run of a replica from another: when its recovery began, in microseconds. Within a run, what is
+    /// visible only grows.
     pub run: Option<i64>,
     /// What it has replayed; `None` where the timeline can't be said.
     pub position: Option<Position>,
 }
 
-/// A waiting for an advisory lock.
+/// What became of a transaction so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settlement {
+    /// It can be committed, and has written or may have.
+    Wrote,
+    /// It can be committed, and has written nothing.
+    ReadOnly,
+    /// It is none any more: what came after its end was committed statement by statement.
+    Ended,
+}
+
+/// How long to wait for an advisory lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
     /// Not at all.
@@ -113,7 +125,7 @@ pub trait Backend: sqlx::Database + sealed::Sealed {
 
     /// Looks whether a transaction can be committed, and whether it has written: a database may answer to the
     /// `COMMIT` of a failed one as if all were well.
-    fn settle(connection: &mut Self::Connection) -> Answer<'_, bool>;
+    fn settle(connection: &mut Self::Connection) -> Answer<'_, Settlement>;
 
     /// Whether an error that answered `COMMIT` says for certain that nothing was committed.
     fn refused_commit(error: &sqlx::Error) -> bool;

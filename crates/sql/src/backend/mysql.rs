@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
 use sqlx::{AssertSqlSafe, ConnectOptions, MySql, SqlStr};
 
-use super::{Answer, Backend, Observation, Patience, Standing, insert_text};
+use super::{Answer, Backend, Observation, Patience, Settlement, Standing, insert_text};
 use crate::bulk::Cell;
 use crate::pool::PoolOptions;
 use crate::token::Position;
@@ -102,17 +102,18 @@ impl Backend for MySql {
         Box::pin(async { Ok(()) })
     }
 
-    fn settle(connection: &mut MySqlConnection) -> Answer<'_, bool> {
+    fn settle(connection: &mut MySqlConnection) -> Answer<'_, Settlement> {
         Box::pin(async move {
-            // A deadlock rolls the whole transaction back, and what follows would be committed one by one.
+            // A deadlock rolls the whole transaction back, a change of the schema commits it: what follows is
+            // committed statement by statement.
             let asked = sqlx::query_scalar("SELECT CAST(@@in_transaction AS SIGNED)");
             match asked.fetch_one(connection).await {
-                Ok(0i64) => Err(sqlx::Error::Protocol(
-                    "the transaction was rolled back by an error that its code dropped".into(),
-                )),
-                Ok(_) => Ok(true),
+                Ok(0i64) => Ok(Settlement::Ended),
+                Ok(_) => Ok(Settlement::Wrote),
                 // MySQL itself has no such variable.
-                Err(error) if number(&error) == Some(UNKNOWN_VARIABLE) => Ok(true),
+                Err(error) if number(&error) == Some(UNKNOWN_VARIABLE) => {
+                    Ok(Settlement::Wrote)
+                }
                 Err(error) => Err(error),
             }
         })

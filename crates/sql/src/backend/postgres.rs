@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
 use sqlx::{AssertSqlSafe, ConnectOptions, Postgres, Row, SqlStr};
 
-use super::{Answer, Backend, Observation, Patience, Standing};
+use super::{Answer, Backend, Observation, Patience, Settlement, Standing};
 use crate::bulk::{Cell, copy_text};
 use crate::pool::PoolOptions;
 use crate::token::{Position, parse_lsn, record_end};
@@ -27,10 +27,14 @@ const STANDING: &str = "\
     FROM (SELECT pg_is_in_recovery() AS recovers) r, \
          LATERAL (SELECT CASE WHEN r.recovers THEN NULL ELSE pg_current_wal_insert_lsn() END AS lsn) l";
 
+// A crash takes back what a replica had shown, also one that its postmaster survives: then it recovers anew,
+// by another startup process. Its start tells the runs apart.
 const REPLAYED: &str = "\
     SELECT pg_is_in_recovery() AS recovers, pg_last_wal_replay_lsn()::text AS lsn, \
            (SELECT system_identifier FROM pg_control_system()) AS system, \
-           (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS run";
+           (extract(epoch FROM coalesce( \
+               (SELECT backend_start FROM pg_stat_activity WHERE backend_type = 'startup'), \
+               pg_postmaster_start_time())) * 1000000)::bigint AS run";
 
 // Asked for after what was replayed, never before: so that what was replayed is of this timeline or of one
 // that it began from. Its columns are NULL for who may not see them (pg_read_all_stats).
@@ -160,13 +164,16 @@ impl Backend for Postgres {
         })
     }
 
-    fn settle(connection: &mut PgConnection) -> Answer<'_, bool> {
+    fn settle(connection: &mut PgConnection) -> Answer<'_, Settlement> {
         Box::pin(async move {
             let id: Option<String> =
                 sqlx::query_scalar("SELECT pg_current_xact_id_if_assigned()::text")
                     .fetch_one(connection)
                     .await?;
-            Ok(id.is_some())
+            Ok(match id {
+                Some(_) => Settlement::Wrote,
+                None => Settlement::ReadOnly,
+            })
         })
     }
 

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqlStr, Sqlite};
 
-use super::{Answer, Backend, Observation, Patience, Standing, insert_text, unsupported};
+use super::{Answer, Backend, Observation, Patience, Settlement, Standing, insert_text, unsupported};
 use crate::Result;
 use crate::bulk::Cell;
 use crate::pool::PoolOptions;
@@ -85,9 +85,9 @@ impl Backend for Sqlite {
         Box::pin(async { Ok(()) })
     }
 
-    fn settle(_: &mut SqliteConnection) -> Answer<'_, bool> {
+    fn settle(_: &mut SqliteConnection) -> Answer<'_, Settlement> {
         // The commit of what was rolled back is an error of its own.
-        Box::pin(async { Ok(true) })
+        Box::pin(async { Ok(Settlement::Wrote) })
     }
 
     fn refused_commit(error: &sqlx::Error) -> bool {

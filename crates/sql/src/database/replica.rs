@@ -1,9 +1,10 @@
 //! What is known of a replica, and the watch that finds it out.
 //!
-//! Invariants of what is published:
-//! - a position was read from the run of the server that every connection of the pool leads to;
-//! - it never goes back while connections of that run live: a server that went back (a crash of a replica
-//!   takes back what was visible) ends them, and new ones are let in only once it has caught up.
+//! Invariants:
+//! - what is published was seen of one run of the server, and every connection that is let in leads to that
+//!   run. Within a run what is visible only grows, so what was proved of it holds for all of them;
+//! - a replica that went back (its crash takes back what was visible) is in another run: nothing is proved
+//!   of it, and the connections of the former run are broken.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,8 +28,6 @@ struct Known {
     position: Option<Position>,
     fresh: Option<Instant>,
     opened: Option<Instant>,
-    /// How many connections were let in.
-    admitted: u64,
     /// The nearest position that someone waits for.
     wanted: Option<Position>,
     waiting: usize,
@@ -63,8 +62,7 @@ impl Replica {
         }
     }
 
-    /// Whether a new connection may be used: it leads to the run that is watched, which shows no less than it
-    /// ever did.
+    /// Whether a new connection may be used: whether it leads to the run that is watched.
     pub fn admit(&self, seen: &Observation, system: Option<u64>) -> Result<()> {
         check(seen, system)?;
         let mut known = self.known.lock();
@@ -74,31 +72,12 @@ impl Replica {
                 "the connection leads to another server than the one that is watched, or it has restarted",
             ));
         }
-        match (known.position, seen.position) {
-            (Some(shown), Some(now)) if !now.reaches(&shown) => {
-                return Err(Error::new(
-                    ErrorKind::Unavailable,
-                    "the replica has gone back and has not caught up yet",
-                ));
-            }
-            // Where it stands can't be said: perhaps it went back. What was proved counts no more.
-            (Some(_), None) => {
-                known.position = None;
-                known.fresh = None;
-            }
-            _ => {}
-        }
-        known.admitted += 1;
         known.opened = Some(Instant::now());
         Ok(())
     }
 
-    fn admitted(&self) -> u64 {
-        self.known.lock().admitted
-    }
-
-    /// Publishes what was seen; `admitted` is the count from before it was asked.
-    fn publish(&self, seen: &Observation, marks: &Watermarks, admitted: u64) {
+    /// Publishes what was seen.
+    fn publish(&self, seen: &Observation, marks: &Watermarks) {
         let mut known = self.known.lock();
         if known.run != seen.run {
             // Another run: nothing that was proved of the former counts.
@@ -106,9 +85,6 @@ impl Replica {
             known.position = None;
             known.fresh = None;
             known.opened = Some(Instant::now());
-        } else if known.admitted != admitted {
-            // A connection was let in meanwhile, on the word of what was known before.
-            return;
         }
         known.observed = true;
         known.trouble = None;
@@ -209,7 +185,6 @@ impl<DB: Backend> Watch<DB> {
             Some(own) => own,
             None => self.lane.connect().await?,
         };
-        let admitted = self.replica.admitted();
         let observing = DB::observe(&mut own);
         let patience = self.lane.options().patience;
         let seen = match tokio::time::timeout(patience, observing).await {
@@ -218,7 +193,7 @@ impl<DB: Backend> Watch<DB> {
         };
         let marks = self.marks.lock();
         check(&seen, marks.last().map(|(_, position)| position.system))?;
-        self.replica.publish(&seen, &marks, admitted);
+        self.replica.publish(&seen, &marks);
         *connection = Some(own);
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::{Database, ErrorKind, Options, Otherwise, Place, Read, Session, Sessi
 
 async fn see(session: &Session<Postgres>, rule: Read) -> crate::Result<(Place, Option<i64>)> {
     let mut lease = session.read(rule).await?;
-    let n = number::<Postgres>(&mut lease, "SELECT max(n) FROM t").await?;
+    let n = number::<Postgres>(&mut lease, "SELECT coalesce(max(n), 0) FROM t").await?;
     Ok((lease.place().clone(), n))
 }
 
@@ -238,7 +238,7 @@ async fn remote_apply_holds_a_synchronous_commit_until_the_standby_has_applied_i
     .await;
     // Nobody sees it before the standby has it, on the primary neither.
     let (_, n) = see(&session, Read::Primary).await.expect("reads");
-    assert_eq!(n, None);
+    assert_eq!(n, Some(0));
     assert!(!writing.is_finished());
     standby.execute("SELECT pg_wal_replay_resume()").await.expect("resumes");
     writing.await.expect("no panic").expect("commits");

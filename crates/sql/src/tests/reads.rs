@@ -198,7 +198,6 @@ async fn token_outlives_the_process_by_its_string() {
     drop((session, db));
     // As another process would: nothing but the string is left.
     let db = open::<Postgres>(pg.with_replica()).await;
-    all_serve(&db).await;
     let token = text.parse().expect("reads");
     let session = db.resume(token, options(Duration::from_secs(20), Otherwise::Fail));
     let session = session.expect("resumes");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::{MySql, Postgres, Sqlite};
 
-use super::support::{Lite, My, Pg, all_serve, eventually, number, open, variable, write};
+use super::support::{Lite, My, Pg, Replica, all_serve, eventually, number, open, variable, write};
 use crate::{Database, ErrorKind, Options, Place, Read, SessionOptions, Token};
 
 const RULES: [Read; 6] = [
@@ -93,6 +93,7 @@ async fn replica_that_is_a_primary_does_not_serve() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_of_another_system_or_ahead_of_the_primary_is_lost() {
+    let _replica = Replica::take().await;
     let pg = Pg::new().await;
     let db = open::<Postgres>(pg.with_replica()).await;
     all_serve(&db).await;

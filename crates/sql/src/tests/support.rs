@@ -202,8 +202,15 @@ pub async fn number<DB: Backend>(
     Ok(DB::number(connection, AssertSqlSafe(text.to_owned()).into_sql_str()).await?)
 }
 
-/// Runs statements in a transaction of the session.
+/// Runs statements in a transaction of the session; MySQL changes schemas outside of transactions only.
 pub async fn write<DB: Backend>(session: &Session<DB>, texts: &[&str]) {
+    let alone = |text: &&&str| DB::NAME == "MySQL" && text.starts_with("CREATE TABLE");
+    let mut lease = session.read(crate::Read::Primary).await.expect("a connection");
+    for text in texts.iter().filter(alone) {
+        run::<DB>(&mut lease, text).await.expect("runs");
+    }
+    drop(lease);
+    let texts = texts.iter().filter(|text| !alone(text));
     let mut tx = session.begin(crate::Work::default()).await.expect("begins");
     for text in texts {
         run::<DB>(&mut tx, text).await.expect("runs");

@@ -210,6 +210,27 @@ async fn transaction_whose_code_dropped_an_error_is_not_told_as_committed() {
     pg.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn transaction_that_had_ended_before_its_commit_is_of_unknown_outcome() {
+    let my = My::new().await;
+    let db = open::<MySql>(my.options()).await;
+    let session = db.session();
+    let tries = AtomicU32::new(0);
+    // A change of the schema commits on MySQL: what follows is not in the transaction.
+    let ended = session.transaction(Work::default(), |tx| {
+        Box::pin(async {
+            tries.fetch_add(1, Ordering::Relaxed);
+            run::<MySql>(tx, "CREATE TABLE t (n bigint)").await?;
+            run::<MySql>(tx, "INSERT INTO t VALUES (1)").await
+        })
+    });
+    let error = ended.await.expect_err("it was no transaction");
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
+    assert_eq!(tries.load(Ordering::Relaxed), 1);
+    drop((session, db));
+    my.end().await;
+}
+
 /// A PostgreSQL behind a proxy, with a table.
 async fn behind_proxy(pg: &Pg) -> (Proxy, Database<Postgres>, Session<Postgres>) {
     let url = variable("QUORATE_POSTGRES");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use sqlx::SqlSafeStr;
 use sqlx_core::transaction::TransactionManager;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Settlement};
 use crate::pool::Lease;
 use crate::session::Session;
 use crate::token::Token;
@@ -121,7 +121,13 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
     /// `Conflict` and others, after which nothing was committed.
     pub async fn commit(mut self) -> Result<Option<Token>> {
         let wrote = match DB::settle(&mut self.lease).await {
-            Ok(wrote) => wrote,
+            Ok(Settlement::Ended) => {
+                return Err(self.unknown(
+                    "the transaction had ended before its commit, by an error that its code dropped or by a \
+                     statement that commits; what came after was committed one by one",
+                ));
+            }
+            Ok(settlement) => settlement == Settlement::Wrote,
             Err(error) => {
                 let error = Error::from(error).within("the transaction can't be committed");
                 let _ = self.rollback().await;
@@ -139,8 +145,8 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
                 let _ = self.rollback().await;
                 return Err(error.into());
             }
-            Ok(Err(error)) => return Err(self.unknown(&error.to_string())),
-            Err(_) => return Err(self.unknown(&format!("no answer in {limit:?}"))),
+            Ok(Err(error)) => return Err(self.unknown(&unanswered(&error.to_string()))),
+            Err(_) => return Err(self.unknown(&unanswered(&format!("none in {limit:?}")))),
         }
         self.session.past.lock().wrote = Some(Instant::now());
         if !wrote || !DB::POSITIONS {
@@ -173,8 +179,7 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
         self.open = false;
         self.lease.close_on_drop();
         self.session.past.lock().wrote = Some(Instant::now());
-        let text = format!("the answer to a commit was lost: {why}");
-        Error::new(ErrorKind::OutcomeUnknown, text)
+        Error::new(ErrorKind::OutcomeUnknown, why)
     }
 
     /// Rolls back. An error means that the connection is gone, and the transaction with it.
@@ -186,6 +191,10 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
         }
         Ok(rolled?)
     }
+}
+
+fn unanswered(why: &str) -> String {
+    format!("the answer to a commit was lost: {why}")
 }
 
 fn unsynchronized(why: &str) -> Error {
