@@ -143,10 +143,9 @@ impl<DB: Backend> Session<DB> {
     /// what works on sqlx's pools; it goes past the limit on leases.
     pub async fn pool(&self, rule: Read) -> Result<(Place, Pool<DB>)> {
         match self.serve(rule).await? {
-            Served::Replica(member, _) => Ok((
-                Place::Replica(member.name.clone()),
-                member.lane.pool(),
-            )),
+            Served::Replica(member, _) => {
+                Ok((Place::Replica(member.name.clone()), member.lane.pool()))
+            }
             Served::Primary => {
                 drop(self.on_primary(rule, Location::caller()).await?);
                 Ok((Place::Primary, self.inner.primary.pool()))
@@ -207,7 +206,8 @@ impl<DB: Backend> Session<DB> {
             return Ok(Served::Primary);
         }
         if !DB::POSITIONS && rule != Read::Any {
-            let what = "proof of what a replica holds: only Primary and Any are served with replicas";
+            let what =
+                "proof of what a replica holds: only Primary and Any are served with replicas";
             return crate::backend::unsupported(what, DB::NAME);
         }
         let need = match self.need(rule) {

@@ -117,6 +117,7 @@ fn invalid(message: String) -> Error {
 /// The position at which the next record will be inserted lies, at the beginning of a page, behind that
 /// page's header: 24 bytes, or 40 on the first page of a segment. A replica that has replayed everything
 /// stands before the header, and an idle primary would never be reached.
+#[cfg(feature = "postgres")]
 pub(crate) fn record_end(insert: u64, page_bytes: u64, segment_bytes: u64) -> u64 {
     const SHORT: u64 = 24;
     const LONG: u64 = 40;
@@ -133,6 +134,7 @@ pub(crate) fn record_end(insert: u64, page_bytes: u64, segment_bytes: u64) -> u6
 }
 
 /// Reads a position as PostgreSQL writes it, `16/B374D848`.
+#[cfg(feature = "postgres")]
 pub(crate) fn parse_lsn(text: &str) -> Option<u64> {
     let (high, low) = text.split_once('/')?;
     let high = u32::from_str_radix(high, 16).ok()?;

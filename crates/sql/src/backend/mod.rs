@@ -95,8 +95,10 @@ pub trait Backend: sqlx::Database + sealed::Sealed {
     ) -> Result<<Self::Connection as Connection>::Options>;
 
     /// Settings that are made after connecting.
-    fn prepare<'c>(connection: &'c mut Self::Connection, options: &'c PoolOptions)
-    -> Answer<'c, ()>;
+    fn prepare<'c>(
+        connection: &'c mut Self::Connection,
+        options: &'c PoolOptions,
+    ) -> Answer<'c, ()>;
 
     /// Asks a primary.
     fn standing(connection: &mut Self::Connection) -> Answer<'_, Standing>;
@@ -141,8 +143,10 @@ pub trait Backend: sqlx::Database + sealed::Sealed {
     ) -> BoxFuture<'c, Result<bool>>;
 
     /// Gives it back; false if this session did not hold it.
-    fn unlock<'c>(connection: &'c mut Self::Connection, key: &'c str)
-    -> BoxFuture<'c, Result<bool>>;
+    fn unlock<'c>(
+        connection: &'c mut Self::Connection,
+        key: &'c str,
+    ) -> BoxFuture<'c, Result<bool>>;
 
     /// Inserts rows by what is fastest.
     fn insert<'c>(

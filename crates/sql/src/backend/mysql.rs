@@ -26,12 +26,20 @@ impl Backend for MySql {
         Ok(connect.log_slow_statements(log::LevelFilter::Warn, options.slow))
     }
 
-    fn prepare<'c>(connection: &'c mut MySqlConnection, options: &'c PoolOptions) -> Answer<'c, ()> {
+    fn prepare<'c>(
+        connection: &'c mut MySqlConnection,
+        options: &'c PoolOptions,
+    ) -> Answer<'c, ()> {
         Box::pin(async move {
             if let Some(longest) = options.statement_max {
                 // MariaDB's ends any statement and counts seconds, MySQL's ends reads and counts milliseconds.
                 let seconds = longest.as_secs_f64();
-                set(&mut *connection, "max_statement_time", format!("{seconds:.3}")).await?;
+                set(
+                    &mut *connection,
+                    "max_statement_time",
+                    format!("{seconds:.3}"),
+                )
+                .await?;
                 let milliseconds = longest.as_millis().max(1).to_string();
                 set(&mut *connection, "max_execution_time", milliseconds).await?;
             }
@@ -86,7 +94,11 @@ impl Backend for MySql {
     }
 
     fn number(connection: &mut MySqlConnection, statement: SqlStr) -> Answer<'_, Option<i64>> {
-        Box::pin(async move { sqlx::query_scalar(statement).fetch_optional(connection).await })
+        Box::pin(async move {
+            sqlx::query_scalar(statement)
+                .fetch_optional(connection)
+                .await
+        })
     }
 
     fn begin(isolation: Isolation) -> (Option<&'static str>, &'static str) {
@@ -111,9 +123,7 @@ impl Backend for MySql {
                 Ok(0i64) => Ok(Settlement::Ended),
                 Ok(_) => Ok(Settlement::Wrote),
                 // MySQL itself has no such variable.
-                Err(error) if number(&error) == Some(UNKNOWN_VARIABLE) => {
-                    Ok(Settlement::Wrote)
-                }
+                Err(error) if number(&error) == Some(UNKNOWN_VARIABLE) => Ok(Settlement::Wrote),
                 Err(error) => Err(error),
             }
         })

@@ -142,7 +142,11 @@ impl Backend for Postgres {
     }
 
     fn number(connection: &mut PgConnection, statement: SqlStr) -> Answer<'_, Option<i64>> {
-        Box::pin(async move { sqlx::query_scalar(statement).fetch_optional(connection).await })
+        Box::pin(async move {
+            sqlx::query_scalar(statement)
+                .fetch_optional(connection)
+                .await
+        })
     }
 
     fn begin(isolation: Isolation) -> (Option<&'static str>, &'static str) {

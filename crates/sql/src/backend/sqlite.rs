@@ -6,7 +6,9 @@ use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqlStr, Sqlite};
 
-use super::{Answer, Backend, Observation, Patience, Settlement, Standing, insert_text, unsupported};
+use super::{
+    Answer, Backend, Observation, Patience, Settlement, Standing, insert_text, unsupported,
+};
 use crate::Result;
 use crate::bulk::Cell;
 use crate::pool::PoolOptions;
@@ -73,7 +75,11 @@ impl Backend for Sqlite {
     }
 
     fn number(connection: &mut SqliteConnection, statement: SqlStr) -> Answer<'_, Option<i64>> {
-        Box::pin(async move { sqlx::query_scalar(statement).fetch_optional(connection).await })
+        Box::pin(async move {
+            sqlx::query_scalar(statement)
+                .fetch_optional(connection)
+                .await
+        })
     }
 
     fn begin(_: Isolation) -> (Option<&'static str>, &'static str) {

@@ -58,7 +58,14 @@ fn copy_cell(cell: &Cell, out: &mut Vec<u8>) -> crate::Result<()> {
         Cell::Bool(value) => out.push(if *value { b't' } else { b'f' }),
         Cell::Int(value) => out.extend(value.to_string().bytes()),
         Cell::Float(value) if value.is_infinite() => {
-            out.extend(if *value > 0.0 { "Infinity" } else { "-Infinity" }.bytes());
+            out.extend(
+                if *value > 0.0 {
+                    "Infinity"
+                } else {
+                    "-Infinity"
+                }
+                .bytes(),
+            );
         }
         Cell::Float(value) => out.extend(value.to_string().bytes()),
         Cell::Text(text) => {

@@ -122,9 +122,8 @@ impl Bulk {
         after: u64,
     ) -> Result<()> {
         let name = literal(&self.name)?;
-        let text = format!(
-            "UPDATE {NOTES} SET done = {after} WHERE name = {name} AND done = {before}"
-        );
+        let text =
+            format!("UPDATE {NOTES} SET done = {after} WHERE name = {name} AND done = {before}");
         let changed = DB::run(connection, AssertSqlSafe(text).into_sql_str()).await?;
         if changed == 1 {
             return Ok(());
@@ -165,7 +164,10 @@ async fn make_notes<DB: Backend>(session: &Session<DB>) -> Result<()> {
     let text = format!(
         "CREATE TABLE IF NOT EXISTS {NOTES} (name varchar(200) NOT NULL PRIMARY KEY, done bigint NOT NULL)"
     );
-    let mut lease = session.inner.on_primary(std::panic::Location::caller()).await?;
+    let mut lease = session
+        .inner
+        .on_primary(std::panic::Location::caller())
+        .await?;
     match DB::run(&mut lease, AssertSqlSafe(text.clone()).into_sql_str()).await {
         Ok(_) => Ok(()),
         // Two who make it at once: PostgreSQL refuses the second, for which it is there.

@@ -8,9 +8,9 @@
 mod cell;
 mod load;
 
-pub use cell::{Cell, Row};
 #[cfg(feature = "postgres")]
 pub(crate) use cell::copy_text;
+pub use cell::{Cell, Row};
 
 use crate::{Error, ErrorKind, Result};
 

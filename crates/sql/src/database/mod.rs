@@ -13,12 +13,12 @@ use sqlx::Pool;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::Result;
 use crate::backend::{Backend, Standing};
 use crate::pool::{Lane, Lease, Place, PoolOptions, PoolStatus, Welcome};
 use crate::route::{Need, View, Watermarks, choose};
 use crate::session::{Session, SessionOptions};
 use crate::token::{Position, Token};
-use crate::Result;
 
 pub(crate) use primary::Primary;
 pub(crate) use replica::{Replica, Wanted};
@@ -115,7 +115,12 @@ impl<DB: Backend> Database<DB> {
         }
         let marks = Arc::new(Mutex::new(Watermarks::default()));
         let pool = || options.pool.clone();
-        let primary = Lane::new("the primary".into(), &options.primary, pool(), at_primary::<DB>())?;
+        let primary = Lane::new(
+            "the primary".into(),
+            &options.primary,
+            pool(),
+            at_primary::<DB>(),
+        )?;
         // A first connection, to say at once what is wrong.
         let connection = primary.connect().await;
         let mut connection = connection.map_err(|error| error.within("the primary"))?;
@@ -335,4 +340,3 @@ fn at_replica<DB: Backend>(state: &Arc<Replica>, marks: &Arc<Mutex<Watermarks>>)
         })
     })
 }
-

@@ -60,7 +60,11 @@ impl Gate {
     }
 
     /// Waits for a place; answers its number.
-    pub async fn enter(&self, place: &'static Location<'static>, patience: Duration) -> Result<u64> {
+    pub async fn enter(
+        &self,
+        place: &'static Location<'static>,
+        patience: Duration,
+    ) -> Result<u64> {
         let waiting = Arc::clone(&self.semaphore).acquire_owned();
         let Ok(Ok(permit)) = tokio::time::timeout(patience, waiting).await else {
             return Err(self.exhausted(patience));

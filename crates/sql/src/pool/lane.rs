@@ -113,7 +113,13 @@ impl<DB: Backend> Lane<DB> {
         match tokio::time::timeout(left, pool.acquire()).await {
             Ok(Ok(connection)) => {
                 ticket.number = None;
-                Ok(Lease::new(Arc::clone(self), connection, number, generation, place))
+                Ok(Lease::new(
+                    Arc::clone(self),
+                    connection,
+                    number,
+                    generation,
+                    place,
+                ))
             }
             Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => Err(self.unreachable(left)),
             Ok(Err(error)) => {
@@ -128,7 +134,10 @@ impl<DB: Backend> Lane<DB> {
             Some(error) => error.within(&self.name),
             None => Error::new(
                 ErrorKind::Unavailable,
-                format!("{}: no connection could be opened in {patience:?}", self.name),
+                format!(
+                    "{}: no connection could be opened in {patience:?}",
+                    self.name
+                ),
             ),
         }
     }
@@ -155,7 +164,8 @@ impl<DB: Backend> Lane<DB> {
         if evicted.is_empty() {
             return;
         }
-        self.leaked.fetch_add(evicted.len() as u64, Ordering::Relaxed);
+        self.leaked
+            .fetch_add(evicted.len() as u64, Ordering::Relaxed);
         for Holder { place, held } in &evicted {
             tracing::warn!(server = %self.name, %place, ?held, "a connection is held for too long: counted out");
         }

@@ -10,15 +10,13 @@
 mod gate;
 mod lane;
 mod lease;
-mod limit;
+pub(crate) mod limit;
 
 use std::time::Duration;
 
 pub use gate::Holder;
 pub(crate) use lane::{Lane, Welcome};
 pub use lease::{Lease, Place};
-#[cfg(test)]
-pub(crate) use limit::Limit;
 pub use limit::LimitOptions;
 
 /// Settings of one server's pool.

@@ -11,11 +11,21 @@ use crate::backend::Backend;
 use crate::bulk::{Bulk, Cell, Progress, Row};
 use crate::{Database, Error, ErrorKind, Options, Read, SessionOptions};
 
-const MAKE: &str = "CREATE TABLE words (id bigint PRIMARY KEY, word text, flag boolean, part double precision)";
+const MAKE: &str =
+    "CREATE TABLE words (id bigint PRIMARY KEY, word text, flag boolean, part double precision)";
 
 fn row(id: i64) -> Row {
-    let word = if id % 10 == 3 { Cell::Null } else { Cell::Text(format!("word\t{id}\n\\.\\N")) };
-    vec![Cell::Int(id), word, Cell::Bool(id % 2 == 0), Cell::Float(id as f64 / 4.0)]
+    let word = if id % 10 == 3 {
+        Cell::Null
+    } else {
+        Cell::Text(format!("word\t{id}\n\\.\\N"))
+    };
+    vec![
+        Cell::Int(id),
+        word,
+        Cell::Bool(id % 2 == 0),
+        Cell::Float(id as f64 / 4.0),
+    ]
 }
 
 fn rows(count: i64) -> impl futures_util::Stream<Item = crate::Result<Row>> + Send {
@@ -31,7 +41,11 @@ fn words() -> Bulk {
 async fn interrupted<DB: Backend>(db: &Database<DB>) {
     const ROWS: i64 = 1000;
     let session = db.session();
-    let make = if DB::NAME == "PostgreSQL" { MAKE.to_owned() } else { MAKE.replace("double precision", "double") };
+    let make = if DB::NAME == "PostgreSQL" {
+        MAKE.to_owned()
+    } else {
+        MAKE.replace("double precision", "double")
+    };
     write(&session, &[&make]).await;
     // The source breaks in the middle.
     let broken = stream::iter((0..ROWS).map(|id| match id {
@@ -39,7 +53,9 @@ async fn interrupted<DB: Backend>(db: &Database<DB>) {
         id => Ok(row(id)),
     }));
     let mut told: Vec<Progress> = Vec::new();
-    let error = words().load(&session, broken, |progress| told.push(*progress)).await;
+    let error = words()
+        .load(&session, broken, |progress| told.push(*progress))
+        .await;
     assert_eq!(error.expect_err("it broke").message(), "the file ends");
     let stood = told.last().expect("some batches were written").rows;
     assert!(stood > 0 && stood <= 600);
@@ -48,10 +64,19 @@ async fn interrupted<DB: Backend>(db: &Database<DB>) {
         assert!(progress.bytes - bytes <= 4000, "{progress:?} after {bytes}");
         bytes = progress.bytes;
     }
-    let done = words().load(&session, rows(ROWS), |_| {}).await.expect("loads");
+    let done = words()
+        .load(&session, rows(ROWS), |_| {})
+        .await
+        .expect("loads");
     assert_eq!((done.rows, done.skipped), (ROWS as u64, stood));
-    let again = words().load(&session, rows(ROWS), |_| {}).await.expect("has nothing to do");
-    assert_eq!((again.rows, again.skipped, again.bytes), (ROWS as u64, ROWS as u64, 0));
+    let again = words()
+        .load(&session, rows(ROWS), |_| {})
+        .await
+        .expect("has nothing to do");
+    assert_eq!(
+        (again.rows, again.skipped, again.bytes),
+        (ROWS as u64, ROWS as u64, 0)
+    );
     let mut lease = session.read(Read::Primary).await.expect("reads");
     for (look, expected) in [
         ("SELECT count(*) FROM words", ROWS),
@@ -64,7 +89,10 @@ async fn interrupted<DB: Backend>(db: &Database<DB>) {
     }
     drop(lease);
     words().forget(&session).await.expect("forgets");
-    let error = words().load(&session, rows(1), |_| {}).await.expect_err("the row is there");
+    let error = words()
+        .load(&session, rows(1), |_| {})
+        .await
+        .expect_err("the row is there");
     assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
 }
 
@@ -73,7 +101,9 @@ async fn bulk_load_that_is_interrupted_goes_on_and_has_each_row_once() {
     let (pg, my, lite) = (Pg::new().await, My::new().await, Lite::new());
     let db = open::<Postgres>(pg.options()).await;
     interrupted(&db).await;
-    let word = sqlx::query("SELECT word FROM words WHERE id = 7").fetch_one(&db.primary()).await;
+    let word = sqlx::query("SELECT word FROM words WHERE id = 7")
+        .fetch_one(&db.primary())
+        .await;
     let word: String = word.expect("reads").get(0);
     assert_eq!(word, "word\t7\n\\.\\N", "as it was given");
     interrupted(&open::<MySql>(my.options()).await).await;
@@ -91,8 +121,10 @@ async fn bulk_load_whose_commits_are_lost_has_each_row_once() {
     let proxy = Proxy::to(port).await;
     let url = url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
     let db = open::<Postgres>(Options::new(pg.within(&url))).await;
-    let mut told = SessionOptions::default();
-    told.commit_max = Duration::from_secs(5);
+    let told = SessionOptions {
+        commit_max: Duration::from_secs(5),
+        ..SessionOptions::default()
+    };
     let session = db.session_with(told);
     write(&session, &[MAKE]).await;
     let mut batches = 0;
@@ -118,7 +150,10 @@ async fn bulk_load_whose_commits_are_lost_has_each_row_once() {
                 break;
             }
             Err(error) => assert!(
-                matches!(error.kind(), ErrorKind::OutcomeUnknown | ErrorKind::Unavailable),
+                matches!(
+                    error.kind(),
+                    ErrorKind::OutcomeUnknown | ErrorKind::Unavailable
+                ),
                 "{error}"
             ),
         }
@@ -138,20 +173,34 @@ async fn bulk_rows_that_cannot_be_are_refused_before_they_are_sent() {
     let session = db.session();
     write(&session, &[MAKE]).await;
     let short = stream::iter([Ok(vec![Cell::Int(1)])]);
-    let error = words().load(&session, short, |_| {}).await.expect_err("too short");
+    let error = words()
+        .load(&session, short, |_| {})
+        .await
+        .expect_err("too short");
     assert_eq!(error.kind(), ErrorKind::Invalid);
-    assert!(error.message().contains("row 1 has 1 values for 4 columns"), "{error}");
+    assert!(
+        error.message().contains("row 1 has 1 values for 4 columns"),
+        "{error}"
+    );
     let mut nul = row(1);
     nul[1] = Cell::Text("a\0b".into());
-    let error = words().load(&session, stream::iter([Ok(nul)]), |_| {}).await;
+    let error = words()
+        .load(&session, stream::iter([Ok(nul)]), |_| {})
+        .await;
     assert_eq!(error.expect_err("NUL").kind(), ErrorKind::Invalid);
     let mut bulk = words();
     bulk.batch_rows = 0;
-    let error = bulk.load(&session, rows(1), |_| {}).await.expect_err("no rows");
+    let error = bulk
+        .load(&session, rows(1), |_| {})
+        .await
+        .expect_err("no rows");
     assert_eq!(error.kind(), ErrorKind::Invalid);
     let mut bulk = words();
     bulk.name = "it's a name".into();
-    let done = bulk.load(&session, rows(1), |_| {}).await.expect("a quote is no harm");
+    let done = bulk
+        .load(&session, rows(1), |_| {})
+        .await
+        .expect("a quote is no harm");
     assert_eq!(done.rows, 1);
     drop((session, db));
     pg.end().await;

@@ -49,7 +49,11 @@ fn record_end_steps_back_over_page_headers() {
     const SEGMENT: u64 = 16 << 20;
     let end = |lsn| record_end(lsn, PAGE, SEGMENT);
     assert_eq!(end(3 * PAGE + 24), 3 * PAGE, "behind a page's header");
-    assert_eq!(end(2 * SEGMENT + 40), 2 * SEGMENT, "behind a segment's header");
+    assert_eq!(
+        end(2 * SEGMENT + 40),
+        2 * SEGMENT,
+        "behind a segment's header"
+    );
     for lsn in [3 * PAGE, 3 * PAGE + 32, 3 * PAGE + 40, 2 * SEGMENT + 48] {
         assert_eq!(end(lsn), lsn, "the end of a record");
     }
@@ -64,7 +68,10 @@ fn backoff_doubles_to_its_limit_with_jitter() {
     let mut nominal = work.wait_min;
     for drawn in [0, 999, 500, 1, 2, 3, 4, 5, 6, 7] {
         let wait = waits.next(drawn);
-        assert!(wait >= nominal / 2 && wait <= nominal, "{wait:?} of {nominal:?}");
+        assert!(
+            wait >= nominal / 2 && wait <= nominal,
+            "{wait:?} of {nominal:?}"
+        );
         nominal = (nominal * 2).min(work.wait_max);
     }
     assert_eq!(nominal, work.wait_max);

@@ -46,12 +46,20 @@ async fn failover_token_of_lost_writes_is_never_met_by_the_new_timeline() {
     let entry = Proxy::to(old.port()).await;
     let db = open::<Postgres>(options(entry.port(), promoted.port())).await;
     let session = db.session_with(told(Otherwise::Fail));
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
     all_serve(&db).await;
     let kept = session.token().expect("a token");
     eventually("the first write is replicated", || async {
-        let seen = see(&session, Read::Session).await.map_err(|e| e.to_string())?;
-        (seen == (Place::Replica("one".into()), Some(1))).then_some(()).ok_or(format!("{seen:?}"))
+        let seen = see(&session, Read::Session)
+            .await
+            .map_err(|e| e.to_string())?;
+        (seen == (Place::Replica("one".into()), Some(1)))
+            .then_some(())
+            .ok_or(format!("{seen:?}"))
     })
     .await;
 
@@ -61,7 +69,9 @@ async fn failover_token_of_lost_writes_is_never_met_by_the_new_timeline() {
     let lost = session.token().expect("a token");
     assert!(lost.position().lsn > kept.position().lsn);
     old.kill();
-    let mut admin = PgConnection::connect(&promoted.url()).await.expect("connects");
+    let mut admin = PgConnection::connect(&promoted.url())
+        .await
+        .expect("connects");
     let done = admin.execute("SELECT pg_promote(true, 60)").await;
     done.expect("promotes");
     entry.turn(promoted.port());
@@ -93,7 +103,11 @@ async fn failover_token_of_lost_writes_is_never_met_by_the_new_timeline() {
         assert!(error.message().contains("fail-over"), "{error}");
         let goes = db.resume(token, told(Otherwise::Primary)).expect("resumes");
         let seen = see(&goes, Read::Session).await.expect("the primary serves");
-        assert_eq!(seen, (Place::Primary, Some(1)), "the primary, and the write is lost");
+        assert_eq!(
+            seen,
+            (Place::Primary, Some(1)),
+            "the primary, and the write is lost"
+        );
     }
     // The session goes on with what it writes now.
     let session = next.session_with(SessionOptions {
@@ -110,16 +124,26 @@ async fn failover_old_primary_that_comes_back_does_not_serve_newer_tokens() {
     let mut old = Server::primary();
     let promoted = Server::replica_of(old.port());
     let mut admin = PgConnection::connect(&old.url()).await.expect("connects");
-    admin.execute("CREATE TABLE t (n bigint)").await.expect("makes");
+    admin
+        .execute("CREATE TABLE t (n bigint)")
+        .await
+        .expect("makes");
     drop(admin);
-    let mut admin = PgConnection::connect(&promoted.url()).await.expect("connects");
+    let mut admin = PgConnection::connect(&promoted.url())
+        .await
+        .expect("connects");
     eventually("it is replicated", || async {
-        let mut own = PgConnection::connect(&promoted.url()).await.expect("connects");
+        let mut own = PgConnection::connect(&promoted.url())
+            .await
+            .expect("connects");
         let there = number::<Postgres>(&mut own, "SELECT count(*) FROM t").await;
         there.map_err(|error| error.to_string())
     })
     .await;
-    admin.execute("SELECT pg_promote(true, 60)").await.expect("promotes");
+    admin
+        .execute("SELECT pg_promote(true, 60)")
+        .await
+        .expect("promotes");
     let db = open::<Postgres>(Options::new(promoted.url())).await;
     let session = db.session();
     write(&session, &["INSERT INTO t VALUES (1)"]).await;
@@ -129,8 +153,12 @@ async fn failover_old_primary_that_comes_back_does_not_serve_newer_tokens() {
     let fill = "SELECT pg_logical_emit_message(false, 'fill', repeat('x', 2000000))";
     admin.execute(fill).await.expect("writes");
     let stale = open::<Postgres>(Options::new(old.url())).await;
-    let session = stale.resume(token, SessionOptions::default()).expect("resumes");
-    let error = see(&session, Read::Session).await.expect_err("it is not in its log");
+    let session = stale
+        .resume(token, SessionOptions::default())
+        .expect("resumes");
+    let error = see(&session, Read::Session)
+        .await
+        .expect_err("it is not in its log");
     assert_eq!(error.kind(), ErrorKind::TokenLost, "{error}");
     old.kill();
 }
@@ -141,9 +169,15 @@ async fn replica_that_dies_leaves_the_rotation_and_returns_by_itself() {
     let mut replica = Server::replica_of(primary.port());
     let db = open::<Postgres>(options(primary.port(), replica.port())).await;
     let session = db.session_with(told(Otherwise::Primary));
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
     let on_replica = || async {
-        let seen = see(&session, Read::Session).await.map_err(|e| e.to_string())?;
+        let seen = see(&session, Read::Session)
+            .await
+            .map_err(|e| e.to_string())?;
         let there = seen.0 == Place::Replica("one".into());
         there.then_some(seen.1).ok_or(format!("{seen:?}"))
     };
@@ -152,7 +186,9 @@ async fn replica_that_dies_leaves_the_rotation_and_returns_by_itself() {
     // At once: the connections are broken, and nobody has noticed yet.
     for n in 2..6 {
         write(&session, &[&format!("INSERT INTO t VALUES ({n})")]).await;
-        let seen = see(&session, Read::Session).await.expect("the primary serves");
+        let seen = see(&session, Read::Session)
+            .await
+            .expect("the primary serves");
         assert_eq!(seen, (Place::Primary, Some(n)));
     }
     assert!(db.status().replicas[0].trouble.is_some());
@@ -170,10 +206,16 @@ async fn replica_cut_off_from_its_primary_serves_no_bound_and_what_it_proved() {
     let replica = Server::replica_of(stream.port());
     let db = open::<Postgres>(options(primary.port(), replica.port())).await;
     let session = db.session_with(told(Otherwise::Fail));
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
     all_serve(&db).await;
     eventually("it serves", || async {
-        see(&session, Read::Session).await.map_err(|e| e.to_string())
+        see(&session, Read::Session)
+            .await
+            .map_err(|e| e.to_string())
     })
     .await;
     stream.turn(9);
@@ -188,11 +230,15 @@ async fn replica_cut_off_from_its_primary_serves_no_bound_and_what_it_proved() {
     assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
     let (place, n) = see(&session, Read::Any).await.expect("any is any");
     assert_eq!((place, n), (Place::Replica("one".into()), Some(1)));
-    let error = see(&session, Read::Session).await.expect_err("it lacks the write");
+    let error = see(&session, Read::Session)
+        .await
+        .expect_err("it lacks the write");
     assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
     stream.turn(primary.port());
     eventually("it catches up", || async {
-        let seen = see(&session, Read::Session).await.map_err(|e| e.to_string())?;
+        let seen = see(&session, Read::Session)
+            .await
+            .map_err(|e| e.to_string())?;
         (seen.1 == Some(2)).then_some(()).ok_or(format!("{seen:?}"))
     })
     .await;
@@ -209,18 +255,33 @@ async fn remote_apply_holds_a_synchronous_commit_until_the_standby_has_applied_i
     });
     write(&session, &["CREATE TABLE t (n bigint)"]).await;
     all_serve(&db).await;
-    let mut admin = PgConnection::connect(&primary.url()).await.expect("connects");
-    admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'").await.expect("sets");
-    admin.execute("SELECT pg_reload_conf()").await.expect("reloads");
+    let mut admin = PgConnection::connect(&primary.url())
+        .await
+        .expect("connects");
+    admin
+        .execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        .await
+        .expect("sets");
+    admin
+        .execute("SELECT pg_reload_conf()")
+        .await
+        .expect("reloads");
     eventually("the standby is synchronous", || async {
-        let mut own = PgConnection::connect(&primary.url()).await.expect("connects");
+        let mut own = PgConnection::connect(&primary.url())
+            .await
+            .expect("connects");
         let look = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
         let count = number::<Postgres>(&mut own, look).await.expect("counts");
         (count == Some(1)).then_some(()).ok_or(format!("{count:?}"))
     })
     .await;
-    let mut standby = PgConnection::connect(&replica.url()).await.expect("connects");
-    standby.execute("SELECT pg_wal_replay_pause()").await.expect("pauses");
+    let mut standby = PgConnection::connect(&replica.url())
+        .await
+        .expect("connects");
+    standby
+        .execute("SELECT pg_wal_replay_pause()")
+        .await
+        .expect("pauses");
     let writing = tokio::spawn({
         let session = session.clone();
         async move {
@@ -230,7 +291,9 @@ async fn remote_apply_holds_a_synchronous_commit_until_the_standby_has_applied_i
         }
     });
     eventually("the commit waits in the server", || async {
-        let mut own = PgConnection::connect(&primary.url()).await.expect("connects");
+        let mut own = PgConnection::connect(&primary.url())
+            .await
+            .expect("connects");
         let look = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
         let count = number::<Postgres>(&mut own, look).await.expect("counts");
         (count == Some(1)).then_some(()).ok_or(format!("{count:?}"))
@@ -240,6 +303,9 @@ async fn remote_apply_holds_a_synchronous_commit_until_the_standby_has_applied_i
     let (_, n) = see(&session, Read::Primary).await.expect("reads");
     assert_eq!(n, Some(0));
     assert!(!writing.is_finished());
-    standby.execute("SELECT pg_wal_replay_resume()").await.expect("resumes");
+    standby
+        .execute("SELECT pg_wal_replay_resume()")
+        .await
+        .expect("resumes");
     writing.await.expect("no panic").expect("commits");
 }

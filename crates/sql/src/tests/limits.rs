@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::pool::{Limit, LimitOptions};
+use crate::pool::limit::{Limit, LimitOptions};
 
 fn options(floor: usize, ceiling: usize, start: usize) -> LimitOptions {
     LimitOptions {
@@ -35,7 +35,10 @@ fn limit_finds_the_knee_of_a_simulated_server() {
         drive(&mut limit, width, 1000, 20_000);
         let found = limit.get();
         // Twice the width doubles the time: that is the tolerance.
-        assert!(found >= width && found <= 3 * width, "width {width}: {found}");
+        assert!(
+            found >= width && found <= 3 * width,
+            "width {width}: {found}"
+        );
     }
 }
 

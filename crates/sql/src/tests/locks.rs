@@ -13,7 +13,11 @@ use crate::{Database, ErrorKind, Read, Work};
 /// A table of one row, with its version.
 async fn stock<DB: Backend>(db: &Database<DB>) {
     let make = "CREATE TABLE stock (id bigint PRIMARY KEY, left_over bigint, version bigint)";
-    write(&db.session(), &[make, "INSERT INTO stock VALUES (1, 10, 1), (2, 10, 1)"]).await;
+    write(
+        &db.session(),
+        &[make, "INSERT INTO stock VALUES (1, 10, 1), (2, 10, 1)"],
+    )
+    .await;
 }
 
 /// Replaces the parameters of an update by numbers: the text is what is tested.
@@ -21,7 +25,11 @@ fn filled(text: &str, values: &[i64]) -> String {
     let mut text = text.to_owned();
     for (at, value) in values.iter().enumerate() {
         let numbered = format!("${}", at + 1);
-        let found = if text.contains(&numbered) { numbered } else { "?".into() };
+        let found = if text.contains(&numbered) {
+            numbered
+        } else {
+            "?".into()
+        };
         text = text.replacen(&found, &value.to_string(), 1);
     }
     text
@@ -39,7 +47,11 @@ async fn optimistic<DB: Backend>(db: &Database<DB>) {
         tx.rollback().await?;
         if tries.fetch_add(1, Ordering::Relaxed) == 0 {
             // Another is faster.
-            write(&db.session(), &[&filled(&table.update::<DB>(&["left_over"]), &[3, 1, 1])]).await;
+            write(
+                &db.session(),
+                &[&filled(&table.update::<DB>(&["left_over"]), &[3, 1, 1])],
+            )
+            .await;
         }
         let (left, version) = (left.unwrap_or(0), version.unwrap_or(0));
         let text = filled(&table.update::<DB>(&["left_over"]), &[left - 1, 1, version]);
@@ -80,13 +92,18 @@ async fn rows<DB: Backend>(db: &Database<DB>) {
     };
     let mut holds = one.begin(work).await.expect("begins");
     let text = select(RowLock::Wait, "WHERE id = 1");
-    assert_eq!(number::<DB>(&mut holds, &text).await.expect("locks"), Some(1));
+    assert_eq!(
+        number::<DB>(&mut holds, &text).await.expect("locks"),
+        Some(1)
+    );
     let mut other = two.begin(work).await.expect("begins");
     let text = select(RowLock::SkipLocked, "ORDER BY id LIMIT 1");
     let found = number::<DB>(&mut other, &text).await.expect("locks");
     assert_eq!(found, Some(2), "the first is left out");
     let text = select(RowLock::NoWait, "WHERE id = 1");
-    let error = number::<DB>(&mut other, &text).await.expect_err("it is held");
+    let error = number::<DB>(&mut other, &text)
+        .await
+        .expect_err("it is held");
     assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
     assert!(error.is_retryable());
     other.rollback().await.expect("rolls back");
@@ -112,13 +129,18 @@ async fn advisory<DB: Backend>(db: &Database<DB>, key: &str) {
     let short = Patience::Limited(Duration::from_millis(60));
     let error = db.lock(key, short).await.expect_err("it is held");
     assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
-    db.lock(format!("{key}-2"), Patience::None).await.expect("another name");
+    db.lock(format!("{key}-2"), Patience::None)
+        .await
+        .expect("another name");
     held.release().await.expect("it was held");
     // Given back by being dropped: who waits gets it.
     let held = db.lock(key, Patience::None).await.expect("it is free");
     let waits = tokio::spawn({
         let (db, key) = (db.clone(), key.to_owned());
-        async move { db.lock(key, Patience::Limited(Duration::from_secs(30))).await }
+        async move {
+            db.lock(key, Patience::Limited(Duration::from_secs(30)))
+                .await
+        }
     });
     drop(held);
     let held = waits.await.expect("no panic").expect("it was released");
@@ -172,7 +194,9 @@ async fn queue_by_skip_locked_gives_each_row_to_one_worker() {
         ],
     )
     .await;
-    let clause = RowLock::SkipLocked.clause::<Postgres>().expect("it has row locks");
+    let clause = RowLock::SkipLocked
+        .clause::<Postgres>()
+        .expect("it has row locks");
     let mut workers = tokio::task::JoinSet::new();
     for _ in 0..4 {
         let session = db.session();
@@ -181,7 +205,8 @@ async fn queue_by_skip_locked_gives_each_row_to_one_worker() {
             let mut took = 0;
             loop {
                 let mut tx = session.begin(work).await.expect("begins");
-                let text = format!("SELECT id FROM jobs WHERE done = 0 ORDER BY id LIMIT 1{clause}");
+                let text =
+                    format!("SELECT id FROM jobs WHERE done = 0 ORDER BY id LIMIT 1{clause}");
                 let id = sqlx::query_scalar::<_, i64>(AssertSqlSafe(text));
                 let Some(id) = id.fetch_optional(&mut *tx).await.expect("locks") else {
                     return took;
@@ -197,7 +222,10 @@ async fn queue_by_skip_locked_gives_each_row_to_one_worker() {
     assert_eq!(took, 40);
     let mut lease = session.read(Read::Primary).await.expect("reads");
     let look = "SELECT count(*) FROM jobs WHERE done = 1";
-    assert_eq!(number::<Postgres>(&mut lease, look).await.expect("counts"), Some(40));
+    assert_eq!(
+        number::<Postgres>(&mut lease, look).await.expect("counts"),
+        Some(40)
+    );
     drop((lease, session, db));
     pg.end().await;
 }

@@ -29,7 +29,17 @@ impl Server {
     pub fn replica_of(port: u16) -> Server {
         let server = Server::empty();
         let from = format!("postgres://{USER}@127.0.0.1:{port}/postgres");
-        let words = ["-c", "fast", "-X", "stream", "-R", "--no-sync", "-d", &from, "-D"];
+        let words = [
+            "-c",
+            "fast",
+            "-X",
+            "stream",
+            "-R",
+            "--no-sync",
+            "-d",
+            &from,
+            "-D",
+        ];
         let data = server.data();
         server.tool("pg_basebackup", &words, &data);
         server.started()
@@ -76,7 +86,11 @@ impl Server {
             if ready.expect("pg_isready runs").success() {
                 return;
             }
-            assert!(Instant::now() < end, "PostgreSQL does not start: {}", self.said());
+            assert!(
+                Instant::now() < end,
+                "PostgreSQL does not start: {}",
+                self.said()
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -144,7 +158,9 @@ pub fn url(port: u16) -> String {
 
 /// Where the newest version's programs are.
 fn programs() -> PathBuf {
-    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten();
     let found = versions
         .filter_map(|entry| {
             let entry = entry.ok()?;

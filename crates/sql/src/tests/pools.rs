@@ -66,7 +66,10 @@ async fn pool_is_not_drained_by_leaks() {
     let session = db.session();
     const LEAKS: u64 = 12;
     for _ in 0..LEAKS {
-        let lease = session.read(Read::Primary).await.expect("there is one still");
+        let lease = session
+            .read(Read::Primary)
+            .await
+            .expect("there is one still");
         std::mem::forget(lease);
     }
     eventually("all are counted out", || async {
@@ -75,7 +78,10 @@ async fn pool_is_not_drained_by_leaks() {
     })
     .await;
     let status = db.status().primary;
-    assert!(status.replaced > 0 && status.holders.is_empty(), "{status:?}");
+    assert!(
+        status.replaced > 0 && status.holders.is_empty(),
+        "{status:?}"
+    );
     let both = (
         session.read(Read::Primary).await.expect("one"),
         session.read(Read::Primary).await.expect("two"),
@@ -111,9 +117,15 @@ async fn pool_leaked_transaction_loses_its_locks() {
     options.pool.hold_max = Some(Duration::from_millis(200));
     let db = open::<Postgres>(options).await;
     let session = db.session();
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
     let mut tx = session.begin(Work::default()).await.expect("begins");
-    run::<Postgres>(&mut tx, "UPDATE t SET n = 2").await.expect("locks");
+    run::<Postgres>(&mut tx, "UPDATE t SET n = 2")
+        .await
+        .expect("locks");
     std::mem::forget(tx);
     write(&session, &["UPDATE t SET n = n + 10"]).await;
     let mut lease = session.read(Read::Primary).await.expect("reads");
@@ -124,9 +136,15 @@ async fn pool_leaked_transaction_loses_its_locks() {
     options.pool.hold_max = Some(Duration::from_secs(1));
     let other = open::<MySql>(options).await;
     let session = other.session();
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
     let mut tx = session.begin(Work::default()).await.expect("begins");
-    run::<MySql>(&mut tx, "UPDATE t SET n = 2").await.expect("locks");
+    run::<MySql>(&mut tx, "UPDATE t SET n = 2")
+        .await
+        .expect("locks");
     std::mem::forget(tx);
     write(&session, &["UPDATE t SET n = n + 10"]).await;
     let mut lease = session.read(Read::Primary).await.expect("reads");
@@ -164,7 +182,9 @@ async fn database_that_is_gone_is_unavailable_in_time() {
     let mut options = Options::new("postgres://nobody@127.0.0.1:9/none");
     options.pool.patience = Duration::from_millis(300);
     let begun = Instant::now();
-    let error = crate::Database::<Postgres>::connect(options).await.expect_err("nobody there");
+    let error = crate::Database::<Postgres>::connect(options)
+        .await
+        .expect_err("nobody there");
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
     assert!(begun.elapsed() < Duration::from_secs(10));
     let error = crate::Database::<Postgres>::connect(Options::new("what is this")).await;
@@ -202,10 +222,18 @@ async fn plan_of_a_statement_is_told_without_running_it() {
 async fn cached_statements_are_counted() {
     let pg = Pg::new().await;
     let db = open::<Postgres>(exactly(pg.options(), 1)).await;
-    let mut lease = db.session().read(Read::Primary).await.expect("a connection");
+    let mut lease = db
+        .session()
+        .read(Read::Primary)
+        .await
+        .expect("a connection");
     let before = lease.cached_statements();
-    run::<Postgres>(&mut lease, "SELECT 1 + 1").await.expect("runs");
-    run::<Postgres>(&mut lease, "SELECT 1 + 1").await.expect("runs");
+    run::<Postgres>(&mut lease, "SELECT 1 + 1")
+        .await
+        .expect("runs");
+    run::<Postgres>(&mut lease, "SELECT 1 + 1")
+        .await
+        .expect("runs");
     assert_eq!(lease.cached_statements(), before + 1);
     drop((lease, db));
     pg.end().await;

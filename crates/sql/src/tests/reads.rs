@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 use sqlx::Postgres;
 
 use super::support::{Pg, Replica, all_serve, eventually, number, open, run, write};
-use crate::{
-    Database, ErrorKind, Otherwise, Place, Read, Session, SessionOptions, Work,
-};
+use crate::{Database, ErrorKind, Otherwise, Place, Read, Session, SessionOptions, Work};
 
 fn options(patience: Duration, otherwise: Otherwise) -> SessionOptions {
     SessionOptions {
@@ -27,7 +25,11 @@ async fn see(session: &Session<Postgres>, rule: Read) -> crate::Result<(Place, i
 
 async fn notes(db: &Database<Postgres>) -> Session<Postgres> {
     let session = db.session_with(options(Duration::from_secs(20), Otherwise::Fail));
-    write(&session, &["CREATE TABLE notes (id bigint PRIMARY KEY, n bigint)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE notes (id bigint PRIMARY KEY, n bigint)"],
+    )
+    .await;
     write(&session, &["INSERT INTO notes VALUES (1, 0)"]).await;
     all_serve(db).await;
     // The table is there on the replica from here on.
@@ -84,7 +86,10 @@ async fn many_sessions(db: &Database<Postgres>, replica: &Replica, rule: Read) -
     };
     tokio::join!(disturb, all);
     replica.resume().await;
-    (served.load(Ordering::Relaxed), missed.load(Ordering::Relaxed))
+    (
+        served.load(Ordering::Relaxed),
+        missed.load(Ordering::Relaxed),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,12 +98,24 @@ async fn session_reads_see_their_writes_on_a_lagging_replica_and_any_does_not() 
     let pg = Pg::new().await;
     let db = open::<Postgres>(pg.with_replica()).await;
     let first = notes(&db).await;
-    write(&first, &["CREATE TABLE seen (id bigint PRIMARY KEY, n bigint)"]).await;
-    see(&first, Read::Session).await.expect("the table is there");
+    write(
+        &first,
+        &["CREATE TABLE seen (id bigint PRIMARY KEY, n bigint)"],
+    )
+    .await;
+    see(&first, Read::Session)
+        .await
+        .expect("the table is there");
 
     let (served, missed) = many_sessions(&db, &replica, Read::Session).await;
-    assert_eq!(missed, 0, "a session missed what it wrote; {served} reads on the replica");
-    assert!(served > 0, "no read was served by the replica: nothing was shown");
+    assert_eq!(
+        missed, 0,
+        "a session missed what it wrote; {served} reads on the replica"
+    );
+    assert!(
+        served > 0,
+        "no read was served by the replica: nothing was shown"
+    );
 
     write(&first, &["DELETE FROM seen"]).await;
     see(&first, Read::Session).await.expect("caught up");
@@ -176,7 +193,9 @@ async fn session_waiting_for_a_replica_holds_none_of_its_connections() {
         waiting.spawn(async move { see(&session, Read::Session).await.expect("reads") });
     }
     for _ in 0..10 {
-        let (place, n) = see(&session, Read::Any).await.expect("a connection is free");
+        let (place, n) = see(&session, Read::Any)
+            .await
+            .expect("a connection is free");
         assert_eq!((place, n), (Place::Replica("one".into()), 0));
     }
     replica.resume().await;
@@ -215,11 +234,14 @@ async fn bounded_read_of_an_idle_primary_is_served_by_the_replica() {
     let db = open::<Postgres>(pg.with_replica()).await;
     let session = notes(&db).await;
     let bound = Duration::from_secs(2);
-    let look = "SELECT (extract(epoch FROM now() - pg_last_xact_replay_timestamp()) * 1000)::bigint";
+    let look =
+        "SELECT (extract(epoch FROM now() - pg_last_xact_replay_timestamp()) * 1000)::bigint";
     eventually("the last transaction is old", || async {
         let mut lease = session.read(Read::Any).await.map_err(|e| e.to_string())?;
         let age = number::<Postgres>(&mut lease, look).await.expect("an age");
-        let (place, _) = see(&session, Read::Bounded(bound)).await.expect("is served");
+        let (place, _) = see(&session, Read::Bounded(bound))
+            .await
+            .expect("is served");
         assert_eq!(place, Place::Replica("one".into()));
         // Other tests write as well: old it is when nobody did for so long.
         (age > Some(400)).then_some(()).ok_or(format!("{age:?} ms"))
@@ -303,7 +325,10 @@ async fn synchronous_write_is_seen_by_every_session_on_the_replica() {
     let reader = db.session_with(options(Duration::from_secs(20), Otherwise::Primary));
     let mut on_replica = 0;
     for n in 1..=30 {
-        let mut tx = writer.begin(Work::default().synchronous()).await.expect("begins");
+        let mut tx = writer
+            .begin(Work::default().synchronous())
+            .await
+            .expect("begins");
         let put = format!("UPDATE notes SET n = {n}");
         run::<Postgres>(&mut tx, &put).await.expect("writes");
         tx.commit().await.expect("commits");
@@ -314,8 +339,13 @@ async fn synchronous_write_is_seen_by_every_session_on_the_replica() {
     assert!(on_replica > 0, "nothing was shown");
     replica.pause().await;
     let hurried = db.session_with(options(Duration::from_millis(50), Otherwise::Primary));
-    let mut tx = hurried.begin(Work::default().synchronous()).await.expect("begins");
-    run::<Postgres>(&mut tx, "UPDATE notes SET n = 100").await.expect("writes");
+    let mut tx = hurried
+        .begin(Work::default().synchronous())
+        .await
+        .expect("begins");
+    run::<Postgres>(&mut tx, "UPDATE notes SET n = 100")
+        .await
+        .expect("writes");
     let error = tx.commit().await.expect_err("the replica stands");
     assert_eq!(error.kind(), ErrorKind::Unsynchronized, "{error}");
     assert_eq!(error.outcome(), crate::Outcome::Applied);
@@ -333,13 +363,19 @@ async fn session_hears_of_what_was_written_past_it() {
     let db = open::<Postgres>(pg.with_replica()).await;
     notes(&db).await;
     replica.pause().await;
-    let past = sqlx::query("UPDATE notes SET n = 9").execute(&db.primary()).await;
+    let past = sqlx::query("UPDATE notes SET n = 9")
+        .execute(&db.primary())
+        .await;
     past.expect("writes");
     let session = db.session_with(options(Duration::from_millis(50), Otherwise::Fail));
-    let (_, old) = see(&session, Read::Session).await.expect("it knows of no write");
+    let (_, old) = see(&session, Read::Session)
+        .await
+        .expect("it knows of no write");
     assert_eq!(old, 0);
     session.wrote().await.expect("asks");
-    let error = see(&session, Read::Session).await.expect_err("the replica stands");
+    let error = see(&session, Read::Session)
+        .await
+        .expect_err("the replica stands");
     assert_eq!(error.kind(), ErrorKind::Stale);
     replica.resume().await;
     let (place, _pool) = session.pool(Read::Primary).await.expect("a pool");

@@ -27,11 +27,18 @@ async fn sqlite_meets_every_rule_by_its_file_and_has_no_replicas() {
     assert_eq!(error.expect_err("refused").kind(), ErrorKind::Unsupported);
     let db = open::<Sqlite>(lite.options()).await;
     let session = db.session();
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (7)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (7)"],
+    )
+    .await;
     for rule in RULES {
         let mut lease = session.read(rule).await.expect("reads");
         let n = number::<Sqlite>(&mut lease, "SELECT n FROM t").await;
-        assert_eq!((lease.place(), n.expect("reads")), (&Place::Primary, Some(7)));
+        assert_eq!(
+            (lease.place(), n.expect("reads")),
+            (&Place::Primary, Some(7))
+        );
     }
     assert_eq!(session.token(), None);
     let resumed = db.resume(a_token(), SessionOptions::default());
@@ -44,7 +51,11 @@ async fn mysql_replica_serves_any_and_other_rules_are_unsupported() {
     // The server itself stands in for a replica: nothing is claimed about replication here.
     let db = open::<MySql>(my.options().replica("one", my.url())).await;
     let session = db.session();
-    write(&session, &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (7)"]).await;
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (7)"],
+    )
+    .await;
     eventually("the replica serves", || async {
         let mut lease = session.read(Read::Any).await.expect("reads");
         let n = number::<MySql>(&mut lease, "SELECT n FROM t").await;
@@ -58,7 +69,11 @@ async fn mysql_replica_serves_any_and_other_rules_are_unsupported() {
         if rule == Read::Primary {
             assert_eq!(read.expect("reads").place(), &Place::Primary);
         } else {
-            assert_eq!(read.expect_err("no proof").kind(), ErrorKind::Unsupported, "{rule:?}");
+            assert_eq!(
+                read.expect_err("no proof").kind(),
+                ErrorKind::Unsupported,
+                "{rule:?}"
+            );
         }
     }
     let resumed = db.resume(a_token(), SessionOptions::default());
@@ -82,7 +97,10 @@ async fn replica_that_is_a_primary_does_not_serve() {
     let db = open::<Postgres>(pg.options().replica("one", pg.url())).await;
     let trouble = eventually("it is found out", || async {
         let trouble = db.status().replicas[0].trouble.clone().unwrap_or_default();
-        trouble.contains("no replica").then_some(trouble.clone()).ok_or(trouble)
+        trouble
+            .contains("no replica")
+            .then_some(trouble.clone())
+            .ok_or(trouble)
     })
     .await;
     let lease = db.session().read(Read::Any).await.expect("reads");
@@ -103,24 +121,34 @@ async fn token_of_another_system_or_ahead_of_the_primary_is_lost() {
         ..SessionOptions::default()
     };
     let foreign = db.resume(a_token(), fail).expect("resumes");
-    let error = foreign.read(Read::Session).await.expect_err("of another system");
+    let error = foreign
+        .read(Read::Session)
+        .await
+        .expect_err("of another system");
     assert_eq!(error.kind(), ErrorKind::TokenLost, "{error}");
-    let foreign = db.resume(a_token(), SessionOptions::default()).expect("resumes");
+    let foreign = db
+        .resume(a_token(), SessionOptions::default())
+        .expect("resumes");
     let lease = foreign.read(Read::Session).await.expect("on the primary");
     assert_eq!(lease.place(), &Place::Primary);
     drop(lease);
 
     let mut position = db.status().primary_position.expect("a position");
     position.lsn += 1 << 40;
-    let mut goes = SessionOptions::default();
-    goes.patience = Duration::from_millis(50);
+    let goes = SessionOptions {
+        patience: Duration::from_millis(50),
+        ..SessionOptions::default()
+    };
     let ahead = db.resume(Token::new(position), goes).expect("resumes");
     let error = ahead.read(Read::Session).await.expect_err("nobody has it");
     assert_eq!(error.kind(), ErrorKind::TokenLost, "{error}");
     position.timeline += 1;
     position.lsn = 1;
     let ahead = db.resume(Token::new(position), goes).expect("resumes");
-    let error = ahead.read(Read::Session).await.expect_err("of a primary to come");
+    let error = ahead
+        .read(Read::Session)
+        .await
+        .expect_err("of a primary to come");
     assert_eq!(error.kind(), ErrorKind::TokenLost, "{error}");
     pg.end().await;
 }
@@ -134,12 +162,21 @@ async fn position_and_token_need_no_privileges_on_the_primary() {
     let url = variable("QUORATE_POSTGRES").replace("postgres@", &format!("{role}@"));
     let db = open::<Postgres>(Options::new(url)).await;
     let session = db.session();
-    write(&session, &["CREATE TEMPORARY TABLE t (n bigint)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &[
+            "CREATE TEMPORARY TABLE t (n bigint)",
+            "INSERT INTO t VALUES (1)",
+        ],
+    )
+    .await;
     assert!(session.token().is_some());
     drop((session, db));
     eventually("its sessions end", || async {
         let drop = sqlx::query(sqlx::AssertSqlSafe(format!("DROP ROLE {role}")));
-        drop.execute(&pg.admin).await.map_err(|error| error.to_string())
+        drop.execute(&pg.admin)
+            .await
+            .map_err(|error| error.to_string())
     })
     .await;
     pg.end().await;

@@ -41,7 +41,8 @@ impl Pg {
         let schema = own_name();
         let pg = Pg { admin, schema };
         let schema = &pg.schema;
-        pg.run(&format!("DROP SCHEMA IF EXISTS {schema} CASCADE")).await;
+        pg.run(&format!("DROP SCHEMA IF EXISTS {schema} CASCADE"))
+            .await;
         pg.run(&format!("CREATE SCHEMA {schema}")).await;
         pg
     }
@@ -77,7 +78,8 @@ impl Pg {
     }
 
     pub async fn end(self) {
-        self.run(&format!("DROP SCHEMA {} CASCADE", self.schema)).await;
+        self.run(&format!("DROP SCHEMA {} CASCADE", self.schema))
+            .await;
     }
 }
 
@@ -205,7 +207,10 @@ pub async fn number<DB: Backend>(
 /// Runs statements in a transaction of the session; MySQL changes schemas outside of transactions only.
 pub async fn write<DB: Backend>(session: &Session<DB>, texts: &[&str]) {
     let alone = |text: &&&str| DB::NAME == "MySQL" && text.starts_with("CREATE TABLE");
-    let mut lease = session.read(crate::Read::Primary).await.expect("a connection");
+    let mut lease = session
+        .read(crate::Read::Primary)
+        .await
+        .expect("a connection");
     for text in texts.iter().filter(alone) {
         run::<DB>(&mut lease, text).await.expect("runs");
     }

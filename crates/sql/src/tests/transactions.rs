@@ -115,9 +115,11 @@ async fn counter<DB: Backend>(db: &Database<DB>) {
     .await;
     const TASKS: i64 = 6;
     const TIMES: i64 = 10;
-    let mut work = Work::default();
-    work.tries_max = 1000;
-    work.budget = Duration::from_secs(100);
+    let work = Work {
+        tries_max: 1000,
+        budget: Duration::from_secs(100),
+        ..Work::default()
+    };
     let all = (0..TASKS).map(|_| {
         let session = db.session();
         tokio::spawn(async move {
@@ -139,7 +141,11 @@ async fn counter<DB: Backend>(db: &Database<DB>) {
     }
     let mut lease = session.read(Read::Primary).await.expect("reads");
     let n = number::<DB>(&mut lease, "SELECT n FROM counter WHERE id = 1").await;
-    assert_eq!(n.expect("reads"), Some(TASKS * TIMES), "no update was lost or doubled");
+    assert_eq!(
+        n.expect("reads"),
+        Some(TASKS * TIMES),
+        "no update was lost or doubled"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,8 +163,10 @@ async fn transaction_that_always_collides_is_given_up_within_its_budget() {
     let lite = Lite::new();
     let db = open::<Sqlite>(lite.options()).await;
     let tries = AtomicU32::new(0);
-    let mut work = Work::default();
-    work.tries_max = 4;
+    let mut work = Work {
+        tries_max: 4,
+        ..Work::default()
+    };
     let session = db.session();
     let ended = session.transaction(work, |_| {
         Box::pin(async {
@@ -168,14 +176,20 @@ async fn transaction_that_always_collides_is_given_up_within_its_budget() {
     });
     let error = ended.await.expect_err("given up");
     assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(error.message().contains("4 tries") && error.message().contains("as ever"), "{error}");
+    assert!(
+        error.message().contains("4 tries") && error.message().contains("as ever"),
+        "{error}"
+    );
     assert_eq!(tries.load(Ordering::Relaxed), 4);
     work.tries_max = u32::MAX;
     work.budget = Duration::from_millis(100);
     let ended = session.transaction(work, |_| {
         Box::pin(async { Err::<(), _>(Error::new(ErrorKind::Conflict, "as ever")) })
     });
-    assert_eq!(ended.await.expect_err("given up").kind(), ErrorKind::Conflict);
+    assert_eq!(
+        ended.await.expect_err("given up").kind(),
+        ErrorKind::Conflict
+    );
     let ended = session.transaction(work, |_| {
         Box::pin(async {
             tries.store(0, Ordering::Relaxed);
@@ -190,7 +204,14 @@ async fn transaction_whose_code_dropped_an_error_is_not_told_as_committed() {
     let pg = Pg::new().await;
     let db = open::<Postgres>(pg.options()).await;
     let session = db.session();
-    write(&session, &["CREATE TABLE t (n bigint PRIMARY KEY)", "INSERT INTO t VALUES (1)"]).await;
+    write(
+        &session,
+        &[
+            "CREATE TABLE t (n bigint PRIMARY KEY)",
+            "INSERT INTO t VALUES (1)",
+        ],
+    )
+    .await;
     let before = session.token();
     let ended = session.transaction(Work::default(), |tx| {
         Box::pin(async move {
@@ -201,7 +222,11 @@ async fn transaction_whose_code_dropped_an_error_is_not_told_as_committed() {
     });
     // PostgreSQL answers to such a COMMIT as to any other.
     let error = ended.await.expect_err("it was rolled back");
-    assert_eq!((error.kind(), error.code()), (ErrorKind::Refused, Some("25P02")), "{error}");
+    assert_eq!(
+        (error.kind(), error.code()),
+        (ErrorKind::Refused, Some("25P02")),
+        "{error}"
+    );
     assert_eq!(session.token(), before);
     let mut lease = session.read(Read::Primary).await.expect("reads");
     let count = number::<Postgres>(&mut lease, "SELECT count(*) FROM t").await;
@@ -239,8 +264,10 @@ async fn behind_proxy(pg: &Pg) -> (Proxy, Database<Postgres>, Session<Postgres>)
     let proxy = Proxy::to(port).await;
     let url = url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
     let db = open::<Postgres>(Options::new(pg.within(&url))).await;
-    let mut told = SessionOptions::default();
-    told.commit_max = Duration::from_millis(400);
+    let told = SessionOptions {
+        commit_max: Duration::from_millis(400),
+        ..SessionOptions::default()
+    };
     let session = db.session_with(told);
     write(&session, &["CREATE TABLE t (n bigint)"]).await;
     (proxy, db, session)
@@ -249,7 +276,10 @@ async fn behind_proxy(pg: &Pg) -> (Proxy, Database<Postgres>, Session<Postgres>)
 async fn rows(pg: &Pg) -> i64 {
     let look = format!("SELECT count(*) FROM {}.t", pg.schema());
     let mut own = pg.admin.acquire().await.expect("connects");
-    number::<Postgres>(&mut own, &look).await.expect("counts").unwrap_or(-1)
+    number::<Postgres>(&mut own, &look)
+        .await
+        .expect("counts")
+        .unwrap_or(-1)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -291,7 +321,9 @@ async fn commit_that_is_dropped_halfway_leaves_the_session_in_doubt() {
     let (proxy, _db, session) = behind_proxy(&pg).await;
     proxy.at_commit(AtCommit::Swallow);
     let mut tx = session.begin(Work::default()).await.expect("begins");
-    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (1)").await.expect("writes");
+    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (1)")
+        .await
+        .expect("writes");
     let cut = tokio::time::timeout(Duration::from_millis(50), tx.commit()).await;
     assert!(cut.is_err(), "it hangs");
     assert_eq!(session.past.lock().doubts, 1);
@@ -333,9 +365,13 @@ async fn statement_that_exceeds_its_time_is_ended_by_the_server() {
     let db = open::<Postgres>(options).await;
     let session = db.session();
     let mut lease = session.read(Read::Primary).await.expect("a connection");
-    let error = run::<Postgres>(&mut lease, "SELECT pg_sleep(60)").await.expect_err("too long");
+    let error = run::<Postgres>(&mut lease, "SELECT pg_sleep(60)")
+        .await
+        .expect_err("too long");
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-    run::<Postgres>(&mut lease, "SELECT 1").await.expect("the connection is good");
+    run::<Postgres>(&mut lease, "SELECT 1")
+        .await
+        .expect("the connection is good");
     drop(lease);
     let mut options = my.options();
     options.pool.statement_max = Some(Duration::from_millis(100));
@@ -343,7 +379,8 @@ async fn statement_that_exceeds_its_time_is_ended_by_the_server() {
     let session = db.session();
     let mut lease = session.read(Read::Primary).await.expect("a connection");
     // MariaDB's SLEEP answers 1 when it is cut short; a statement that works is an error.
-    let long = "SELECT count(*) FROM seq_1_to_100000 a, seq_1_to_100000 b WHERE a.seq * b.seq % 7 = 8";
+    let long =
+        "SELECT count(*) FROM seq_1_to_100000 a, seq_1_to_100000 b WHERE a.seq * b.seq % 7 = 8";
     let error = run::<MySql>(&mut lease, long).await.expect_err("too long");
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     drop((lease, session, db));
@@ -359,12 +396,18 @@ async fn transaction_that_is_dropped_is_rolled_back_and_savepoints_work_within()
     let session = db.session();
     write(&session, &["CREATE TABLE t (n bigint)"]).await;
     let mut tx = session.begin(Work::default()).await.expect("begins");
-    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (1)").await.expect("writes");
+    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (1)")
+        .await
+        .expect("writes");
     drop(tx);
     let mut tx = session.begin(Work::default()).await.expect("begins");
-    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (2)").await.expect("writes");
+    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (2)")
+        .await
+        .expect("writes");
     let mut inner = (&mut *tx).begin().await.expect("a savepoint");
-    run::<Postgres>(&mut inner, "INSERT INTO t VALUES (3)").await.expect("writes");
+    run::<Postgres>(&mut inner, "INSERT INTO t VALUES (3)")
+        .await
+        .expect("writes");
     inner.rollback().await.expect("to the savepoint");
     tx.commit().await.expect("commits");
     eventually("the dropped one is gone", || async {

@@ -18,7 +18,10 @@ impl<DB: Backend> Session<DB> {
     /// Begins a transaction on the primary, which the caller commits. What it gets wrong it has to run again
     /// itself; [`Session::transaction`] does.
     #[track_caller]
-    pub fn begin(&self, work: Work) -> impl Future<Output = Result<Transaction<'_, DB>>> + Send + '_ {
+    pub fn begin(
+        &self,
+        work: Work,
+    ) -> impl Future<Output = Result<Transaction<'_, DB>>> + Send + '_ {
         let at = Location::caller();
         async move { Transaction::begin(self, &work, at).await }
     }
@@ -59,7 +62,9 @@ impl<DB: Backend> Session<DB> {
                 let wait = waits.next(RandomState::new().hash_one(tries));
                 if tries >= work.tries_max || begun.elapsed() + wait > work.budget {
                     let spent = begun.elapsed();
-                    return Err(error.within(format!("given up after {tries} tries in {spent:.1?}")));
+                    return Err(
+                        error.within(format!("given up after {tries} tries in {spent:.1?}"))
+                    );
                 }
                 tracing::debug!(%error, tries, ?wait, "a transaction is run again");
                 tokio::time::sleep(wait).await;
@@ -88,10 +93,7 @@ impl<DB: Backend> Session<DB> {
     }
 
     /// Waits until every replica shows a position; says which did not in time.
-    pub(crate) async fn everywhere(
-        &self,
-        position: Position,
-    ) -> std::result::Result<(), String> {
+    pub(crate) async fn everywhere(&self, position: Position) -> std::result::Result<(), String> {
         let members = &self.inner.members;
         let mut changes = self.inner.changes();
         let _wanted: Vec<_> = members.iter().map(|m| m.state.want(position)).collect();
@@ -99,13 +101,17 @@ impl<DB: Backend> Session<DB> {
         let all = async {
             loop {
                 changes.mark_unchanged();
-                if members.iter().all(|m| shows(&m.state.view(0))) || changes.changed().await.is_err()
+                if members.iter().all(|m| shows(&m.state.view(0)))
+                    || changes.changed().await.is_err()
                 {
                     return;
                 }
             }
         };
-        if tokio::time::timeout(self.options.patience, all).await.is_ok() {
+        if tokio::time::timeout(self.options.patience, all)
+            .await
+            .is_ok()
+        {
             return Ok(());
         }
         let left = members.iter().filter(|m| !shows(&m.state.view(0)));
@@ -128,7 +134,10 @@ where
         match closure().await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 if tries >= tries_max {
-                    return Err(Error::within(error, format!("given up after {tries} tries")));
+                    return Err(Error::within(
+                        error,
+                        format!("given up after {tries} tries"),
+                    ));
                 }
             }
             done => return done,
