@@ -23,7 +23,8 @@
 //! - A read rule is met or the read fails; see [`Read`] for what each says.
 //! - [`Session::transaction`] runs its closure again after a conflict, never after a commit whose answer was
 //!   lost: that is [`ErrorKind::OutcomeUnknown`].
-//! - Nobody waits without a limit, and leaked leases do not drain a pool.
+//! - Waits for a connection, for a replica and for the answer to a commit have limits; statements have that of
+//!   [`PoolOptions::statement_max`], which the server keeps. Leaked leases do not drain a pool.
 //!
 //! The proofs rest upon this: the URL of a replica leads to one server, not to a balancer over several. A
 //! connection that leads to another server than the one that is watched is refused.

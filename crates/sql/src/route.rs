@@ -43,7 +43,7 @@ pub(crate) enum Need {
     Fresh(Instant),
     /// Replayed to here.
     Reached(Position),
-    /// Everything that it had ever shown to anyone, and what was synchronous.
+    /// Everything that was acknowledged to synchronous writers.
     Settled,
 }
 
@@ -56,8 +56,8 @@ pub(crate) struct View {
     pub position: Option<Position>,
     /// The instant as of which it is fresh.
     pub fresh: Option<Instant>,
-    /// When the newest of our connections to it was opened.
-    pub opened: Option<Instant>,
+    /// When its present run was first seen.
+    pub since: Option<Instant>,
     /// How many leases of it are held.
     pub in_use: usize,
 }
@@ -70,12 +70,12 @@ impl View {
                 Need::Serving => true,
                 Need::Fresh(since) => self.fresh.is_some_and(|fresh| fresh >= *since),
                 Need::Reached(position) => self.position.is_some_and(|p| p.reaches(position)),
-                // What a restart took back is there again once it has caught up after the reconnection.
-                Need::Settled => match (self.fresh, self.opened) {
-                    (Some(fresh), Some(opened)) => fresh > opened,
-                    (fresh, None) => fresh.is_some(),
-                    (None, _) => false,
-                },
+                // What it had shown to synchronous writers in an earlier run is there again once it has all that
+                // the primary had when this one was seen.
+                Need::Settled => {
+                    let both = self.fresh.zip(self.since);
+                    both.is_some_and(|(fresh, since)| fresh > since)
+                }
             }
     }
 }

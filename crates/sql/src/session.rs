@@ -139,8 +139,9 @@ impl<DB: Backend> Session<DB> {
         }
     }
 
-    /// The pool of a server that meets the rule now and, as to what has been written so far, for ever. For
-    /// what works on sqlx's pools; it goes past the limit on leases.
+    /// The pool of a server that meets the rule now. For what works on sqlx's pools, which goes past the limit
+    /// on leases. Ask anew for each unit of work: a rule that speaks of time is met now only, and a replica
+    /// that crashes may come back with less than it had.
     pub async fn pool(&self, rule: Read) -> Result<(Place, Pool<DB>)> {
         match self.serve(rule).await? {
             Served::Replica(member, _) => {

@@ -191,7 +191,8 @@ impl Backend for Postgres {
 
     fn plan(connection: &mut PgConnection, statement: String) -> Answer<'_, Vec<String>> {
         Box::pin(async move {
-            let text = AssertSqlSafe(format!("EXPLAIN {statement}"));
+            // With the options in brackets the statement can't begin with ANALYZE, which would run it.
+            let text = AssertSqlSafe(format!("EXPLAIN (COSTS) {statement}"));
             sqlx::query_scalar(text).fetch_all(connection).await
         })
     }

@@ -27,7 +27,7 @@ struct Known {
     run: Option<i64>,
     position: Option<Position>,
     fresh: Option<Instant>,
-    opened: Option<Instant>,
+    since: Option<Instant>,
     /// The nearest position that someone waits for.
     wanted: Option<Position>,
     waiting: usize,
@@ -48,7 +48,7 @@ impl Replica {
             serving: known.observed && known.trouble.is_none(),
             position: known.position,
             fresh: known.fresh,
-            opened: known.opened,
+            since: known.since,
             in_use,
         }
     }
@@ -65,14 +65,13 @@ impl Replica {
     /// Whether a new connection may be used: whether it leads to the run that is watched.
     pub fn admit(&self, seen: &Observation, system: Option<u64>) -> Result<()> {
         check(seen, system)?;
-        let mut known = self.known.lock();
+        let known = self.known.lock();
         if known.observed && known.run != seen.run {
             return Err(Error::new(
                 ErrorKind::Unavailable,
                 "the connection leads to another server than the one that is watched, or it has restarted",
             ));
         }
-        known.opened = Some(Instant::now());
         Ok(())
     }
 
@@ -84,7 +83,7 @@ impl Replica {
             known.run = seen.run;
             known.position = None;
             known.fresh = None;
-            known.opened = Some(Instant::now());
+            known.since = Some(Instant::now());
         }
         known.observed = true;
         known.trouble = None;

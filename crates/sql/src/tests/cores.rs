@@ -97,14 +97,14 @@ prop_compose! {
         serving in any::<bool>(),
         position in proptest::option::of((1u32..3, 0u64..4)),
         fresh in proptest::option::of(0u64..100),
-        opened in proptest::option::of(0u64..100),
+        since in proptest::option::of(0u64..100),
         in_use in 0usize..3,
     ) -> View {
         View {
             serving,
             position: position.map(|(timeline, lsn)| at(timeline, lsn)),
             fresh: fresh.map(|ms| now + Duration::from_millis(ms)),
-            opened: opened.map(|ms| now + Duration::from_millis(ms)),
+            since: since.map(|ms| now + Duration::from_millis(ms)),
             in_use,
         }
     }

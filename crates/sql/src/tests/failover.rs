@@ -7,6 +7,7 @@ use sqlx::{Connection, Executor, PgConnection, Postgres};
 use super::pair::{self, Server};
 use super::proxy::Proxy;
 use super::support::{all_serve, eventually, number, open, run, write};
+use crate::backend::Backend;
 use crate::{Database, ErrorKind, Options, Otherwise, Place, Read, Session, SessionOptions, Work};
 
 async fn see(session: &Session<Postgres>, rule: Read) -> crate::Result<(Place, Option<i64>)> {
@@ -197,6 +198,106 @@ async fn replica_that_dies_leaves_the_rotation_and_returns_by_itself() {
     assert_eq!(error.kind(), ErrorKind::Stale, "{error}");
     replica.start();
     assert_eq!(eventually("it serves again", on_replica).await, Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_that_crashed_under_its_postmaster_is_in_another_run() {
+    let primary = Server::primary();
+    let replica = Server::replica_of(primary.port());
+    let db = open::<Postgres>(options(primary.port(), replica.port())).await;
+    let session = db.session_with(told(Otherwise::Primary));
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
+    all_serve(&db).await;
+    let look = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
+    let mut own = PgConnection::connect(&replica.url())
+        .await
+        .expect("connects");
+    let before = Postgres::observe(&mut own).await.expect("says").run;
+    let postmaster = number::<Postgres>(&mut own, look).await.expect("says");
+    let pid = number::<Postgres>(&mut own, "SELECT pg_backend_pid()::bigint").await;
+    let pid = pid.expect("says").expect("a number").to_string();
+    let killed = std::process::Command::new("kill")
+        .args(["-9", &pid])
+        .status();
+    assert!(killed.expect("kill runs").success());
+    let (after, same) = eventually("it has recovered", || async {
+        let own = PgConnection::connect(&replica.url()).await;
+        let mut own = own.map_err(|error| error.to_string())?;
+        let seen = Postgres::observe(&mut own)
+            .await
+            .map_err(|error| error.to_string())?;
+        let same = number::<Postgres>(&mut own, look)
+            .await
+            .map_err(|error| error.to_string())?;
+        (seen.run != before)
+            .then_some((seen.run, same))
+            .ok_or(format!("{seen:?}"))
+    })
+    .await;
+    assert!(
+        after > before && same == postmaster,
+        "the same postmaster recovered anew"
+    );
+    for n in 2..20 {
+        write(&session, &[&format!("INSERT INTO t VALUES ({n})")]).await;
+        let (place, seen) = see(&session, Read::Session).await.expect("is served");
+        assert_eq!(seen, Some(n), "{place}");
+    }
+    eventually("it serves again", || async {
+        let (place, _) = see(&session, Read::Session)
+            .await
+            .map_err(|e| e.to_string())?;
+        (place != Place::Primary)
+            .then_some(())
+            .ok_or("on the primary".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replica_url_that_leads_to_several_servers_serves_from_the_watched_one_only() {
+    let primary = Server::primary();
+    let (first, second) = (
+        Server::replica_of(primary.port()),
+        Server::replica_of(primary.port()),
+    );
+    let balancer = Proxy::to(first.port()).await;
+    let db = open::<Postgres>(options(primary.port(), balancer.port())).await;
+    let session = db.session_with(told(Otherwise::Primary));
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
+    )
+    .await;
+    all_serve(&db).await;
+    // The second stands still before the next write; the watch goes on looking at the first.
+    let mut own = PgConnection::connect(&second.url())
+        .await
+        .expect("connects");
+    own.execute("SELECT pg_wal_replay_pause()")
+        .await
+        .expect("pauses");
+    balancer.lead(second.port());
+    for n in 2..6 {
+        write(&session, &[&format!("INSERT INTO t VALUES ({n})")]).await;
+        let seen = see(&session, Read::Session).await.expect("is served");
+        assert_eq!(seen, (Place::Primary, Some(n)));
+    }
+    balancer.lead(first.port());
+    eventually("the first serves", || async {
+        let seen = see(&session, Read::Session)
+            .await
+            .map_err(|e| e.to_string())?;
+        assert_eq!(seen.1, Some(5));
+        (seen.0 != Place::Primary)
+            .then_some(())
+            .ok_or("on the primary".to_owned())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

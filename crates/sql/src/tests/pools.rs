@@ -218,6 +218,51 @@ async fn plan_of_a_statement_is_told_without_running_it() {
     my.end().await;
 }
 
+/// What is logged, as text.
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn slow_statement_is_logged_and_a_fast_one_is_not() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let pg = Pg::new().await;
+    let mut options = exactly(pg.options(), 1);
+    options.pool.slow = Duration::from_millis(200);
+    let db = open::<Postgres>(options).await;
+    let mut lease = db
+        .session()
+        .read(Read::Primary)
+        .await
+        .expect("a connection");
+    run::<Postgres>(&mut lease, "SELECT 4711")
+        .await
+        .expect("runs");
+    run::<Postgres>(&mut lease, "SELECT pg_sleep(0.3), 4712")
+        .await
+        .expect("runs");
+    let said = String::from_utf8(log.0.lock().clone()).expect("text");
+    assert!(said.contains("4712") && !said.contains("4711"), "{said}");
+    drop((lease, db));
+    pg.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn cached_statements_are_counted() {
     let pg = Pg::new().await;

@@ -75,6 +75,11 @@ impl Proxy {
         self.cut.send_modify(|n| *n += 1);
     }
 
+    /// From now on new connections lead to another port; what is open stays.
+    pub fn lead(&self, port: u16) {
+        self.state.lock().to = port;
+    }
+
     pub fn at_commit(&self, what: AtCommit) {
         self.state.lock().at_commit = what;
     }

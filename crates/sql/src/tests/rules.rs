@@ -154,6 +154,52 @@ async fn token_of_another_system_or_ahead_of_the_primary_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replica_whose_user_may_not_see_its_timeline_proves_nothing() {
+    let _replica = Replica::take().await;
+    let pg = Pg::new().await;
+    let role = format!("quorate_sql_blind_{}", std::process::id());
+    pg.run(&format!("DROP ROLE IF EXISTS {role}")).await;
+    pg.run(&format!("CREATE ROLE {role} LOGIN")).await;
+    let url = variable("QUORATE_POSTGRES_REPLICA").replace("postgres@", &format!("{role}@"));
+    let mut options = pg.options().replica("one", url);
+    options.watch_every = Duration::from_millis(20);
+    let db = open::<Postgres>(options).await;
+    let fail = SessionOptions {
+        otherwise: crate::Otherwise::Fail,
+        patience: Duration::from_millis(100),
+        ..SessionOptions::default()
+    };
+    let session = db.session_with(fail);
+    write(
+        &session,
+        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (7)"],
+    )
+    .await;
+    eventually("it serves any", || async {
+        let lease = session.read(Read::Any).await;
+        lease.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    for rule in [
+        Read::Session,
+        Read::Synchronous,
+        Read::Bounded(Duration::from_secs(60)),
+    ] {
+        let error = session.read(rule).await.expect_err("nothing is proved");
+        assert_eq!(error.kind(), ErrorKind::Stale, "{rule:?}: {error}");
+    }
+    drop((session, db));
+    eventually("its sessions end", || async {
+        let drop = sqlx::query(sqlx::AssertSqlSafe(format!("DROP ROLE {role}")));
+        drop.execute(&pg.admin)
+            .await
+            .map_err(|error| error.to_string())
+    })
+    .await;
+    pg.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn position_and_token_need_no_privileges_on_the_primary() {
     let pg = Pg::new().await;
     let role = format!("quorate_sql_plain_{}", std::process::id());
