@@ -233,7 +233,7 @@ impl std::io::Write for Log {
     }
 }
 
-#[tokio::test(flavor = "current_thread")]
+#[tokio::test(flavor = "multi_thread")]
 async fn slow_statement_is_logged_and_a_fast_one_is_not() {
     let log = Log::default();
     let writer = log.clone();
@@ -241,24 +241,28 @@ async fn slow_statement_is_logged_and_a_fast_one_is_not() {
         .with_max_level(tracing::Level::WARN)
         .with_writer(move || writer.clone())
         .finish();
-    let _logging = tracing::subscriber::set_default(subscriber);
+    // Of one thread only it would depend on what others have found enabled.
+    tracing::subscriber::set_global_default(subscriber).expect("no other test has one");
     let pg = Pg::new().await;
     let mut options = exactly(pg.options(), 1);
-    options.pool.slow = Duration::from_millis(200);
+    options.pool.slow = Duration::from_secs(1);
     let db = open::<Postgres>(options).await;
     let mut lease = db
         .session()
         .read(Read::Primary)
         .await
         .expect("a connection");
-    run::<Postgres>(&mut lease, "SELECT 4711")
+    run::<Postgres>(&mut lease, "SELECT 'a fast one'")
         .await
         .expect("runs");
-    run::<Postgres>(&mut lease, "SELECT pg_sleep(0.3), 4712")
+    run::<Postgres>(&mut lease, "SELECT pg_sleep(1.2), 'a slow one'")
         .await
         .expect("runs");
     let said = String::from_utf8(log.0.lock().clone()).expect("text");
-    assert!(said.contains("4712") && !said.contains("4711"), "{said}");
+    assert!(
+        said.contains("a slow one") && !said.contains("a fast one"),
+        "{said}"
+    );
     drop((lease, db));
     pg.end().await;
 }
