@@ -36,7 +36,8 @@
 //! by that replica.
 //!
 //! Not yet there: GTID tokens (MySQL's replicas are served by [`Read::Any`] only, other rules are
-//! `Unsupported` with them); shards; change data capture; throttling of slow statements.
+//! `Unsupported` with them); of shards aggregates that are pushed down, a global index and resharding; change
+//! data capture; throttling of slow statements.
 //!
 //! Features: `postgres`, `mysql`, `sqlite`; without any there is nothing to open.
 
@@ -48,6 +49,7 @@ pub mod lock;
 pub mod pool;
 mod route;
 mod session;
+pub mod shard;
 #[cfg(all(test, feature = "postgres", feature = "mysql", feature = "sqlite"))]
 mod tests;
 mod token;

@@ -123,19 +123,25 @@ impl<DB: Backend> Session<DB> {
     /// `Exhausted`; `Unsupported` for a rule that the database's replicas can't be proved to meet.
     #[track_caller]
     pub fn read(&self, rule: Read) -> impl Future<Output = Result<Lease<DB>>> + Send + '_ {
-        let at = Location::caller();
-        async move {
-            match self.serve(rule).await? {
-                Served::Replica(member, need) => match self.on_replica(member, need, at).await {
-                    // It went away just now: as if it had not been there.
-                    Err(error) if error.kind() == ErrorKind::Unavailable => {
-                        self.elsewhere(&error)?;
-                        self.on_primary(rule, at).await
-                    }
-                    leased => leased,
-                },
-                Served::Primary => self.on_primary(rule, at).await,
-            }
+        self.lease(rule, Location::caller())
+    }
+
+    /// The same for who was called from elsewhere.
+    pub(crate) async fn lease(
+        &self,
+        rule: Read,
+        at: &'static Location<'static>,
+    ) -> Result<Lease<DB>> {
+        match self.serve(rule).await? {
+            Served::Replica(member, need) => match self.on_replica(member, need, at).await {
+                // It went away just now: as if it had not been there.
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    self.elsewhere(&error)?;
+                    self.on_primary(rule, at).await
+                }
+                leased => leased,
+            },
+            Served::Primary => self.on_primary(rule, at).await,
         }
     }
 

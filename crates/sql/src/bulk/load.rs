@@ -11,6 +11,31 @@ use crate::{Error, ErrorKind, Result};
 
 const NOTES: &str = "quorate_bulk";
 
+/// Rows that go together, and how many bytes they have.
+#[derive(Default)]
+struct Batch {
+    rows: Vec<Row>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Whether another row does not go with them. A row that is larger than a batch is one by itself.
+    fn is_full(&self, row: &Row, bulk: &Bulk) -> bool {
+        let bytes = self.bytes + size(row);
+        let full = bytes > bulk.batch_bytes || self.rows.len() >= bulk.batch_rows;
+        full && !self.rows.is_empty()
+    }
+
+    fn push(&mut self, row: Row) {
+        self.bytes += size(&row);
+        self.rows.push(row);
+    }
+}
+
+fn size(row: &Row) -> usize {
+    row.iter().map(Cell::size).sum()
+}
+
 impl Bulk {
     /// Loads rows, and goes on where a load of this name has stopped. `progress` hears of every batch.
     ///
@@ -29,13 +54,14 @@ impl Bulk {
     ) -> Result<Progress> {
         self.check()?;
         make_notes(session).await?;
-        let mut done = Progress::default();
         let noted = self.noted(session).await?;
-        done.skipped = noted;
-        done.rows = noted;
+        let mut done = Progress {
+            rows: noted,
+            skipped: noted,
+            bytes: 0,
+        };
         pin_mut!(rows);
-        let mut batch: Vec<Row> = Vec::new();
-        let mut bytes = 0;
+        let mut batch = Batch::default();
         let mut seen = 0;
         while let Some(row) = rows.next().await {
             let row = row?;
@@ -43,30 +69,27 @@ impl Bulk {
             if seen <= noted {
                 continue;
             }
-            if row.len() != self.columns.len() {
-                let text = format!(
-                    "row {seen} has {} values for {} columns",
-                    row.len(),
-                    self.columns.len()
-                );
-                return Err(Error::new(ErrorKind::Invalid, text));
-            }
-            let size: usize = row.iter().map(Cell::size).sum();
-            let full = bytes + size > self.batch_bytes || batch.len() >= self.batch_rows;
-            if full && !batch.is_empty() {
-                self.write(session, &batch, bytes, &mut done).await?;
+            self.check_row(&row, seen)?;
+            if batch.is_full(&row, self) {
+                self.write(session, &mut batch, &mut done).await?;
                 progress(&done);
-                batch.clear();
-                bytes = 0;
             }
             batch.push(row);
-            bytes += size;
         }
-        if !batch.is_empty() {
-            self.write(session, &batch, bytes, &mut done).await?;
+        if !batch.rows.is_empty() {
+            self.write(session, &mut batch, &mut done).await?;
             progress(&done);
         }
         Ok(done)
+    }
+
+    fn check_row(&self, row: &Row, number: u64) -> Result<()> {
+        let (values, columns) = (row.len(), self.columns.len());
+        if values == columns {
+            return Ok(());
+        }
+        let text = format!("row {number} has {values} values for {columns} columns");
+        Err(Error::new(ErrorKind::Invalid, text))
     }
 
     /// Forgets how far a load has come: the next of this name begins at the first row.
@@ -82,20 +105,20 @@ impl Bulk {
         tx.commit().await.map(drop)
     }
 
-    /// One batch and its note. When the answer to the commit is lost, the note tells what became of it.
+    /// One batch and its note, and empties it. When the answer to the commit is lost, the note tells what became of it.
     async fn write<DB: Backend>(
         &self,
         session: &Session<DB>,
-        batch: &[Row],
-        bytes: usize,
+        batch: &mut Batch,
         done: &mut Progress,
     ) -> Result<()> {
         let before = done.rows;
-        let after = before + batch.len() as u64;
+        let rows = batch.rows.as_slice();
+        let after = before + rows.len() as u64;
         let written = session.transaction(work(), |tx| {
             Box::pin(async move {
                 self.note::<DB>(tx, before, after).await?;
-                DB::insert(tx, &self.table, &self.columns, batch).await?;
+                DB::insert(tx, &self.table, &self.columns, rows).await?;
                 Ok(())
             })
         });
@@ -110,7 +133,8 @@ impl Bulk {
             Err(error) => return Err(error),
         }
         done.rows = after;
-        done.bytes += bytes as u64;
+        done.bytes += batch.bytes as u64;
+        *batch = Batch::default();
         Ok(())
     }
 

@@ -10,5 +10,6 @@ mod pools;
 mod proxy;
 mod reads;
 mod rules;
+mod shards;
 mod support;
 mod transactions;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sqlx::{MySql, Postgres, Sqlite};
 
 use super::support::{Lite, My, Pg, Replica, all_serve, eventually, number, open, variable, write};
-use crate::{Database, ErrorKind, Options, Place, Read, SessionOptions, Token};
+use crate::{Database, ErrorKind, Options, Place, Read, SessionOptions, Token, Work};
 
 const RULES: [Read; 6] = [
     Read::Primary,
@@ -76,6 +76,8 @@ async fn mysql_replica_serves_any_and_other_rules_are_unsupported() {
             );
         }
     }
+    let begun = session.begin(Work::default().synchronous()).await;
+    assert_eq!(begun.expect_err("no proof").kind(), ErrorKind::Unsupported);
     let resumed = db.resume(a_token(), SessionOptions::default());
     assert_eq!(resumed.expect_err("none").kind(), ErrorKind::Unsupported);
     drop((session, db));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use sqlx::SqlSafeStr;
 use sqlx_core::transaction::TransactionManager;
 
-use crate::backend::{Backend, Settlement};
+use crate::backend::{Backend, Settlement, unsupported};
 use crate::pool::Lease;
 use crate::session::Session;
 use crate::token::Token;
@@ -97,6 +97,12 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
         work: &Work,
         at: &'static Location<'static>,
     ) -> Result<Transaction<'s, DB>> {
+        if work.synchronous && !DB::POSITIONS && !session.inner.members.is_empty() {
+            return unsupported(
+                "proof of what a replica shows: no synchronous writes",
+                DB::NAME,
+            );
+        }
         let lease = session.inner.on_primary(at).await?;
         let mut tx = Transaction {
             session,
@@ -120,59 +126,73 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
     /// Errors: `OutcomeUnknown` if no answer came, also after the session's `commit_max`; `Unsynchronized`;
     /// `Conflict` and others, after which nothing was committed.
     pub async fn commit(mut self) -> Result<Option<Token>> {
-        let wrote = match DB::settle(&mut self.lease).await {
+        let wrote = self.settle().await?;
+        self.send().await?;
+        if !wrote || !DB::POSITIONS {
+            let mut past = self.session.past.lock();
+            past.doubts -= 1;
+            return Ok(past.token);
+        }
+        // Without its position the session stays in doubt, and reads on the primary: committed it is.
+        let asking = DB::standing(&mut self.lease);
+        let standing = tokio::time::timeout(self.session.options.commit_max, asking).await;
+        let position = standing.ok().and_then(|standing| standing.ok()?.position);
+        let token = position.map(|position| {
+            let mut past = self.session.past.lock();
+            past.doubts -= 1;
+            let token = Token::raise(past.token, Token::new(position));
+            past.token = Some(token);
+            token
+        });
+        if self.synchronous {
+            let Some(position) = position else {
+                return Err(unsynchronized("its position was not learned"));
+            };
+            let everywhere = self.session.everywhere(position).await;
+            everywhere.map_err(|left| unsynchronized(&left))?;
+        }
+        Ok(token.or_else(|| self.session.token()))
+    }
+
+    /// Whether it has written; an error if it can't be committed.
+    async fn settle(&mut self) -> Result<bool> {
+        match DB::settle(&mut self.lease).await {
             Ok(Settlement::Ended) => {
-                return Err(self.unknown(
-                    "the transaction had ended before its commit, by an error that its code dropped or by a \
-                     statement that commits; what came after was committed one by one",
-                ));
+                self.session.past.lock().doubts += 1;
+                Err(self.unknown(
+                "the transaction had ended before its commit, by an error that its code dropped or by a \
+                 statement that commits; what came after was committed one by one",
+            ))
             }
-            Ok(settlement) => settlement == Settlement::Wrote,
+            Ok(settlement) => Ok(settlement == Settlement::Wrote),
             Err(error) => {
                 let error = Error::from(error).within("the transaction can't be committed");
-                let _ = self.rollback().await;
-                return Err(error);
+                let _ = self.undo().await;
+                Err(error)
             }
-        };
-        // Until it is known otherwise: this future may be dropped at any await.
+        }
+    }
+
+    /// Sends the commit. From before that until the position is known, the session is in doubt: this future
+    /// may be dropped at any await.
+    async fn send(&mut self) -> Result<()> {
         self.session.past.lock().doubts += 1;
         let limit = self.session.options.commit_max;
         let commit = DB::TransactionManager::commit(&mut self.lease);
         match tokio::time::timeout(limit, commit).await {
-            Ok(Ok(())) => self.open = false,
+            Ok(Ok(())) => {
+                self.open = false;
+                self.session.past.lock().wrote = Some(Instant::now());
+                Ok(())
+            }
             Ok(Err(error)) if DB::refused_commit(&error) => {
                 self.session.past.lock().doubts -= 1;
-                let _ = self.rollback().await;
-                return Err(error.into());
+                let _ = self.undo().await;
+                Err(error.into())
             }
-            Ok(Err(error)) => return Err(self.unknown(&unanswered(&error.to_string()))),
-            Err(_) => return Err(self.unknown(&unanswered(&format!("none in {limit:?}")))),
+            Ok(Err(error)) => Err(self.unknown(&unanswered(&error.to_string()))),
+            Err(_) => Err(self.unknown(&unanswered(&format!("none in {limit:?}")))),
         }
-        self.session.past.lock().wrote = Some(Instant::now());
-        if !wrote || !DB::POSITIONS {
-            self.session.past.lock().doubts -= 1;
-            return Ok(self.session.token());
-        }
-        // Without its position the session stays in doubt, and reads on the primary: committed it is.
-        let Ok(standing) = DB::standing(&mut self.lease).await else {
-            return match self.synchronous {
-                false => Ok(self.session.token()),
-                true => Err(unsynchronized("its position was not learned")),
-            };
-        };
-        let token = {
-            let mut past = self.session.past.lock();
-            past.doubts -= 1;
-            if let Some(position) = standing.position {
-                past.token = Some(Token::raise(past.token, Token::new(position)));
-            }
-            past.token
-        };
-        if let (true, Some(position)) = (self.synchronous, standing.position) {
-            let everywhere = self.session.everywhere(position).await;
-            everywhere.map_err(|left| unsynchronized(&left))?;
-        }
-        Ok(token)
     }
 
     fn unknown(&mut self, why: &str) -> Error {
@@ -184,6 +204,10 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
 
     /// Rolls back. An error means that the connection is gone, and the transaction with it.
     pub async fn rollback(mut self) -> Result<()> {
+        self.undo().await
+    }
+
+    async fn undo(&mut self) -> Result<()> {
         self.open = false;
         let rolled = DB::TransactionManager::rollback(&mut self.lease).await;
         if rolled.is_err() {
