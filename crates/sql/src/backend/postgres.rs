@@ -123,14 +123,21 @@ impl Backend for Postgres {
                 return Ok(());
             };
             let (high, low) = (wanted.lsn >> 32, wanted.lsn & 0xffff_ffff);
+            let pause = longest;
             let longest = milliseconds(longest);
             // It knows no timelines: what it says is not used, only that it says it. The next look decides.
             let statement =
                 format!("WAIT FOR LSN '{high:X}/{low:X}' WITH (TIMEOUT '{longest}ms', NO_THROW)");
-            sqlx::raw_sql(AssertSqlSafe(statement))
-                .execute(connection)
-                .await?;
-            Ok(())
+            let waited = sqlx::raw_sql(AssertSqlSafe(statement));
+            match waited.execute(connection).await {
+                Ok(_) => Ok(()),
+                // It does not know the statement after all: as with older ones.
+                Err(sqlx::Error::Database(_)) => {
+                    tokio::time::sleep(pause).await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            }
         })
     }
 

@@ -121,6 +121,11 @@ impl Replica {
         Wanted(Arc::clone(self))
     }
 
+    fn has(&self, position: &Position) -> bool {
+        let known = self.known.lock();
+        known.position.is_some_and(|own| own.reaches(position))
+    }
+
     fn wanted(&self) -> Option<Position> {
         let known = self.known.lock();
         known.wanted.filter(|_| known.waiting > 0)
@@ -204,8 +209,10 @@ impl<DB: Backend> Watch<DB> {
             let _ = tokio::time::timeout(self.every, woken).await;
             return;
         };
+        // What is reached already is no reason to look again at once: those who wait for more still do.
+        let wanted = Some(wanted).filter(|wanted| !self.replica.has(wanted));
         // Failures show at the next look.
-        if DB::pause(own, Some(wanted), HURRY).await.is_err() {
+        if DB::pause(own, wanted, HURRY).await.is_err() {
             *connection = None;
         }
     }

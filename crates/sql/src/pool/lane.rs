@@ -121,7 +121,10 @@ impl<DB: Backend> Lane<DB> {
                     place,
                 ))
             }
-            Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => Err(self.unreachable(left)),
+            Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => {
+                self.gate.fail(number);
+                Err(self.unreachable(left))
+            }
             Ok(Err(error)) => {
                 self.gate.fail(number);
                 Err(Error::from(error).within(&self.name))

@@ -27,7 +27,7 @@ fn told(otherwise: Otherwise) -> SessionOptions {
 fn options(primary: u16, replica: u16) -> Options {
     let mut options = Options::new(pair::url(primary)).replica("one", pair::url(replica));
     options.watch_every = Duration::from_millis(20);
-    options.pool.patience = Duration::from_secs(2);
+    options.pool.patience = Duration::from_secs(10);
     options
 }
 

@@ -22,7 +22,7 @@ fn exactly(mut options: Options, count: usize) -> Options {
 async fn pool_that_is_full_says_who_holds_what_for_how_long() {
     let pg = Pg::new().await;
     let mut options = exactly(pg.options(), 2);
-    options.pool.patience = Duration::from_millis(200);
+    options.pool.patience = Duration::from_secs(1);
     let db = open::<Postgres>(options).await;
     let session = db.session();
     let one = session.read(Read::Primary).await.expect("a connection");
@@ -114,7 +114,7 @@ async fn pool_lease_held_for_too_long_and_then_given_back_costs_nothing() {
 async fn pool_leaked_transaction_loses_its_locks() {
     let (pg, my) = (Pg::new().await, My::new().await);
     let mut options = exactly(pg.options(), 2);
-    options.pool.hold_max = Some(Duration::from_millis(200));
+    options.pool.hold_max = Some(Duration::from_secs(1));
     let db = open::<Postgres>(options).await;
     let session = db.session();
     write(

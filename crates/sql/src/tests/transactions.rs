@@ -265,7 +265,7 @@ async fn behind_proxy(pg: &Pg) -> (Proxy, Database<Postgres>, Session<Postgres>)
     let url = url.replace(&format!(":{port}/"), &format!(":{}/", proxy.port()));
     let db = open::<Postgres>(Options::new(pg.within(&url))).await;
     let told = SessionOptions {
-        commit_max: Duration::from_millis(400),
+        commit_max: Duration::from_secs(2),
         ..SessionOptions::default()
     };
     let session = db.session_with(told);
@@ -361,7 +361,7 @@ async fn transaction_whose_connection_breaks_before_the_commit_is_run_again() {
 async fn statement_that_exceeds_its_time_is_ended_by_the_server() {
     let (pg, my) = (Pg::new().await, My::new().await);
     let mut options = pg.options();
-    options.pool.statement_max = Some(Duration::from_millis(100));
+    options.pool.statement_max = Some(Duration::from_secs(1));
     let db = open::<Postgres>(options).await;
     let session = db.session();
     let mut lease = session.read(Read::Primary).await.expect("a connection");
@@ -374,7 +374,7 @@ async fn statement_that_exceeds_its_time_is_ended_by_the_server() {
         .expect("the connection is good");
     drop(lease);
     let mut options = my.options();
-    options.pool.statement_max = Some(Duration::from_millis(100));
+    options.pool.statement_max = Some(Duration::from_secs(1));
     let db = open::<MySql>(options).await;
     let session = db.session();
     let mut lease = session.read(Read::Primary).await.expect("a connection");
