@@ -19,6 +19,8 @@ pub enum AtCommit {
     CutBefore,
     /// It is swallowed, and nobody hears more.
     Swallow,
+    /// Whatever a client sends is swallowed, from now on.
+    Freeze,
 }
 
 struct State {
@@ -108,7 +110,7 @@ async fn serve(mut client: TcpStream, state: Arc<Mutex<State>>) {
                 if count == 0 || commits && what == AtCommit::CutBefore {
                     return;
                 }
-                if commits && what == AtCommit::Swallow {
+                if commits && what == AtCommit::Swallow || what == AtCommit::Freeze {
                     std::future::pending::<()>().await;
                 }
                 if server.write_all(&up[..count]).await.is_err() {

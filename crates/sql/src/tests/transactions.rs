@@ -316,6 +316,25 @@ async fn commit_whose_answer_is_lost_is_of_unknown_outcome_and_not_run_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn commit_to_a_database_that_fell_silent_before_it_is_unavailable_and_undone() {
+    let pg = Pg::new().await;
+    let (proxy, _db, session) = behind_proxy(&pg).await;
+    let mut tx = session.begin(Work::default()).await.expect("begins");
+    run::<Postgres>(&mut tx, "INSERT INTO t VALUES (1)")
+        .await
+        .expect("writes");
+    proxy.at_commit(AtCommit::Freeze);
+    let error = tx.commit().await.expect_err("it is silent");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert_eq!(session.past.lock().doubts, 0, "no commit was sent");
+    proxy.at_commit(AtCommit::Pass);
+    assert_eq!(rows(&pg).await, 0);
+    drop((session, proxy, _db));
+    pg.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn commit_that_is_dropped_halfway_leaves_the_session_in_doubt() {
     let pg = Pg::new().await;
     let (proxy, _db, session) = behind_proxy(&pg).await;

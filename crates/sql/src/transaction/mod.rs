@@ -156,7 +156,14 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
 
     /// Whether it has written; an error if it can't be committed.
     async fn settle(&mut self) -> Result<bool> {
-        match DB::settle(&mut self.lease).await {
+        let limit = self.session.options.commit_max;
+        let asking = DB::settle(&mut self.lease);
+        let Ok(settled) = tokio::time::timeout(limit, asking).await else {
+            // The commit has not been sent: dropped, the transaction is rolled back with its session.
+            let text = format!("the database has not answered in {limit:?}, before the commit");
+            return Err(Error::new(ErrorKind::Unavailable, text));
+        };
+        match settled {
             Ok(Settlement::Ended) => {
                 self.session.past.lock().doubts += 1;
                 Err(self.unknown(
@@ -209,11 +216,16 @@ impl<'s, DB: Backend> Transaction<'s, DB> {
 
     async fn undo(&mut self) -> Result<()> {
         self.open = false;
-        let rolled = DB::TransactionManager::rollback(&mut self.lease).await;
-        if rolled.is_err() {
-            self.lease.close_on_drop();
+        let limit = self.session.options.commit_max;
+        let rolling = DB::TransactionManager::rollback(&mut self.lease);
+        let rolled = tokio::time::timeout(limit, rolling).await;
+        if let Ok(Ok(())) = rolled {
+            return Ok(());
         }
-        Ok(rolled?)
+        self.lease.close_on_drop();
+        let text = format!("a rollback had no answer in {limit:?}");
+        rolled.map_err(|_| Error::new(ErrorKind::Unavailable, text))??;
+        Ok(())
     }
 }
 
