@@ -23,8 +23,8 @@ use crate::token::{Position, Token};
 pub(crate) use primary::Primary;
 pub(crate) use replica::{Replica, Wanted};
 
-/// What to connect to, and how.
-#[derive(Debug, Clone, PartialEq)]
+/// What to connect to, and how. Its debug form has no URLs: they hold passwords.
+#[derive(Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Options {
     /// The primary's URL, as sqlx reads it.
@@ -53,6 +53,21 @@ impl Options {
     pub fn replica(mut self, name: impl Into<String>, url: impl Into<String>) -> Options {
         self.replicas.push((name.into(), url.into()));
         self
+    }
+}
+
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<&str> = self
+            .replicas
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        f.debug_struct("Options")
+            .field("replicas", &names)
+            .field("pool", &self.pool)
+            .field("watch_every", &self.watch_every)
+            .finish_non_exhaustive()
     }
 }
 

@@ -191,6 +191,17 @@ async fn database_that_is_gone_is_unavailable_in_time() {
     assert_eq!(error.expect_err("no URL").kind(), ErrorKind::Invalid);
 }
 
+#[test]
+fn options_show_no_passwords() {
+    let options = Options::new("postgres://me:secret@one/db");
+    let options = options.replica("two", "postgres://me:secret@two/db");
+    let shown = format!("{options:?}");
+    assert!(
+        shown.contains("two") && !shown.contains("secret"),
+        "{shown}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn plan_of_a_statement_is_told_without_running_it() {
     let (pg, my, lite) = (Pg::new().await, My::new().await, Lite::new());
