@@ -9,7 +9,10 @@ use anyhow::{Context, Result, bail};
 use crate::{codegen, services, sim, tidy};
 
 /// What tests want beyond the defaults.
-const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,bookshop/postgres,bookshop/kafka";
+const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,\
+     quorate-sql/postgres,quorate-sql/mysql,quorate-sql/sqlite,bookshop/postgres,bookshop/kafka";
+/// What is checked beside, and run by commands of its own.
+const FEATURES_OF_OTHERS: &str = "quorate-integration-tests/chaos,quorate-sim/switches";
 
 /// All that must hold before a change lands.
 pub fn ci(root: &Path) -> Result<()> {
@@ -27,7 +30,7 @@ pub fn ci(root: &Path) -> Result<()> {
                 "--workspace",
                 "--all-targets",
                 "--features",
-                "quorate-integration-tests/chaos,quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,quorate-sim/switches,bookshop/postgres,bookshop/kafka",
+                &format!("{FEATURES},{FEATURES_OF_OTHERS}"),
                 "--quiet",
                 "--",
                 "-D",

@@ -20,8 +20,8 @@ usage: cargo xtask <task>
   ci                  everything that must hold: fmt, tidy, codegen, clippy, docs, test
   test [FILTER...]    all tests; they bring up what they need
   services [-- CMD...]
-                      install and start what tests and benchmarks need: PostgreSQL, Kafka-compatible
-                      brokers; run a command with them, or wait for Enter; then stop them
+                      install and start what tests and benchmarks need: PostgreSQL and a replica,
+                      MariaDB, Kafka-compatible brokers; run a command with them, or wait for Enter; then stop them
   chaos [FILTER...]   tests whose faults need mounts of their own: disks that fill
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only

@@ -49,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("outbox", &["kv"]),
     ("saga", &["kv", "outbox"]),
     ("cache", &["kv"]),
+    ("sql", &["kv"]),
     ("quorate", &["*"]),
     ("bench", &["*"]),
     ("sim", &["*"]),

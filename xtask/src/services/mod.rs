@@ -1,8 +1,9 @@
 //! `xtask services`: what tests and benchmarks need besides cargo, installed or asked for, and started.
 //!
 //! As root, missing programs are installed by apt; otherwise the run fails with the line to run.
-//! `QUORATE_POSTGRES`, `QUORATE_MYSQL`, `QUORATE_REDIS` (with `QUORATE_REDIS_REPLICA`) and `QUORATE_KAFKA` name servers that run already; then none is
-//! started. What is started here listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
+//! `QUORATE_POSTGRES`, `QUORATE_MYSQL`, `QUORATE_REDIS` and `QUORATE_KAFKA` name servers that run already; then none is
+//! started. Their replicas are named by `QUORATE_POSTGRES_REPLICA` and `QUORATE_REDIS_REPLICA`. What is started here
+//! listens on loopback, on free ports, keeps its data in a temporary folder, and is stopped
 //! when it is no longer needed, whatever becomes of the task.
 
 mod kafka;
@@ -54,8 +55,13 @@ impl Services {
         let mut running = Vec::new();
         if std::env::var_os("QUORATE_POSTGRES").is_none() {
             let (url, process) = postgres::start().context("PostgreSQL")?;
-            environment.push(("QUORATE_POSTGRES", url));
             running.push(process);
+            if std::env::var_os("QUORATE_POSTGRES_REPLICA").is_none() {
+                let replica = postgres::start_replica(&url).context("PostgreSQL's replica")?;
+                environment.push(("QUORATE_POSTGRES_REPLICA", replica.0));
+                running.push(replica.1);
+            }
+            environment.push(("QUORATE_POSTGRES", url));
         }
         if std::env::var_os("QUORATE_REDIS").is_none() {
             let (url, port, process) = redis::start(None).context("Redis")?;

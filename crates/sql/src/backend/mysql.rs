@@ -1,0 +1,237 @@
+//! MySQL and MariaDB. Their replicas are served by `Any` only: positions (GTIDs) are not read yet.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
+use sqlx::{AssertSqlSafe, ConnectOptions, MySql, SqlStr};
+
+use super::{Answer, Backend, Observation, Patience, Settlement, Standing, insert_text};
+use crate::bulk::Cell;
+use crate::pool::PoolOptions;
+use crate::token::Position;
+use crate::transaction::Isolation;
+use crate::{Error, ErrorKind, Result};
+
+const UNKNOWN_VARIABLE: u16 = 1193;
+
+impl Backend for MySql {
+    const REPLICAS: bool = true;
+    const POSITIONS: bool = false;
+    const ROW_LOCKS: bool = true;
+    const PARAMETERS_MAX: usize = 65_535;
+
+    fn connect_options(url: &str, options: &PoolOptions) -> Result<MySqlConnectOptions> {
+        let connect: MySqlConnectOptions = url.parse()?;
+        Ok(connect.log_slow_statements(log::LevelFilter::Warn, options.slow))
+    }
+
+    fn prepare<'c>(
+        connection: &'c mut MySqlConnection,
+        options: &'c PoolOptions,
+    ) -> Answer<'c, ()> {
+        Box::pin(async move {
+            if let Some(longest) = options.statement_max {
+                // MariaDB's ends any statement and counts seconds, MySQL's ends reads and counts milliseconds.
+                let seconds = longest.as_secs_f64();
+                set(
+                    &mut *connection,
+                    "max_statement_time",
+                    format!("{seconds:.3}"),
+                )
+                .await?;
+                let milliseconds = longest.as_millis().max(1).to_string();
+                set(&mut *connection, "max_execution_time", milliseconds).await?;
+            }
+            if let Some(longest) = options.hold_max {
+                let seconds = longest.as_secs().max(1).to_string();
+                set(connection, "idle_transaction_timeout", seconds).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn standing(connection: &mut MySqlConnection) -> Answer<'_, Standing> {
+        Box::pin(async move {
+            let read_only: i64 = sqlx::query_scalar("SELECT CAST(@@global.read_only AS SIGNED)")
+                .fetch_one(connection)
+                .await?;
+            Ok(Standing {
+                writable: read_only == 0,
+                position: None,
+            })
+        })
+    }
+
+    fn observe(connection: &mut MySqlConnection) -> Answer<'_, Observation> {
+        Box::pin(async move {
+            sqlx::query("SELECT 1").execute(connection).await?;
+            Ok(Observation {
+                replica: true,
+                system: None,
+                run: None,
+                position: None,
+            })
+        })
+    }
+
+    fn pause<'c>(
+        _: &'c mut MySqlConnection,
+        _: Option<Position>,
+        longest: Duration,
+    ) -> Answer<'c, ()> {
+        Box::pin(async move {
+            tokio::time::sleep(longest).await;
+            Ok(())
+        })
+    }
+
+    fn run(connection: &mut MySqlConnection, statement: SqlStr) -> Answer<'_, u64> {
+        Box::pin(async move {
+            let done = sqlx::query(statement).execute(connection).await?;
+            Ok(done.rows_affected())
+        })
+    }
+
+    fn number(connection: &mut MySqlConnection, statement: SqlStr) -> Answer<'_, Option<i64>> {
+        Box::pin(async move {
+            sqlx::query_scalar(statement)
+                .fetch_optional(connection)
+                .await
+        })
+    }
+
+    fn begin(isolation: Isolation) -> (Option<&'static str>, &'static str) {
+        let before = match isolation {
+            Isolation::ReadCommitted => "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            Isolation::RepeatableRead => "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+            Isolation::Serializable => "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+        };
+        (Some(before), "BEGIN")
+    }
+
+    fn synchronous(_: &mut MySqlConnection) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn settle(connection: &mut MySqlConnection) -> Answer<'_, Settlement> {
+        Box::pin(async move {
+            // A deadlock rolls the whole transaction back, a change of the schema commits it: what follows is
+            // committed statement by statement.
+            let asked = sqlx::query_scalar("SELECT CAST(@@in_transaction AS SIGNED)");
+            match asked.fetch_one(connection).await {
+                Ok(0i64) => Ok(Settlement::Ended),
+                Ok(_) => Ok(Settlement::Wrote),
+                // MySQL itself has no such variable.
+                Err(error) if number(&error) == Some(UNKNOWN_VARIABLE) => Ok(Settlement::Wrote),
+                Err(error) => Err(error),
+            }
+        })
+    }
+
+    fn refused_commit(error: &sqlx::Error) -> bool {
+        // Deadlock, or certification: nothing else that answers a commit says for certain what became of it.
+        matches!(number(error), Some(1213 | 1402 | 3101))
+    }
+
+    fn plan(connection: &mut MySqlConnection, statement: String) -> Answer<'_, Vec<String>> {
+        Box::pin(async move {
+            let text = AssertSqlSafe(format!("EXPLAIN FORMAT=JSON {statement}"));
+            sqlx::query_scalar(text).fetch_all(connection).await
+        })
+    }
+
+    fn lock<'c>(
+        connection: &'c mut MySqlConnection,
+        key: &'c str,
+        patience: Patience,
+    ) -> BoxFuture<'c, Result<bool>> {
+        let seconds = match patience {
+            Patience::None => 0.0,
+            Patience::Limited(longest) => longest.as_secs_f64(),
+        };
+        Box::pin(async move {
+            let taken = sqlx::query_scalar("SELECT CAST(GET_LOCK(?, ?) AS SIGNED)");
+            let taken = taken.bind(name(key)).bind(seconds);
+            let taken: Option<i64> = taken.fetch_one(connection).await?;
+            taken.map(|taken| taken == 1).ok_or_else(|| {
+                Error::new(ErrorKind::Unavailable, "the server could not give the lock")
+            })
+        })
+    }
+
+    fn unlock<'c>(
+        connection: &'c mut MySqlConnection,
+        key: &'c str,
+    ) -> BoxFuture<'c, Result<bool>> {
+        Box::pin(async move {
+            let gave = sqlx::query_scalar("SELECT CAST(RELEASE_LOCK(?) AS SIGNED)").bind(name(key));
+            let gave: Option<i64> = gave.fetch_one(connection).await?;
+            Ok(gave == Some(1))
+        })
+    }
+
+    fn insert<'c>(
+        connection: &'c mut MySqlConnection,
+        table: &'c str,
+        columns: &'c [String],
+        rows: &'c [Vec<Cell>],
+    ) -> BoxFuture<'c, Result<u64>> {
+        Box::pin(async move {
+            let mut done = 0;
+            for rows in rows.chunks(Self::PARAMETERS_MAX / columns.len().max(1)) {
+                let text = AssertSqlSafe(insert_text::<Self>(table, columns, rows.len()));
+                let mut query = sqlx::query(text).persistent(false);
+                for cell in rows.iter().flatten() {
+                    query = match cell {
+                        Cell::Null => query.bind(None::<i64>),
+                        Cell::Bool(value) => query.bind(*value),
+                        Cell::Int(value) => query.bind(*value),
+                        Cell::Float(value) => query.bind(*value),
+                        Cell::Text(value) => query.bind(value.as_str()),
+                        Cell::Bytes(value) => query.bind(value.as_slice()),
+                    };
+                }
+                done += query.execute(&mut *connection).await?.rows_affected();
+            }
+            Ok(done)
+        })
+    }
+
+    fn quote(name: &str) -> String {
+        let parts = name.split('.');
+        let quoted: Vec<String> = parts
+            .map(|part| format!("`{}`", part.replace('`', "``")))
+            .collect();
+        quoted.join(".")
+    }
+
+    fn parameter(_: usize) -> String {
+        "?".to_owned()
+    }
+}
+
+/// Sets a variable of the session, where the server knows it.
+async fn set(
+    connection: &mut MySqlConnection,
+    variable: &str,
+    value: String,
+) -> std::result::Result<(), sqlx::Error> {
+    let text = AssertSqlSafe(format!("SET SESSION {variable} = {value}"));
+    match sqlx::query(text).execute(connection).await {
+        Err(error) if number(&error) != Some(UNKNOWN_VARIABLE) => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn number(error: &sqlx::Error) -> Option<u16> {
+    let error = error.as_database_error()?;
+    let error = error.try_downcast_ref::<MySqlDatabaseError>()?;
+    Some(error.number())
+}
+
+/// The name by which MySQL knows a lock: at most 64 characters.
+fn name(key: &str) -> String {
+    let number = xxhash_rust::xxh3::xxh3_64(key.as_bytes());
+    format!("quorate:{number:016x}")
+}

@@ -1,0 +1,15 @@
+//! Tests against a PostgreSQL with a replica, MariaDB and SQLite; and of the pure cores.
+
+mod bulks;
+mod cores;
+mod failover;
+mod limits;
+mod locks;
+mod pair;
+mod pools;
+mod proxy;
+mod reads;
+mod rules;
+mod shards;
+mod support;
+mod transactions;
