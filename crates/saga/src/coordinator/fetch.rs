@@ -147,6 +147,8 @@ async fn settle(under_way: &mut VecDeque<UnderWay>, subscription: &mut dyn Subsc
             None => break,
         };
         if !written {
+            // Nor is what came behind it told as taken.
+            under_way.clear();
             return false;
         }
         next.extend(first.next.drain(..));
@@ -156,6 +158,7 @@ async fn settle(under_way: &mut VecDeque<UnderWay>, subscription: &mut dyn Subsc
         && let Some(first) = under_way.pop_front()
     {
         if !first.written.await {
+            under_way.clear();
             return false;
         }
         next.extend(first.next);
@@ -167,4 +170,75 @@ async fn settle(under_way: &mut VecDeque<UnderWay>, subscription: &mut dyn Subsc
         }
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the broker was told.
+    #[derive(Default)]
+    struct Told(Vec<(Partition, i64)>);
+
+    impl Subscription for Told {
+        fn next(
+            &mut self,
+            _: usize,
+            _: Duration,
+        ) -> BoxFuture<'_, quorate_outbox::Result<Vec<Delivery>>> {
+            Box::pin(async { Ok(Vec::new()) })
+        }
+
+        fn commit(
+            &mut self,
+            next: Vec<(Partition, i64)>,
+        ) -> BoxFuture<'_, quorate_outbox::Result<()>> {
+            self.0.extend(next);
+            Box::pin(async { Ok(()) })
+        }
+
+        fn behind(&mut self) -> BoxFuture<'_, quorate_outbox::Result<i64>> {
+            Box::pin(async { Ok(0) })
+        }
+
+        fn leave(self: Box<Self>) -> BoxFuture<'static, ()> {
+            Box::pin(async {})
+        }
+    }
+
+    fn fetch(offset: i64, written: bool, at_once: bool) -> UnderWay {
+        let partition = Partition {
+            topic: "replies".into(),
+            number: 0,
+        };
+        let later = async move {
+            if !at_once {
+                tokio::task::yield_now().await;
+            }
+            written
+        };
+        UnderWay {
+            next: vec![(partition, offset)],
+            written: later.boxed(),
+        }
+    }
+
+    #[tokio::test]
+    async fn replies_behind_some_that_were_not_written_are_not_told_as_taken() {
+        for at_once in [true, false] {
+            let written = [false, true, true, true];
+            let fetches = (1..).zip(written);
+            let fetches = fetches.map(|(offset, written)| fetch(offset, written, at_once));
+            let mut under_way: VecDeque<UnderWay> = fetches.collect();
+            let mut told = Told::default();
+            assert!(!settle(&mut under_way, &mut told).await);
+            assert!(under_way.is_empty(), "nothing is left to be told later");
+            assert_eq!(told.0, []);
+        }
+        let mut under_way = VecDeque::from([fetch(7, true, true), fetch(9, true, false)]);
+        let mut told = Told::default();
+        assert!(settle(&mut under_way, &mut told).await);
+        let offsets: Vec<i64> = told.0.iter().map(|(_, offset)| *offset).collect();
+        assert_eq!((offsets, under_way.len()), (vec![7], 1));
+    }
 }
