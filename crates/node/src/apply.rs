@@ -15,7 +15,7 @@ use quorate_env::switch;
 use quorate_kv::{Condition, Mutation, Op, OpResult, VERSION_MAX, Version};
 use quorate_replication::EntryId;
 use quorate_sharding::{Answer, Encoding, NamespaceKind, Operation, Shard};
-use quorate_storage::{Batch, Engine, ReadAt, Sequence, WriteOptions};
+use quorate_storage::{Batch, Engine, Entry, ReadAt, Sequence, WriteOptions};
 
 use crate::codec::{Damaged, Reader, put_u64};
 use crate::command::Write;
@@ -80,6 +80,23 @@ struct Current {
     stored: Bytes,
 }
 
+impl Current {
+    fn of(found: Option<Entry>) -> Current {
+        let (version, stored) = found.map_or_else(Default::default, |e| (e.version, e.value));
+        Current { version, stored }
+    }
+}
+
+/// So many writes' keys are looked up at once: enough for the engine to overlap its waits for memory, and
+/// few enough that their old values are no matter.
+const LOOKED_UP: usize = 32;
+
+/// A key of the shard, and what the engine has of it.
+struct Stored {
+    data_key: Vec<u8>,
+    found: Option<Entry>,
+}
+
 /// The effects of some commands, in the making.
 pub(crate) struct Applier<'a> {
     engine: &'a dyn Engine,
@@ -128,15 +145,49 @@ impl<'a> Applier<'a> {
             self.position.version = last.max(stamp.saturating_sub(1)).min(VERSION_MAX - 1);
         }
         let mut outcomes = Outcomes::new();
-        for write in writes {
-            let outcome = if write.range_epoch == self.shard.epoch.range {
-                self.write(write.operation)?
-            } else {
-                Outcome::WrongEpoch
-            };
-            outcomes.push(&outcome);
+        let mut writes = writes.into_iter();
+        loop {
+            let some: Vec<Write> = writes.by_ref().take(LOOKED_UP).collect();
+            if some.is_empty() {
+                return Ok(outcomes.finish());
+            }
+            let stored = self.look_up(&some)?;
+            for (write, stored) in some.into_iter().zip(stored) {
+                let outcome = if write.range_epoch == self.shard.epoch.range {
+                    self.write(write.operation, stored)?
+                } else {
+                    Outcome::WrongEpoch
+                };
+                outcomes.push(&outcome);
+            }
         }
-        Ok(outcomes.finish())
+    }
+
+    /// What the engine has of the keys of puts and deletes, before anything of this call is applied; `None` for
+    /// other operations, and keys that are not the shard's.
+    fn look_up(&self, writes: &[Write]) -> Result<Vec<Option<Stored>>, ApplyError> {
+        let key_of = |write: &Write| match &write.operation {
+            Operation::Put { key, .. } | Operation::Delete { key, .. } => {
+                let encoded = self.encoding.encode(key);
+                let is_ours = self.shard.contains(&encoded);
+                is_ours.then(|| data_key(self.shard.namespace, &encoded))
+            }
+            _ => None,
+        };
+        let keys: Vec<Option<Vec<u8>>> = writes.iter().map(key_of).collect();
+        let asked: Vec<&[u8]> = keys.iter().flatten().map(Vec::as_slice).collect();
+        let found = match asked[..] {
+            [] => Vec::new(),
+            [key] => vec![self.engine.get(DATA, key, &ReadAt::NEWEST)?],
+            _ => self.engine.multi_get(DATA, &asked, &ReadAt::NEWEST)?,
+        };
+        let mut found = found.into_iter();
+        let stored = keys.into_iter().map(|key| {
+            let data_key = key?;
+            let found = found.next()?;
+            Some(Stored { data_key, found })
+        });
+        Ok(stored.collect())
     }
 
     /// An entry is applied once, and none is left out: whatever stands above, that is held here.
@@ -183,14 +234,16 @@ impl<'a> Applier<'a> {
         Ok((self.position, sequence))
     }
 
-    fn write(&mut self, operation: Operation) -> Result<Outcome, ApplyError> {
+    fn write(
+        &mut self,
+        operation: Operation,
+        stored: Option<Stored>,
+    ) -> Result<Outcome, ApplyError> {
         match operation {
             Operation::Put {
-                key,
-                value,
-                condition,
-            } => self.write_one(&key, Some(&value), condition),
-            Operation::Delete { key, condition } => self.write_one(&key, None, condition),
+                value, condition, ..
+            } => self.write_one(stored, Some(&value), condition),
+            Operation::Delete { condition, .. } => self.write_one(stored, None, condition),
             Operation::Batch { mutations } => {
                 if !mutations.iter().all(|m| self.holds_key(m.key())) {
                     return Ok(Outcome::OutOfRange);
@@ -221,16 +274,17 @@ impl<'a> Applier<'a> {
 
     fn write_one(
         &mut self,
-        key: &[u8],
+        stored: Option<Stored>,
         value: Option<&[u8]>,
         condition: Condition,
     ) -> Result<Outcome, ApplyError> {
-        let encoded = self.encoding.encode(key);
-        if !self.shard.contains(&encoded) {
+        let Some(Stored { data_key, found }) = stored else {
             return Ok(Outcome::OutOfRange);
-        }
-        let data_key = data_key(self.shard.namespace, &encoded);
-        let current = self.current(&data_key)?;
+        };
+        let current = match self.overlay.get(&data_key) {
+            Some(current) => current.clone(),
+            None => Current::of(found),
+        };
         let holds =
             condition.holds(current.version) || switch::bug("conditions_judged_on_arrival_only");
         let refused = !holds || (value.is_none() && current.version == 0);
@@ -363,16 +417,7 @@ impl<'a> Applier<'a> {
             return Ok(current.clone());
         }
         let found = self.engine.get(DATA, data_key, &ReadAt::NEWEST)?;
-        Ok(match found {
-            Some(entry) => Current {
-                version: entry.version,
-                stored: entry.value,
-            },
-            None => Current {
-                version: 0,
-                stored: Bytes::new(),
-            },
-        })
+        Ok(Current::of(found))
     }
 
     fn change(

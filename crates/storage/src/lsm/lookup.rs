@@ -6,10 +6,10 @@ use super::counters::Filtered;
 use crate::engine::{Entry, Sequence};
 use crate::error::Result;
 use crate::expiry;
-use crate::key::Kind;
+use crate::key::{Key, Kind};
 use crate::keyspaces::Keyspace;
 use crate::levels::TableFile;
-use crate::memtable::Memtable;
+use crate::memtable::{Memtable, TOGETHER};
 use crate::planted::{self, Bug};
 use crate::table::{Found, Near, Table, hash_place};
 use crate::tombstones::highest_seen;
@@ -103,11 +103,35 @@ impl<'a> Lookup<'a> {
         if !self.wants(memtable.max_version()) {
             return;
         }
-        let mark = memtable.mark(self.place, self.version, self.sequence);
         let found = match memtable.may_hold(self.hash) {
             true => memtable.get(self.place, self.version, self.sequence),
             false => None,
         };
+        self.take(memtable, found);
+    }
+
+    /// [`Lookup::ask_memtable`] for many. REQUIRES: all read at the same version and sequence.
+    pub(super) fn ask_memtable_each(lookups: &mut [(usize, Lookup<'a>)], memtable: &Memtable) {
+        let max_version = memtable.max_version();
+        let lookups = lookups.iter_mut().map(|(_, lookup)| lookup);
+        let wanting = lookups.filter(|lookup| lookup.wants(max_version));
+        let (mut held, others): (Vec<_>, Vec<_>) =
+            wanting.partition(|lookup| memtable.may_hold(lookup.hash));
+        for lookup in others {
+            lookup.take(memtable, None);
+        }
+        for group in held.chunks_mut(TOGETHER) {
+            let (version, sequence) = (group[0].version, group[0].sequence);
+            let places: Vec<&[u8]> = group.iter().map(|lookup| lookup.place).collect();
+            memtable.get_each(&places, version, sequence, |n, found| {
+                group[n].take(memtable, found);
+            });
+        }
+    }
+
+    /// Takes what a memtable has of the key, unless a range deletion there hides it.
+    fn take(&mut self, memtable: &Memtable, found: Option<(Key<'_>, &[u8])>) {
+        let mark = memtable.mark(self.place, self.version, self.sequence);
         match (found, mark) {
             (Some((key, value)), mark)
                 if mark.is_none_or(|mark| !mark.hides(key.version, key.sequence)) =>

@@ -131,9 +131,7 @@ impl State {
         }
         lookups.sort_unstable_by_key(|(_, lookup)| lookup.place);
         for memtable in self.memtables() {
-            lookups
-                .iter_mut()
-                .for_each(|(_, lookup)| lookup.ask_memtable(memtable));
+            Lookup::ask_memtable_each(&mut lookups, memtable);
         }
         let mut near = Near::default();
         for file in self.levels.level(0) {

@@ -11,7 +11,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Operation};
 use crate::engine::Sequence;
 use crate::key::{Key, Kind, PlaceBuf};
 use crate::memory::Memory;
@@ -21,7 +21,7 @@ use crate::table::hash_place;
 use crate::tombstones::{Mark, Tombstones, highest_seen};
 
 use filter::PlaceFilter;
-pub(crate) use skiplist::{ListCursor, SkipList, bytes_needed, can_hold};
+pub(crate) use skiplist::{ListCursor, SkipList, TOGETHER, bytes_needed, can_hold};
 
 /// So many pieces of range deletions, each time one of them covers one, are enough for one memtable:
 /// where ranges overlap these grow with the square of their number.
@@ -72,25 +72,38 @@ impl Memtable {
     /// REQUIRES: the batch was checked, and its bytes were reserved.
     pub(crate) fn apply(&self, batch: &Batch, first: Sequence) {
         let mut highest = 0;
+        let is_one = batch.len() == 1;
+        let mut group = Vec::with_capacity(if is_one { 0 } else { TOGETHER });
         for (sequence, op) in (first..).zip(batch.iter()) {
             let place = PlaceBuf::new(op.keyspace, op.key);
-            let key = Key {
-                place: place.as_slice(),
-                version: op.version.unwrap_or(0),
-                sequence,
-                kind: op.kind,
-            };
+            let key = key_of(&op, &place, sequence);
             highest = highest.max(key.version);
             if op.kind == Kind::RangeDelete {
                 self.delete_range(&key, &op.end_place());
-            } else {
-                self.filter.add(hash_place(key.place));
+                continue;
+            }
+            self.filter.add(hash_place(key.place));
+            if is_one {
                 self.list.insert(&key, op.value);
+                continue;
+            }
+            group.push((place, sequence, op));
+            if group.len() == TOGETHER {
+                self.insert_each(&group);
+                group.clear();
             }
         }
+        self.insert_each(&group);
         if highest > self.max_version.load(Ordering::Relaxed) {
             self.max_version.fetch_max(highest, Ordering::Release);
         }
+    }
+
+    fn insert_each(&self, group: &[(PlaceBuf, Sequence, Operation<'_>)]) {
+        let entries = group
+            .iter()
+            .map(|(place, sequence, op)| (key_of(op, place, *sequence), op.value));
+        self.list.insert_each(&entries.collect::<Vec<_>>());
     }
 
     fn delete_range(&self, start: &Key<'_>, end: &[u8]) {
@@ -159,7 +172,27 @@ impl Memtable {
         self.list.get(place, version, seq)
     }
 
+    /// [`Memtable::get`] for several places. REQUIRES: at most `TOGETHER` of them.
+    pub(crate) fn get_each<'m>(
+        &'m self,
+        places: &[&[u8]],
+        version: u64,
+        seq: Sequence,
+        found: impl FnMut(usize, Option<(Key<'m>, &'m [u8])>),
+    ) {
+        self.list.get_each(places, version, seq, found);
+    }
+
     pub(crate) fn cursor(&self) -> ListCursor {
         ListCursor::new(Arc::clone(&self.list))
+    }
+}
+
+fn key_of<'a>(op: &Operation<'_>, place: &'a PlaceBuf, sequence: Sequence) -> Key<'a> {
+    Key {
+        place: place.as_slice(),
+        version: op.version.unwrap_or(0),
+        sequence,
+        kind: op.kind,
     }
 }

@@ -30,6 +30,10 @@
     reason = "arena memory shared between threads; see the invariants above"
 )]
 
+mod many;
+
+pub(crate) use many::TOGETHER;
+
 use std::cmp::Ordering as Order;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -67,6 +71,9 @@ pub(crate) struct SkipList {
 unsafe impl Send for SkipList {}
 // SAFETY: as above.
 unsafe impl Sync for SkipList {}
+
+/// Of each level the last node before a key, and the one after that.
+type Splice = [(u32, u32); MAX_HEIGHT];
 
 /// The fixed part of a node, as read.
 struct Head<'a> {
@@ -233,13 +240,23 @@ impl SkipList {
     fn fetch_below(&self, node: u32, level: usize) {
         #[cfg(target_arch = "x86_64")]
         if level > 0 {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let below = self.link(node, level - 1).load(Ordering::Relaxed) as usize;
-            // SAFETY: a prefetch reads nothing and faults never; the offset lies in the arena.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.arena.base().add(below).cast()) }
+            self.fetch(self.link(node, level - 1).load(Ordering::Relaxed));
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = (node, level);
+    }
+
+    /// Brings a node, or the arena's beginning, into the cache.
+    #[inline]
+    fn fetch(&self, node: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch reads nothing and faults never; the offset lies in the arena.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.arena.base().add(node as usize).cast()) }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = node;
     }
 
     /// The last node before `key` (perhaps the head) and the first at or after it (or 0).
@@ -266,7 +283,13 @@ impl SkipList {
                 splice[level] = (before, after);
             }
         }
-        let node = self.write_node(key, value, height, &splice);
+        self.link_in(key, value, &splice);
+    }
+
+    /// Writes a node and links it, from the bottom up. Its splice may be of a while ago.
+    fn link_in(&self, key: &Key<'_>, value: &[u8], splice: &Splice) {
+        let height = height_of(key.sequence);
+        let node = self.write_node(key, value, height, splice);
         for (level, &(mut before, mut after)) in splice.iter().enumerate().take(height) {
             loop {
                 let link = self.link(before, level);
@@ -310,13 +333,7 @@ impl SkipList {
     }
 
     /// Writes a node that nobody knows of yet.
-    fn write_node(
-        &self,
-        key: &Key<'_>,
-        value: &[u8],
-        height: usize,
-        splice: &[(u32, u32); MAX_HEIGHT],
-    ) -> u32 {
+    fn write_node(&self, key: &Key<'_>, value: &[u8], height: usize, splice: &Splice) -> u32 {
         let tower = (4 * height).next_multiple_of(ALIGN);
         let size = tower + PLACE + key.place.len() + value.len();
         let node = self.allocate(size) + tower;
@@ -349,7 +366,12 @@ impl SkipList {
         version: u64,
         sequence: u64,
     ) -> Option<(Key<'_>, &[u8])> {
-        let (_, mut node) = self.find(&Key::seek(place, version));
+        let (_, node) = self.find(&Key::seek(place, version));
+        self.first_seen(node, place, sequence)
+    }
+
+    /// From a node on: the first entry of the place that `sequence` sees.
+    fn first_seen(&self, mut node: u32, place: &[u8], sequence: u64) -> Option<(Key<'_>, &[u8])> {
         while node != 0 {
             let key = self.key(node);
             if key.place != place {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{ListCursor, SkipList, bytes_needed, can_hold};
+use super::{ListCursor, SkipList, TOGETHER, bytes_needed, can_hold};
 use crate::cursor::Cursor;
 use crate::key::{Key, Kind};
 use crate::planted::{Bug, plant};
@@ -65,7 +65,39 @@ fn plant_if_told() {
     }
 }
 
-fn insert_on_threads(place_of: fn(u64) -> u64) {
+fn insert_some(list: &SkipList, sequences: &[u64], place_of: fn(u64) -> u64) {
+    let places: Vec<[u8; 8]> = sequences
+        .iter()
+        .map(|s| place_of(*s).to_be_bytes())
+        .collect();
+    let slices: Vec<&[u8]> = places.iter().map(|place| &place[..]).collect();
+    let entries = slices.iter().zip(sequences);
+    let entries: Vec<_> = entries
+        .map(|(place, s)| (key(place, 0, *s), *place))
+        .collect();
+    match entries[..] {
+        [(key, value)] => list.insert(&key, value),
+        _ => list.insert_each(&entries),
+    }
+    // What this thread wrote it sees at once, whole.
+    let mut seen = 0;
+    list.get_each(&slices, 0, u64::MAX, |n, found| {
+        assert_eq!(found.map(|(_, value)| value), Some(slices[n]));
+        seen += 1;
+    });
+    assert_eq!(seen, sequences.len());
+    let unknown = [0; 8];
+    list.get_each(&[&unknown], 0, u64::MAX, |_, found| {
+        assert!(found.is_none())
+    });
+    for (place, sequence) in slices.iter().zip(sequences) {
+        let (_, value) = list.get(place, 0, *sequence).expect("there");
+        assert_eq!(value, *place);
+    }
+}
+
+/// Each thread inserts `group` entries at once.
+fn insert_on_threads(place_of: fn(u64) -> u64, group: usize) {
     let (threads, each) = (4u64, if cfg!(miri) { 50 } else { 20_000 });
     let total = (threads * each) as usize;
     let list = Arc::new(SkipList::new(bytes_needed(total * 16, 1, total)));
@@ -74,13 +106,9 @@ fn insert_on_threads(place_of: fn(u64) -> u64) {
             let list = &list;
             scope.spawn(move || {
                 plant_if_told();
-                for n in 0..each {
-                    let sequence = 1 + n * threads + thread;
-                    let place = place_of(sequence).to_be_bytes();
-                    list.insert(&key(&place, 0, sequence), &place);
-                    // What this thread wrote it sees at once, whole.
-                    let (_, value) = list.get(&place, 0, sequence).unwrap();
-                    assert_eq!(value, place);
+                let sequences: Vec<u64> = (0..each).map(|n| 1 + n * threads + thread).collect();
+                for some in sequences.chunks(group) {
+                    insert_some(list, some, place_of);
                 }
             });
         }
@@ -115,13 +143,33 @@ fn insert_on_threads(place_of: fn(u64) -> u64) {
 
 #[test]
 fn skiplist_threads_insert_while_others_read() {
-    insert_on_threads(|sequence| sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    insert_on_threads(|sequence| sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15), 1);
+}
+
+#[test]
+fn skiplist_threads_insert_and_get_many_at_once() {
+    for group in [2, 5, TOGETHER] {
+        insert_on_threads(
+            |sequence| sequence.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            group,
+        );
+    }
+}
+
+/// All threads insert between the same neighbours, and a group's keys lie side by side.
+#[test]
+fn skiplist_threads_insert_groups_into_the_same_places() {
+    insert_on_threads(
+        |sequence| (sequence % 7) << 60 | ((1 << 40) - sequence),
+        TOGETHER,
+    );
 }
 
 /// Nearly in order, so that threads meet at the end.
 #[test]
 fn skiplist_threads_append_while_others_read() {
-    insert_on_threads(|sequence| sequence);
+    insert_on_threads(|sequence| sequence, 1);
+    insert_on_threads(|sequence| sequence, TOGETHER);
 }
 
 #[test]
