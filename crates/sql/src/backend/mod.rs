@@ -1,5 +1,38 @@
 //! What differs between the databases. One implementation each; the rest of the crate knows none of them.
 
+/// [`Backend::insert`] where all cells are parameters of one statement.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+macro_rules! insert_by_parameters {
+    ($connection:ty) => {
+        fn insert<'c>(
+            connection: &'c mut $connection,
+            table: &'c str,
+            columns: &'c [String],
+            rows: &'c [Vec<Cell>],
+        ) -> BoxFuture<'c, Result<u64>> {
+            Box::pin(async move {
+                let mut done = 0;
+                for rows in rows.chunks(Self::PARAMETERS_MAX / columns.len().max(1)) {
+                    let text = AssertSqlSafe(insert_text::<Self>(table, columns, rows.len()));
+                    let mut query = sqlx::query(text).persistent(false);
+                    for cell in rows.iter().flatten() {
+                        query = match cell {
+                            Cell::Null => query.bind(None::<i64>),
+                            Cell::Bool(value) => query.bind(*value),
+                            Cell::Int(value) => query.bind(*value),
+                            Cell::Float(value) => query.bind(*value),
+                            Cell::Text(value) => query.bind(value.as_str()),
+                            Cell::Bytes(value) => query.bind(value.as_slice()),
+                        };
+                    }
+                    done += query.execute(&mut *connection).await?.rows_affected();
+                }
+                Ok(done)
+            })
+        }
+    };
+}
+
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]

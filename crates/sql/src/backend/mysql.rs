@@ -171,32 +171,7 @@ impl Backend for MySql {
         })
     }
 
-    fn insert<'c>(
-        connection: &'c mut MySqlConnection,
-        table: &'c str,
-        columns: &'c [String],
-        rows: &'c [Vec<Cell>],
-    ) -> BoxFuture<'c, Result<u64>> {
-        Box::pin(async move {
-            let mut done = 0;
-            for rows in rows.chunks(Self::PARAMETERS_MAX / columns.len().max(1)) {
-                let text = AssertSqlSafe(insert_text::<Self>(table, columns, rows.len()));
-                let mut query = sqlx::query(text).persistent(false);
-                for cell in rows.iter().flatten() {
-                    query = match cell {
-                        Cell::Null => query.bind(None::<i64>),
-                        Cell::Bool(value) => query.bind(*value),
-                        Cell::Int(value) => query.bind(*value),
-                        Cell::Float(value) => query.bind(*value),
-                        Cell::Text(value) => query.bind(value.as_str()),
-                        Cell::Bytes(value) => query.bind(value.as_slice()),
-                    };
-                }
-                done += query.execute(&mut *connection).await?.rows_affected();
-            }
-            Ok(done)
-        })
-    }
+    insert_by_parameters!(MySqlConnection);
 
     fn quote(name: &str) -> String {
         let parts = name.split('.');
