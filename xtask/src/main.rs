@@ -22,7 +22,9 @@ usage: cargo xtask <task>
   services [-- CMD...]
                       install and start what tests and benchmarks need: PostgreSQL and a replica,
                       MariaDB, Kafka-compatible brokers; run a command with them, or wait for Enter; then stop them
-  chaos [FILTER...]   tests whose faults need mounts of their own: disks that fill
+  chaos [--minutes N] [--seed S] [--release] [FILTER...]
+                      tests whose faults need mounts and networks of their own, as root; with --minutes every
+                      kind of fault under load for so long, and figures in target/chaos
   tidy                arrows between crates, sizes of files and functions, heads of files
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]

@@ -22,6 +22,8 @@ pub(crate) struct Context {
     pub disk_full: AtomicBool,
     /// Set while the reserve itself is nearly used up: nothing is taken then.
     pub disk_exhausted: AtomicBool,
+    /// Set while a node whose disk became full asks others to lead what it leads.
+    pub handing_over: AtomicBool,
     /// Set while flushes and compaction are so far behind that writes must wait.
     pub engine_behind: AtomicBool,
     /// What waits longer before its turn is refused at the door.

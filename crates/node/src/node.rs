@@ -85,6 +85,7 @@ impl Node {
             limits: config.limits,
             map: map.subscribe(),
             disk_full: AtomicBool::new(false),
+            handing_over: AtomicBool::new(false),
             disk_exhausted: AtomicBool::new(false),
             engine_behind: AtomicBool::new(false),
             queue_delay_max: config.queue_delay_max,

@@ -22,6 +22,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const ENGINE_PERIOD: Duration = Duration::from_millis(50);
 /// Of the reserve so much, as a divisor, is kept from deletes too: for votes, membership and compaction.
 const EXHAUSTED: u64 = 4;
+/// A node without space offers what it leads to others so often: they may have none either.
+const OFFER_PERIOD: Duration = Duration::from_secs(10);
 /// So many entries behind the flushed one are kept while there is room.
 const ENTRIES_KEPT: u64 = 10_000;
 /// Purging fewer than this is not worth a record in the log.
@@ -56,14 +58,19 @@ pub(crate) async fn watch_engine(inner: Arc<Inner>) {
 pub(crate) async fn watch_space(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut offered = None;
     loop {
-        ticks.tick().await;
-        look_at_space(&inner).await;
+        let now = ticks.tick().await;
+        let may_offer = offered.is_none_or(|at| now - at >= OFFER_PERIOD);
+        if look_at_space(&inner, may_offer).await {
+            offered = Some(now);
+        }
         inner.engine.retry();
     }
 }
 
-async fn look_at_space(inner: &Arc<Inner>) {
+/// Gives whether what this node leads was offered to others.
+async fn look_at_space(inner: &Arc<Inner>, may_offer: bool) -> bool {
     let looker = Arc::clone(inner);
     let space = jobs::run(inner.env(), move || {
         looker.env().disk.space(looker.dir.path())
@@ -73,35 +80,42 @@ async fn look_at_space(inner: &Arc<Inner>) {
         Ok(space) => space.free,
         Err(error) => {
             tracing::warn!(%error, "the free space of the data directory is not known");
-            return;
+            return false;
         }
     };
     let (reserve, log_is_full) = (inner.config.free_bytes_min, inner.groups.log_is_full());
     let full = free < reserve || log_is_full;
     let exhausted = free < reserve / EXHAUSTED || log_is_full;
-    inner.context.free_bytes.store(free, Ordering::Relaxed);
-    inner
-        .context
-        .disk_exhausted
-        .store(exhausted, Ordering::Relaxed);
+    let context = &inner.context;
+    context.free_bytes.store(free, Ordering::Relaxed);
+    context.disk_exhausted.store(exhausted, Ordering::Relaxed);
     inner.engine.set_short_of_space(full);
     if full && !exhausted {
         // What was deleted gives its space back when the deletion is in a table.
         begin_flush(inner).await;
     }
-    let was_full = inner.context.disk_full.swap(full, Ordering::Relaxed);
-    match (was_full, full) {
-        (false, true) => {
-            tracing::error!(
-                "the disk is full or nearly so: client writes are refused, but for deletes"
-            );
-            // Others may have space: what this node leads is offered to them, once.
-            let leads = Arc::clone(inner);
-            tokio::spawn(async move { reconcile::hand_over(&leads).await });
-        }
+    let offers = full && may_offer && inner.groups.all().iter().any(Group::is_leader);
+    if offers {
+        offer(inner);
+    }
+    match (context.disk_full.swap(full, Ordering::Relaxed), full) {
+        (false, true) => tracing::error!(
+            "the disk is full or nearly so: client writes are refused, but for deletes"
+        ),
         (true, false) => tracing::info!("the disk has space again: client writes are taken"),
         _ => {}
     }
+    offers
+}
+
+/// Others may have space: what this node leads is offered to them. Meanwhile clients are told to come again.
+fn offer(inner: &Arc<Inner>) {
+    inner.context.handing_over.store(true, Ordering::Relaxed);
+    let leads = Arc::clone(inner);
+    tokio::spawn(async move {
+        reconcile::hand_over(&leads).await;
+        leads.context.handing_over.store(false, Ordering::Relaxed);
+    });
 }
 
 /// Begins to flush; whoever watches the space does not wait for it.

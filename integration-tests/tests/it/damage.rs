@@ -21,7 +21,7 @@ async fn refuses(node: &mut Node) -> String {
 }
 
 /// The files of a folder whose names end so, in the order of names.
-fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+pub fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let listed = fs::read_dir(folder).expect("a folder");
     let mut found: Vec<PathBuf> = listed
         .map(|entry| entry.expect("readable").path())
@@ -32,7 +32,7 @@ fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
 }
 
 /// Flips bits of some bytes of a file from an offset on.
-fn damage(path: &Path, offset: usize) {
+pub fn damage(path: &Path, offset: usize) {
     let mut bytes = fs::read(path).expect("readable");
     assert!(bytes.len() > offset + 16, "{} is too short", path.display());
     bytes[offset..offset + 16]

@@ -13,6 +13,7 @@ mod conformance;
 mod damage;
 mod failover;
 mod faults;
+mod history;
 mod lifecycle;
 mod linearizability;
 mod members;

@@ -96,6 +96,11 @@ impl ShardReplica {
         let message = match (self.context.is_disk_full(), frees) {
             (false, _) => return Ok(()),
             (true, true) if !self.context.is_disk_exhausted() => return Ok(()),
+            // Clients come again, here or to who leads then.
+            _ if self.context.handing_over.load(Ordering::Relaxed) => {
+                let message = "this node's disk is full: it asks one that has space to lead";
+                return Err(Error::new(ErrorKind::Unavailable, message).into());
+            }
             (true, true) => {
                 "the disk is full, and has no space to delete in: free some; reads go on"
             }

@@ -2,6 +2,7 @@
 //! good, and all goes on by itself when there is space.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use quorate_env::sim::SimDisk;
 use quorate_env::{Disk, Random};
@@ -87,6 +88,28 @@ fn cluster_leader_with_a_full_disk_lets_others_lead() {
         assert_ne!(cluster.leader(shard.id).await, full);
         disk.set_capacity(None);
         cluster.assert_replicas_agree(shard.id).await;
+    });
+}
+
+/// While a node whose disk became full asks others to lead, clients are not told that there is no space.
+#[test]
+fn cluster_leader_with_a_full_disk_says_so_only_after_others_were_asked() {
+    runtime().block_on(async {
+        let cluster = Cluster::of_three().await;
+        let shard = cluster.namespace("n", hashed()).await;
+        cluster.put(&shard, "key", "value").await;
+        let full = cluster.leader(shard.id).await;
+        let context = &cluster.nodes[&full].inner.context;
+        for (asks, told) in [(true, ErrorKind::Unavailable), (false, ErrorKind::DiskFull)] {
+            // The node looks for itself each second, and finds space.
+            until("the write to be refused", || async {
+                context.handing_over.store(asks, Ordering::Relaxed);
+                context.disk_full.store(true, Ordering::Relaxed);
+                let answer = cluster.call(full, &shard, put("key", "more")).await;
+                (answer.err()?.error.kind() == told).then_some(())
+            })
+            .await;
+        }
     });
 }
 

@@ -21,9 +21,6 @@ pub struct Settings {
     pub free_bytes_min: u64,
     /// What else stands under `[raft]`.
     pub raft: &'static str,
-    /// The data directories of these nodes are file systems of their own, each of so many bytes.
-    #[cfg(feature = "chaos")]
-    pub small_disks: Option<(Vec<usize>, u64)>,
 }
 
 impl Settings {
@@ -33,8 +30,6 @@ impl Settings {
             nodes,
             free_bytes_min: 1 << 20,
             raft: "",
-            #[cfg(feature = "chaos")]
-            small_disks: None,
         }
     }
 
@@ -83,13 +78,12 @@ impl Cluster {
         let first = free_ports(count);
         let names = (1_u16..).take(settings.nodes);
         let nodes = names.map(|n| Node::new(dir.path(), &format!("node-{n}"), first + n - 1));
-        let nodes: Vec<Node> = nodes.collect();
-        #[cfg(feature = "chaos")]
-        if let Some((places, bytes)) = &settings.small_disks {
-            places
-                .iter()
-                .for_each(|n| crate::chaos::mount(&nodes[*n].data, *bytes));
-        }
+        let nodes = nodes.collect();
+        Cluster::of(dir, nodes, settings).await
+    }
+
+    /// Nodes that do not run yet become a cluster, which is ready then. `dir` holds their files.
+    pub async fn of(dir: TempDir, nodes: Vec<Node>, settings: &Settings) -> Cluster {
         let mut cluster = Cluster {
             nodes,
             dir,

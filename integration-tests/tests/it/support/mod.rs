@@ -19,6 +19,8 @@ pub use cluster::{Cluster, Settings, compact, hashed, ordered};
 pub use command::{Ended, quorate, quorate_with_input};
 pub use node::Node;
 pub use writers::Writers;
+#[cfg(feature = "chaos")]
+pub use writers::is_passing;
 
 /// How long a cluster may take to become what it should be. Generous: machines are busy.
 pub const SOON: Duration = Duration::from_secs(40);

@@ -1,5 +1,6 @@
 //! [`Node`]: one server process, its configuration file, data directory and log.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -20,6 +21,10 @@ pub struct Node {
     pub address: String,
     /// Its data directory.
     pub data: PathBuf,
+    /// What its program is started by, if not directly.
+    pub launcher: Vec<String>,
+    /// Variables of its own.
+    pub environment: Vec<(String, String)>,
     config: PathBuf,
     log: PathBuf,
     process: Option<Child>,
@@ -31,6 +36,8 @@ impl Node {
         Node {
             address: format!("127.0.0.1:{port}"),
             data: dir.join(name),
+            launcher: Vec::new(),
+            environment: Vec::new(),
             config: dir.join(format!("{name}.toml")),
             log: dir.join(format!("{name}.log")),
             process: None,
@@ -52,12 +59,16 @@ impl Node {
         assert!(self.process.is_none(), "{} runs already", self.address);
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.expect("the test's directory is writable");
-        let mut command = Command::new(binary());
+        let mut words = self.launcher.iter().map(OsString::from).collect::<Vec<_>>();
+        words.push(binary().into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("QUORATE_") {
                 command.env_remove(name);
             }
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         // It ends with the pipe: a test that is killed leaves no process behind.
         let process = command
             .args(["serve", "--stop-at-eof", "--config"])

@@ -26,11 +26,16 @@ pub struct Writers {
 impl Writers {
     /// Starts so many tasks.
     pub fn start(kv: &NamespaceKv, tasks: u64) -> Writers {
+        Writers::start_amid(kv, tasks, is_passing)
+    }
+
+    /// The same amid faults that may cause these errors.
+    pub fn start_amid(kv: &NamespaceKv, tasks: u64, passing: fn(&Error) -> bool) -> Writers {
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(AtomicU64::new(0));
         let run = |task| {
             let (kv, stop, acknowledged) = (kv.clone(), stop.clone(), acknowledged.clone());
-            tokio::spawn(write_all(kv, task, stop, acknowledged))
+            tokio::spawn(write_all(kv, task, passing, stop, acknowledged))
         };
         Writers {
             tasks: (0..tasks).map(run).collect(),
@@ -97,6 +102,7 @@ fn value_of(task: u64, n: u64) -> String {
 async fn write_all(
     kv: NamespaceKv,
     task: u64,
+    passing: fn(&Error) -> bool,
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
 ) -> u64 {
@@ -108,7 +114,7 @@ async fn write_all(
                 n += 1;
                 acknowledged.fetch_add(1, Ordering::Relaxed);
             }
-            Err(error) if is_passing(&error) => tokio::time::sleep(BACK_OFF).await,
+            Err(error) if passing(&error) => tokio::time::sleep(BACK_OFF).await,
             Err(error) => panic!("{}: {:?} {error}", key(task, n), error.kind()),
         }
     }
