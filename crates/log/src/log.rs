@@ -474,6 +474,11 @@ impl Log {
         self.inner.full.load(Ordering::Acquire)
     }
 
+    /// Why it takes no more records, if a write or a sync failed: what is durable is in doubt until it is opened again.
+    pub fn failure(&self) -> Option<Error> {
+        self.inner.state.lock().poison.clone()
+    }
+
     /// Ends the log: takes no more records, makes all durable, and gives back the space that was prepared for
     /// more. Again it does nothing. REQUIRES: nobody else may open the log before it returns.
     pub fn close(&self) -> Result<()> {

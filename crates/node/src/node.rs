@@ -56,6 +56,8 @@ pub(crate) struct Inner {
     /// How many damaged replicas were replaced since the node was opened.
     pub repaired: AtomicU64,
     pub started: Duration,
+    /// Why this node can't go on, once its disk failed.
+    pub failed: watch::Sender<Option<String>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -114,6 +116,7 @@ impl Node {
             asking: Mutex::default(),
             repaired: AtomicU64::new(0),
             started: env.clock.now(),
+            failed: watch::Sender::new(None),
             tasks: Mutex::default(),
         });
         let tasks = [
@@ -157,6 +160,15 @@ impl Node {
     /// Follows the shard map: the transport learns addresses from it.
     pub fn map_changes(&self) -> watch::Receiver<Arc<ShardMap>> {
         self.inner.context.map.clone()
+    }
+
+    /// Waits until the disk fails, and says how. The node neither writes nor answers from then on what it can't prove:
+    /// shut it down, and open it again on a disk that works.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.inner.failed.subscribe();
+        // The sender lives in the node.
+        let why = failed.wait_for(Option::is_some).await;
+        why.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
     /// Takes in a map that another node knows, if it is newer and of this cluster.

@@ -41,7 +41,7 @@ pub(crate) async fn run(inner: Arc<Inner>) {
 }
 
 /// Applying never waits for the engine: the leader refuses new writes instead while the engine is
-/// further behind than a throttled writer would be let.
+/// further behind than a throttled writer would be let. Also hears of a disk that failed.
 pub(crate) async fn watch_engine(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(ENGINE_PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -49,6 +49,13 @@ pub(crate) async fn watch_engine(inner: Arc<Inner>) {
         ticks.tick().await;
         let behind = inner.engine.debt().pressure >= 1.0;
         inner.context.engine_behind.store(behind, Ordering::Relaxed);
+        let of_log = || inner.groups.log_failure().map(|error| error.to_string());
+        let of_engine = || inner.engine.failure().map(|error| error.to_string());
+        if let Some(why) = of_log().or_else(of_engine) {
+            tracing::error!(why, "the disk failed: this node can't go on");
+            inner.failed.send_replace(Some(why));
+            return;
+        }
     }
 }
 

@@ -252,6 +252,12 @@ impl Groups {
         self.inner.log.is_full()
     }
 
+    /// Why this node's log takes no entry and no vote any more, if a write or a sync of it failed. Only opening the
+    /// groups again helps.
+    pub fn log_failure(&self) -> Option<Error> {
+        self.inner.log.failure()
+    }
+
     /// The groups that keep the `segments` oldest log segments from being released, each with the
     /// index up to which its log must be purged to let go of them.
     pub fn pinning(&self, segments: u64) -> BTreeMap<GroupId, u64> {

@@ -249,6 +249,11 @@ impl SharedLog {
         self.inner.log.is_full()
     }
 
+    /// Why nothing is written any more, if the disk failed.
+    pub fn failure(&self) -> Option<Error> {
+        self.inner.log.failure().map(log_error)
+    }
+
     /// The node stops: what waits for space fails.
     pub fn stop_waiting(&self) {
         self.inner.log.refuse_when_full();

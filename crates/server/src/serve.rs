@@ -112,14 +112,15 @@ async fn serve(settings: Settings, stop_at_eof: bool) -> Result<()> {
     tracing::info!("stopping");
     member.abort();
     // Leadership goes to others while peers can still be reached; then the calls end.
-    host.stop().await?;
+    let closed = host.stop().await;
     stop.send_replace(true);
     match tokio::time::timeout(GRACE, server).await {
         Ok(ended) => ended.context("the services ended badly")??,
         Err(_) => tracing::info!("connections were open after {GRACE:?}: cut off"),
     }
     tracing::info!("stopped");
-    refused
+    // The first reason is the one that helps.
+    refused.and(closed)
 }
 
 /// A job panicked, and left something half done: going on could hang or harm. The disk is as after a

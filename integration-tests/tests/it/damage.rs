@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use quorate_kv::{Get, Kv, Put};
 
 use crate::support::{
-    Cluster, Node, SOON, Settings, Share, Writers, eventually, free_ports, hashed, put,
+    Cluster, Node, SOON, Settings, Share, Writers, eventually, free_ports, hashed, put, quorate,
 };
 
 /// Starts a stopped node, which has to end by itself, and gives what it said since.
@@ -157,6 +157,77 @@ async fn data_directory_of_another_cluster_is_refused() {
     let strangers = theirs.client().await;
     assert!(strangers.namespace("default").await.is_err());
     assert_eq!(strangers.map().nodes.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damaged_manifest_stops_the_node_and_is_named_and_the_others_go_on() {
+    let mut cluster = Cluster::three().await;
+    let client = cluster.client().await;
+    let kv = cluster.namespace(&client, &hashed("default", 2, 3)).await;
+    let writers = Writers::start(&kv, 4);
+    writers.progress(200).await;
+    let node = &mut cluster.nodes[2];
+    node.kill();
+    let manifest = files(&node.data.join("engine"), ".manifest");
+    let manifest = manifest.last().expect("there is one").clone();
+    let good = fs::read(&manifest).expect("readable");
+    damage(&manifest, good.len() / 3);
+    let said = refuses(node).await;
+    assert!(names(&said, &manifest), "{said}");
+    assert!(said.contains("quorate storage repair"), "{said}");
+    writers.progress(200).await;
+    // As it was, the node is one of them again.
+    fs::write(&manifest, good).expect("writable");
+    cluster.nodes[2].start();
+    cluster.healthy().await;
+    writers.stop_and_verify().await;
+    cluster.assert_replicas_agree(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn node_that_was_wiped_is_refused_under_its_old_address_until_it_is_removed() {
+    let mut cluster = Cluster::start(&Settings::nodes(4)).await;
+    let client = cluster.client().await;
+    let kv = cluster.namespace(&client, &hashed("default", 2, 3)).await;
+    let writers = Writers::start(&kv, 4);
+    writers.progress(200).await;
+    let wiped = &mut cluster.nodes[3];
+    wiped.kill();
+    fs::remove_dir_all(&wiped.data).expect("ours");
+    let before = wiped.log().len();
+    wiped.start();
+    let told = "whose data is another directory";
+    eventually("it is told why it can't be the old node", SOON, || async {
+        let said = cluster.nodes[3].log()[before..].to_owned();
+        said.contains(told).then_some(()).ok_or(said)
+    })
+    .await;
+    let address = &cluster.nodes[3].address;
+    client.refresh().await;
+    let map = client.map();
+    let old = map.nodes.values().find(|node| node.address == *address);
+    let old = old.expect("the map knows the old node").id;
+    let endpoints = cluster.endpoints()[..3].join(",");
+    let remove = [
+        "node",
+        "remove",
+        &old.to_string(),
+        "--endpoints",
+        &endpoints,
+    ];
+    quorate(&remove).await.good();
+    // Now it may join, as a new node.
+    let address = address.clone();
+    eventually("it is a node of its own", SOON, || async {
+        client.refresh().await;
+        let map = client.map();
+        let new = map.nodes.values().find(|node| node.address == address);
+        let new = new.filter(|node| node.id > old);
+        new.map(drop).ok_or_else(|| format!("{:?}", map.nodes))
+    })
+    .await;
+    writers.stop_and_verify().await;
+    cluster.assert_replicas_agree(&client).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -61,7 +61,8 @@ impl Host {
     fn start(&self, dir: DataDir) -> Result<Node> {
         let identity = dir.identity().context("a node without identity")?;
         let transport = Arc::new(PeerTransport::new(identity));
-        let node = Node::open(self.settings.node.clone(), dir, transport.clone())?;
+        let node = Node::open(self.settings.node.clone(), dir, transport.clone());
+        let node = node.map_err(|error| self.explained(error, identity.node))?;
         transport.follow(node.map_changes());
         *self.running.write() = Some(node.clone());
         tracing::info!(
@@ -70,6 +71,26 @@ impl Host {
             "the node runs"
         );
         Ok(node)
+    }
+
+    /// The same error, with what to do about damage that the node can't contain.
+    fn explained(&self, error: quorate_node::Error, node: u64) -> anyhow::Error {
+        use quorate_node::Error;
+        use quorate_storage::ErrorKind;
+        let damaged = match &error {
+            Error::Corruption(_) => true,
+            Error::Storage(error) => error.kind() == ErrorKind::Corruption,
+            _ => false,
+        };
+        let engine = self.settings.data_dir.join("engine");
+        match damaged {
+            true => anyhow::anyhow!(
+                "{error}; let the others take its place: `quorate node remove {node}` there, then start it with an \
+                 empty data directory; what only it has can be read after `quorate storage repair {}`",
+                engine.display()
+            ),
+            false => error.into(),
+        }
     }
 
     /// Makes this server the first node of a new cluster.

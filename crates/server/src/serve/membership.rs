@@ -22,7 +22,7 @@ const SEED: Duration = Duration::from_secs(2);
 /// the server lives.
 ///
 /// # Errors
-/// When this server's data is of one cluster, and a seed that answers of another.
+/// When this server's data is of one cluster, and a seed that answers of another; when its disk failed.
 pub async fn run(host: Arc<Host>) -> anyhow::Result<()> {
     if let Ok(node) = host.node() {
         check_seeds(&host, node.identity().cluster).await?;
@@ -43,8 +43,15 @@ pub async fn run(host: Arc<Host>) -> anyhow::Result<()> {
     }
     announce(&host).await;
     loop {
-        tokio::time::sleep(PAUSE).await;
         let Ok(node) = host.node() else { return Ok(()) };
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            why = node.failed() => anyhow::bail!(
+                "the disk failed, and this node can't go on: {why}; the others do; start it again on a disk that \
+                 works, or `quorate node remove {}`, and let it join with an empty data directory",
+                node.identity().node
+            ),
+        }
         settle(&host, &node).await;
         if node.leads_coordinator() {
             continue;

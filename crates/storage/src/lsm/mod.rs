@@ -329,6 +329,13 @@ impl Lsm {
         self.inner.give_up(damaged);
     }
 
+    /// Why nothing is written any more, if a write or a sync failed in a way that does not pass: only opening it again
+    /// helps.
+    pub fn failure(&self) -> Option<Error> {
+        let work = self.inner.work.lock();
+        work.poison.as_ref().map(Error::poisoned)
+    }
+
     /// How far background work is behind.
     pub fn debt(&self) -> Debt {
         self.inner.debt()

@@ -18,6 +18,8 @@ use crate::support::{
 
 /// Room for a few log segments, memtables and tables.
 const DISK_BYTES: u64 = 640 << 20;
+/// What a disk has that is a file system in a file.
+const IMAGE_BYTES: u64 = 2 << 30;
 const VALUE_BYTES: usize = 256 << 10;
 /// More than the bound of the log, which is 64 MiB, and two segments.
 const VALUES: usize = 420;
@@ -35,6 +37,16 @@ fn mount(dir: &Path, bytes: u64) {
         "quorate-chaos",
         &dir,
     ]);
+}
+
+/// Mounts an ext4 file system that is in a file, which is sparse and of so many bytes at most.
+pub fn mount_image(image: &Path, at: &Path) {
+    fs::create_dir_all(at).expect("the test's directory is writable");
+    let file = File::create(image).expect("the test's directory is writable");
+    file.set_len(IMAGE_BYTES).expect("a sparse file");
+    let (image, at) = (image.to_string_lossy(), at.to_string_lossy());
+    system(&["mkfs.ext4", "-q", "-m", "0", &image]);
+    system(&["mount", "-o", "loop", &image, &at]);
 }
 
 /// A file that takes all that is left of a node's disk; dropping it gives the space back.
@@ -175,4 +187,33 @@ async fn chaos_disks_of_all_nodes_fill_and_reads_go_on_until_there_is_space() {
     .await;
     cluster.healthy().await;
     cluster.assert_replicas_agree(&client).await;
+}
+
+/// The disk behind the file system fails: the kernel tells by a failed sync, or a write.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chaos_loop_device_that_fails_stops_its_node_which_says_so_and_the_others_go_on() {
+    let _share = Share::of(3).await;
+    let dir = TempDir::new().expect("a temporary directory");
+    let first = free_ports(3);
+    let nodes = (0..3).map(|n| Node::new(dir.path(), &format!("node-{n}"), first + n));
+    let nodes: Vec<Node> = nodes.collect();
+    let behind = dir.path().join("behind");
+    mount(&behind, DISK_BYTES);
+    mount_image(&behind.join("disk"), &nodes[2].data);
+    let mut cluster = Cluster::of(dir, nodes, &Settings::nodes(3)).await;
+    let client = cluster.client().await;
+    let kv = cluster.namespace(&client, &hashed("default", 4, 3)).await;
+    let writers = Writers::start(&kv, 4);
+    writers.progress(200).await;
+    let _lost = Ballast::fill(&behind);
+    let ended = cluster.nodes[2].ended().await;
+    assert_eq!(ended.code(), Some(1), "{}", cluster.nodes[2].log());
+    let said = cluster.nodes[2].log();
+    assert!(
+        said.contains("the disk failed, and this node can't go on"),
+        "{said}"
+    );
+    assert!(!said.contains("panicked"), "{said}");
+    writers.progress(200).await;
+    writers.stop_and_verify().await;
 }

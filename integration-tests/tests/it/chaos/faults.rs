@@ -7,15 +7,13 @@ use std::time::{Duration, Instant};
 use quorate_client::Client;
 use tempfile::TempDir;
 
-use super::disks::Ballast;
+use super::disks::{Ballast, mount_image};
 use super::network::{End, Network};
 use super::system;
 use crate::damage::{damage, files};
 use crate::support::{Cluster, Node, Random, SOON, Settings, eventually};
 
 const NODES: usize = 3;
-/// A disk's size. The files behind the disks are sparse.
-const DISK_BYTES: u64 = 2 << 30;
 /// A fault that lasts, lasts so long: past all time-outs, or not.
 const LASTS_MS: std::ops::Range<u64> = 500..5000;
 /// How far a clock is set, one way or the other.
@@ -114,7 +112,8 @@ impl World {
             ]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .to_vec();
-            mount_disk(&node.data);
+            // What fills and stalls is a real one.
+            mount_image(&node.data.with_extension("disk"), &node.data);
             node
         });
         let nodes = nodes.collect();
@@ -269,17 +268,6 @@ fn set_clock(node: &Node, seconds: i64) {
     let new = file.with_extension("new");
     fs::write(&new, text).expect("the test's directory is writable");
     fs::rename(new, file).expect("the test's directory is writable");
-}
-
-/// A file system of a node's own, in a file: what fills and stalls is a real one.
-fn mount_disk(at: &Path) {
-    fs::create_dir_all(at).expect("the test's directory is writable");
-    let image = at.with_extension("disk");
-    let file = fs::File::create(&image).expect("the test's directory is writable");
-    file.set_len(DISK_BYTES).expect("a sparse file");
-    let (image, at) = (image.to_string_lossy(), at.to_string_lossy());
-    system(&["mkfs.ext4", "-q", "-m", "0", &image]);
-    system(&["mount", "-o", "loop", &image, &at]);
 }
 
 /// A file system where every write waits, until it is dropped.
