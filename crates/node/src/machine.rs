@@ -45,7 +45,7 @@ pub(crate) struct ShardMachine {
 }
 
 impl ShardMachine {
-    /// Opens the machine of a replica; a snapshot whose installation a crash cut off is installed.
+    /// Opens the machine of a replica; what is left of a snapshot that was being received is removed.
     ///
     /// # Errors
     /// `InvalidData` if the state here is another replica's: see [`remains`](crate::remains).
@@ -69,7 +69,7 @@ impl ShardMachine {
             hashes: Arc::default(),
         });
         claim(&machine.engine, machine.shard.id, replica)?;
-        crate::snapshot::resume_install(&machine)?;
+        crate::snapshot::forget(&*machine.env.disk, &machine.spool_dir, machine.shard.id)?;
         let stored = machine.meta(GroupField::Applied)?;
         let position = match stored {
             Some(bytes) => Position::decode(bytes).map_err(invalid)?,
@@ -125,8 +125,7 @@ impl ShardMachine {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether a snapshot is half installed: what is stored now is neither the old state nor the
-    /// new one.
+    /// Whether a snapshot is being installed: what is stored now may be the old state or the new one.
     pub(crate) fn is_installing(&self) -> bool {
         self.installs() % 2 == 1
     }
@@ -164,7 +163,7 @@ impl ShardMachine {
         install: impl FnOnce() -> io::Result<(Position, quorate_storage::Sequence)>,
     ) -> io::Result<()> {
         let mut held = self.position.lock();
-        // One that failed is begun again by the next snapshot, or when the shard is opened.
+        // One that failed leaves it open which state is stored, until the shard is opened again.
         self.installs.fetch_or(1, Ordering::SeqCst);
         let (position, sequence) = install()?;
         if let Some(entry) = position.entry {

@@ -25,6 +25,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RPCTypes};
 use quorate_env::{Env, JobClass, switch};
+use tokio::time::Instant;
 
 use crate::codec::{Malformed, Reader};
 use crate::error::Error;
@@ -39,6 +40,10 @@ use crate::wire::{self, Route};
 /// How many appends to one peer may be under way. Few: what waits meanwhile goes in one message, and
 /// with 64 of them sixteen busy groups took twice the work for each entry.
 const PIPELINE: usize = 4;
+/// A step of a snapshot is repeated for so many times its time limit, then the transfer is given up.
+const SNAPSHOT_PATIENCE: u32 = 4;
+/// Before a step is repeated: a peer that can't be reached says so at once.
+const SNAPSHOT_PAUSE: Duration = Duration::from_millis(200);
 
 type RpcError = RPCError<TypeConfig>;
 
@@ -125,6 +130,19 @@ impl Peer {
         timeout: Duration,
         action: RPCTypes,
     ) -> impl Future<Output = Result<Reader, RpcError>> + Send + use<> {
+        let group = self.network.group;
+        let reply = self.exchange(class, payload, timeout, action);
+        async move { wire::decode_reply(group, reply.await?).map_err(peer_error) }
+    }
+
+    /// The same; the future is the reply as it came.
+    fn exchange(
+        &self,
+        class: Class,
+        payload: Bytes,
+        timeout: Duration,
+        action: RPCTypes,
+    ) -> impl Future<Output = Result<Bytes, RpcError>> + Send + use<> {
         let (id, target, group) = (self.route.from, self.route.to, self.network.group);
         let reply = self
             .network
@@ -135,7 +153,7 @@ impl Peer {
                 Ok(Ok(_)) if switch::rarely("replication.reply_lost", 20) => {
                     Err(network_error("the reply was lost"))
                 }
-                Ok(Ok(bytes)) => wire::decode_reply(group, bytes).map_err(peer_error),
+                Ok(Ok(bytes)) => Ok(bytes),
                 Ok(Err(TransportError::Unreachable(why))) => Err(unreachable_error(why)),
                 Ok(Err(TransportError::Broken(why))) => Err(network_error(why)),
                 Err(_) => Err(RPCError::Timeout(Timeout {
@@ -204,10 +222,21 @@ impl Peer {
         wire::decode_vote_reply(reader).map_err(malformed)
     }
 
+    /// A step that may be repeated: when the connection breaks, or nothing is heard, it is sent again, so that the
+    /// transfer goes on where it was cut. What the peer refuses is final: it knows nothing of the transfer, say.
     async fn snapshot_step(&self, payload: Bytes) -> Result<Reader, RpcError> {
         let timeout = self.network.snapshot_timeout;
-        self.call(Class::Snapshot, payload, timeout, RPCTypes::InstallSnapshot)
-            .await
+        let give_up = Instant::now() + timeout * SNAPSHOT_PATIENCE;
+        loop {
+            let (class, action) = (Class::Snapshot, RPCTypes::InstallSnapshot);
+            match self.exchange(class, payload.clone(), timeout, action).await {
+                Ok(reply) => {
+                    return wire::decode_reply(self.network.group, reply).map_err(peer_error);
+                }
+                Err(error) if Instant::now() >= give_up => return Err(error),
+                Err(_) => tokio::time::sleep(SNAPSHOT_PAUSE).await,
+            }
+        }
     }
 
     async fn send_snapshot(
@@ -245,7 +274,9 @@ impl Peer {
             number += 1;
         }
         let install = wire::snapshot_install(route, session, number, &vote, &snapshot.meta);
-        let mut reader = self.snapshot_step(install).await?;
+        let (timeout, action) = (self.network.snapshot_timeout, RPCTypes::InstallSnapshot);
+        let installed = self.call(Class::Snapshot, install, timeout, action);
+        let mut reader = installed.await?;
         Ok(SnapshotResponse::new(reader.vote().map_err(malformed)?))
     }
 }

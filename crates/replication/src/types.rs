@@ -188,7 +188,8 @@ pub struct Config {
     pub snapshot_chunk_bytes: usize,
     /// How long one message to a peer may take before it counts as lost.
     pub message_timeout: Duration,
-    /// How long one chunk of a snapshot may take; the last one includes the install.
+    /// How long one chunk of a snapshot may take; the last one includes the install. A chunk that is not answered is
+    /// sent again, for four times as long: so a transfer goes on where it was cut.
     pub snapshot_timeout: Duration,
 }
 

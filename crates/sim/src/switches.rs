@@ -30,7 +30,7 @@ pub const PLACES: &[&str] = &[
     "node.read_late_after_barrier",
     "node.queue_full",
     "node.log_purged_at_once",
-    "node.install_in_small_batches",
+    "node.snapshot_table_ends_early",
 ];
 
 /// A probe's name and numbers.

@@ -63,12 +63,15 @@ const NO_TIMERS: Timing = Timing {
     election_max: Duration::from_secs(200),
 };
 
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
+
 fn config(node: NodeId) -> Config {
     Config {
         segment_bytes: 256 << 10,
         proposal_bytes_max: 16 << 10,
         message_timeout: Duration::from_millis(500),
         snapshot_chunk_bytes: 100,
+        snapshot_timeout: SNAPSHOT_TIMEOUT,
         timing: TIMING,
         lease: LEASE_MAX,
         quiet_after: Duration::from_millis(100),
@@ -134,6 +137,19 @@ impl Node {
 }
 
 impl Cluster {
+    /// Lets the leader forget all entries that it applied: who lacks them needs a snapshot.
+    async fn purge(&self) {
+        let leader = self.leader().await;
+        let (group, node) = (self.group(leader), &self.nodes[&leader]);
+        node.machine.flush();
+        let flushed = node.machine.flushed().expect("flushed");
+        assert_eq!(group.purge(u64::MAX).await.expect("purges"), Some(flushed));
+        until("the purge", || async {
+            (group.status().purged == Some(flushed)).then_some(())
+        })
+        .await;
+    }
+
     async fn empty(nodes: &[NodeId]) -> Cluster {
         Cluster::with_timing(nodes, TIMING).await
     }
@@ -693,20 +709,12 @@ fn lagging_replica_gets_a_snapshot_after_purge() {
         for n in 1..30 {
             cluster.write(n).await;
         }
-        let leader = cluster.leader().await;
-        let group = cluster.group(leader);
+        let group = cluster.group(cluster.leader().await);
         assert_eq!(
             group.purge(u64::MAX).await.expect("nothing is flushed"),
             None
         );
-        let node = &cluster.nodes[&leader];
-        node.machine.flush();
-        let flushed = node.machine.flushed().expect("flushed");
-        assert_eq!(group.purge(u64::MAX).await.expect("purges"), Some(flushed));
-        until("the purge", || async {
-            (group.status().purged == Some(flushed)).then_some(())
-        })
-        .await;
+        cluster.purge().await;
         cluster.restart(behind, disk, machine).await;
         cluster.holds(behind, 30).await;
         assert!(
@@ -721,6 +729,40 @@ fn lagging_replica_gets_a_snapshot_after_purge() {
         let (disk, machine) = cluster.crash(behind).await;
         cluster.restart(behind, disk, machine).await;
         cluster.holds(behind, 35).await;
+    });
+}
+
+#[test]
+fn snapshot_that_is_cut_on_its_way_goes_on_where_it_was() {
+    runtime().block_on(async {
+        let mut cluster = Cluster::of_three().await;
+        cluster.write(0).await;
+        let leader = cluster.leader().await;
+        let behind = if leader == 1 { 2 } else { 1 };
+        let others: Vec<NodeId> = (1..=3).filter(|n| *n != behind).collect();
+        let (disk, machine) = cluster.crash(behind).await;
+        for n in 1..100 {
+            cluster.write(n).await;
+        }
+        cluster.purge().await;
+        // Some ten chunks, slowly.
+        cluster.network.delay_up_to(Duration::from_millis(100));
+        cluster.restart(behind, disk, machine).await;
+        let machine = Arc::clone(&cluster.nodes[&behind].machine);
+        let before = cluster.network.delivered(Class::Snapshot);
+        until("some chunks to be there", || async {
+            let arrived = cluster.network.delivered(Class::Snapshot) - before;
+            (machine.receives() == 1 && arrived >= 4).then_some(())
+        })
+        .await;
+        cluster.network.isolate(behind, &others);
+        assert_eq!(machine.installs(), 0, "it was through already");
+        // So long that a chunk is given up.
+        tokio::time::sleep(SNAPSHOT_TIMEOUT + SNAPSHOT_TIMEOUT / 4).await;
+        cluster.network.heal();
+        cluster.network.delay_up_to(Duration::ZERO);
+        cluster.holds(behind, 100).await;
+        assert_eq!((machine.receives(), machine.installs()), (1, 1));
     });
 }
 

@@ -27,6 +27,7 @@ pub struct MemoryMachine {
 struct Both {
     now: State,
     durable: State,
+    receives: u64,
     installs: u64,
 }
 
@@ -67,6 +68,7 @@ impl MemoryMachine {
         let state = Both {
             now: durable.clone(),
             durable,
+            receives: 0,
             installs: 0,
         };
         MemoryMachine {
@@ -79,6 +81,11 @@ impl MemoryMachine {
     /// All writes applied, in order.
     pub fn writes(&self) -> Vec<Bytes> {
         self.state.lock().now.writes.clone()
+    }
+
+    /// How many snapshots it began to receive.
+    pub fn receives(&self) -> u64 {
+        self.state.lock().receives
     }
 
     /// How many snapshots were installed.
@@ -156,6 +163,7 @@ impl StateMachine for MemoryMachine {
     }
 
     fn receive(&self) -> io::Result<Box<dyn SnapshotSink>> {
+        self.state.lock().receives += 1;
         Ok(Box::new(Sink {
             state: Arc::clone(&self.state),
             bytes: Vec::new(),

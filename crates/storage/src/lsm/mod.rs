@@ -51,6 +51,7 @@ use crate::options::{IngestOptions, KeyspaceId, KeyspaceOptions, Options, WriteO
 use crate::stats::{Debt, Stats};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, RwLock};
+use crate::table_writer::TableWriter;
 use crate::voids::Voids;
 pub use backup::Backup;
 pub use bulk::BulkLoad;
@@ -271,6 +272,12 @@ impl Lsm {
     /// Fails as [`Lsm::checkpoint`], and with `Corruption` if a file is damaged.
     pub fn backup(&self, dir: &Path, previous: Option<&Path>) -> Result<Backup> {
         self.inner.backup(dir, previous)
+    }
+
+    /// Begins a table, outside of the store, that is written as its own are and can be taken in by [`Lsm::ingest`].
+    /// Fails if the file is there already.
+    pub fn table_writer(&self, path: &Path) -> Result<TableWriter> {
+        TableWriter::create(&self.inner.env, path, &self.inner.options)
     }
 
     /// Takes in tables that a [`TableWriter`](crate::TableWriter) made, as one write: with what is to
