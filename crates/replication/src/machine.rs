@@ -339,7 +339,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 "a snapshot without data can't be installed",
             )),
         };
-        let installed = run_job(&self.jobs, JobClass::Apply, work).await;
+        let installed = run_job(&self.jobs, JobClass::Control, work).await;
         self.failure.note(installed.flatten())?;
         self.last = meta.last_log_id;
         if let Some(last) = self.last {

@@ -1,7 +1,7 @@
 //! The background jobs of one node, in simulated time.
 //!
 //! Each class has workers, as threads would be: tasks that take a job, wait as long as the seed says it takes,
-//! and run it. A job that waits for others runs them itself, one at a time, in the seed's order.
+//! and run it. A job that waits for others starts them itself, one at a time, in the seed's order.
 //!
 //! That is not enough where a job waits for time to pass, as the log's writer does on a full disk: while it
 //! waits, others must go on, and they may wait for it. So while the disk of a node is bounded its jobs run on
@@ -168,6 +168,20 @@ impl StepJobs {
         }
     }
 
+    /// Lets jobs that wait look again; whether one of them has ended, or more is to be done.
+    fn others_go_on(&self) -> bool {
+        let before = self.inner.parked.lock().len();
+        self.look_again();
+        let after = self.inner.parked.lock().len();
+        after < before
+            || self
+                .inner
+                .queues
+                .lock()
+                .values()
+                .any(|queue| !queue.is_empty())
+    }
+
     fn is_past(&self, end: Option<Duration>) -> bool {
         end.is_some_and(|end| self.inner.clock.now() >= end)
     }
@@ -206,12 +220,17 @@ impl Jobs for StepJobs {
                 continue;
             }
             match (self.take_any(), end) {
-                (Some(job), _) => job(),
+                // It may wait for the one that waits here: so it gets a thread of its own.
+                (Some(job), _) => {
+                    self.step(Baton::start(job));
+                    self.look_again();
+                }
                 (None, Some(end)) => {
                     let now = self.inner.clock.now();
                     self.inner.clock.advance(end.saturating_sub(now));
                     return ready();
                 }
+                (None, None) if self.others_go_on() => {}
                 // The node has died, or waits for itself.
                 (None, None) => panic!("{DEADLOCK}"),
             }
