@@ -53,5 +53,7 @@ mod on {
         EarlySwitch,
         /// What is written while rows are copied is not noted.
         DeafCopy,
+        /// Who has lost a move goes on writing.
+        NoFence,
     }
 }

@@ -4,10 +4,11 @@ use std::cmp::Ordering;
 
 use crate::{Error, ErrorKind, Result};
 
-/// As what a column is read. The database converts it; what it can't convert it refuses.
+/// As what a column is read. REQUIRES: the column is of that kind, or any for [`Kind::Text`]; MySQL and SQLite make something
+/// of others without a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// A whole number of up to 64 bits.
+    /// A whole number of up to 64 bits, with a sign.
     Int,
     /// A floating number of 64 bits.
     Float,

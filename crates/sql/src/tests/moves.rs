@@ -36,7 +36,10 @@ fn options(schema: &str) -> Options {
     // No server dies here: commits need not be synced.
     let settings = format!("-c%20search_path%3D{schema}%20-c%20synchronous_commit%3Doff");
     let mut options = Options::new(format!("{url}?options={settings}"));
+    // A busy machine makes all slow: that is no reason to let fewer in, or to give up.
     options.pool = crate::PoolOptions::up_to(8);
+    options.pool.limit.floor = 8;
+    options.pool.patience = Duration::from_secs(60);
     options
 }
 
@@ -524,6 +527,29 @@ async fn move_that_two_carry_out_at_once_does_no_harm() {
     stage.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn move_of_a_process_that_stood_still_is_refused_once_another_has_it() {
+    let stage = Stage::new().await;
+    let id = stage.set.plan(&plan(0, 1)).await.expect("plans");
+    let error = stage
+        .set
+        .carry_out_late(id)
+        .await
+        .expect_err("it has lost it");
+    assert_eq!(error.kind(), ErrorKind::Locked, "{error}");
+    let status = stage.set.moves().await.expect("says").remove(0);
+    assert_eq!((status.step, held(&stage, 1).await), (Step::Planned, 0));
+    // The teeth: without the fence it goes on.
+    let unfenced = stage.other(Some(Planted::NoFence)).await;
+    unfenced
+        .carry_out_late(id)
+        .await
+        .expect("nobody refuses it");
+    assert!(held(&stage, 1).await > 0);
+    drop(unfenced);
+    stage.end().await;
+}
+
 /// What a child does, where it dies, and for the how manieth time it gets there.
 const POINTS: [(&str, &str, u32); 30] = [
     ("carry out", "move-cleared", 1),
@@ -683,20 +709,30 @@ async fn move_that_cannot_be_is_refused_before_it_begins() {
         "all tables",
     )
     .await;
-    for (shard, columns) in [(0, "id bigint, bucket int"), (1, "id bigint, bucket int")] {
-        let make = format!("CREATE TABLE keyless ({columns})");
-        write(&set.all()[shard].session(), &[&make]).await;
+    for (kind, why) in [
+        ("(id bigint, bucket int)", "no primary key"),
+        ("(id bigint PRIMARY KEY)", "no column bucket"),
+        (
+            "(id bigint PRIMARY KEY, bucket int, n SHARD)",
+            "not the same",
+        ),
+    ] {
+        for (shard, differs) in [(0, "bigint"), (1, "text")] {
+            let make = format!("CREATE TABLE bad {}", kind.replace("SHARD", differs));
+            write(&set.all()[shard].session(), &[&make]).await;
+        }
+        let named = Move {
+            tables: vec!["bad".to_owned(), "accounts".to_owned()],
+            ..plan(0, 1)
+        };
+        refused(named, why).await;
+        if why != "no column bucket" {
+            refused(plan(0, 1), "the table bad has a column bucket").await;
+        }
+        for shard in 0..2 {
+            write(&set.all()[shard].session(), &["DROP TABLE bad"]).await;
+        }
     }
-    let of = |table: &str| Move {
-        tables: vec![table.to_owned()],
-        ..plan(0, 1)
-    };
-    refused(of("keyless"), "no primary key").await;
-    for (shard, kind) in [(0, "bigint"), (1, "text")] {
-        let make = format!("CREATE TABLE uneven (id int PRIMARY KEY, bucket int, n {kind})");
-        write(&set.all()[shard].session(), &[&make]).await;
-    }
-    refused(of("uneven"), "not the same").await;
     let id = set.plan(&plan(0, 1)).await.expect("plans");
     refused(
         Move {

@@ -114,7 +114,8 @@ impl Buckets {
     }
 
     /// Adds up over all databases, as [`Shards::aggregate`](crate::shard::Shards::aggregate) does, while buckets move:
-    /// each row counts once. What each database answers is of one instant, those of two of two.
+    /// each row counts once. What each database answers is of one instant, those of two of two. It holds a connection of
+    /// each until it is done.
     ///
     /// Errors: `Unavailable` if a bucket does not come to rest in time; those of `Shards::aggregate`.
     #[track_caller]

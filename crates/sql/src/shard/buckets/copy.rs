@@ -68,6 +68,21 @@ impl Table {
         })
     }
 
+    /// A table with buckets that is not among those that were named.
+    pub async fn left_out(
+        connection: &mut PgConnection,
+        named: &[String],
+    ) -> Result<Option<String>> {
+        let look = "SELECT c.oid::regclass::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid \
+            WHERE c.relkind IN ('r', 'p') AND a.attname = 'bucket' AND a.atttypid = 'int4'::regtype \
+            AND NOT a.attisdropped AND NOT c.relispartition AND c.relname <> 'quorate_buckets' \
+            AND c.relnamespace = ANY (SELECT oid FROM pg_namespace WHERE nspname = ANY (current_schemas(false))) \
+            AND c.oid <> ALL (SELECT t::regclass::oid FROM unnest($1::text[]) t) LIMIT 1";
+        let named: Vec<String> = named.iter().map(|name| Postgres::quote(name)).collect();
+        let look = sqlx::query_scalar(look).bind(named);
+        Ok(look.fetch_optional(connection).await?)
+    }
+
     fn keys(&self, of: &str) -> String {
         let keys = self
             .keys
@@ -174,10 +189,12 @@ impl Table {
         Ok(())
     }
 
-    /// Removes some rows of the buckets; answers how many.
+    /// Removes some rows of the buckets; answers how many. In two partitions rows may have one `ctid`: so the bucket is
+    /// asked for twice.
     pub async fn remove(&self, connection: &mut PgConnection, buckets: &[i32]) -> Result<u64> {
         let text = format!(
-            "DELETE FROM {0} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {0} WHERE bucket = ANY($1) LIMIT 1000))",
+            "DELETE FROM {0} WHERE ctid = ANY (ARRAY(SELECT ctid FROM {0} WHERE bucket = ANY($1) LIMIT 1000)) \
+             AND bucket = ANY($1)",
             self.quoted
         );
         let removed = sqlx::query(sql(text)).bind(buckets).execute(connection);

@@ -63,7 +63,7 @@ impl Job<'_> {
             .bind(self.id)
             .fetch_one(&mut *tx)
             .await?;
-        if run == self.run {
+        if run == self.run || self.planted(Plant::Unfenced) {
             return Ok(tx);
         }
         Err(Error::new(
@@ -492,10 +492,11 @@ impl Job<'_> {
             == Some(match plant {
                 Plant::Deaf => crate::points::Planted::DeafCopy,
                 Plant::Early => crate::points::Planted::EarlySwitch,
+                Plant::Unfenced => crate::points::Planted::NoFence,
             });
         #[cfg(not(test))]
         match plant {
-            Plant::Deaf | Plant::Early => false,
+            Plant::Deaf | Plant::Early | Plant::Unfenced => false,
         }
     }
 }
@@ -504,4 +505,5 @@ impl Job<'_> {
 enum Plant {
     Deaf,
     Early,
+    Unfenced,
 }

@@ -261,7 +261,8 @@ impl Buckets {
     }
 
     /// Runs a closure on a connection that meets the rule to the database that has a key. It is run again if the bucket
-    /// changed hands meanwhile. On a replica that lags, where a bucket is and what is in it are of the same age.
+    /// changed hands meanwhile. On a replica that lags, where a bucket is and what is in it are of the same age. The rule
+    /// is met for a new session, which has written nothing.
     ///
     /// Errors: `Unavailable` if the bucket does not come to rest in time; those of a read.
     pub async fn read<T, F>(&self, key: impl Into<Key>, rule: Read, closure: F) -> Result<T>

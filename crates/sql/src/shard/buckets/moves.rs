@@ -33,8 +33,8 @@ pub struct Move {
     pub target: usize,
     /// Which ones.
     pub buckets: Vec<i32>,
-    /// All tables of the set; they are the same in both databases. An index that begins with the column `bucket` makes
-    /// it fast.
+    /// All tables of the set: those that have a column `bucket`, in the schemas in which the databases' sessions look. They
+    /// are the same in both databases. An index that begins with the column `bucket` makes it fast.
     pub tables: Vec<String>,
 }
 
@@ -172,6 +172,12 @@ impl Buckets {
         }
         let mut source = self.primary(plan.source).await?;
         let mut target = self.primary(plan.target).await?;
+        let left = Table::left_out(&mut source, &plan.tables).await?;
+        if let Some(left) = left {
+            return invalid(format!(
+                "the table {left} has a column bucket, and is not named: its rows would stay behind"
+            ));
+        }
         for name in &plan.tables {
             let own = Table::load(&mut source, name).await?;
             if own != Table::load(&mut target, name).await? {
@@ -282,6 +288,14 @@ impl Buckets {
             trouble: row.try_get(6)?,
             since_seconds: row.try_get(7)?,
         })
+    }
+
+    /// Carries a move out as a process does that stood still while another took the move over.
+    #[cfg(test)]
+    pub(crate) async fn carry_out_late(&self, id: i64) -> Result<()> {
+        let late = self.take(id).await?;
+        self.take(id).await?;
+        late.forward().await
     }
 
     /// Takes a job over: who had it can't write any more.
