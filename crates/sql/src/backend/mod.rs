@@ -1,6 +1,7 @@
 //! What differs between the databases. One implementation each; the rest of the crate knows none of them.
 
 /// Binds cells in their order.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 macro_rules! bind {
     ($query:expr, $cells:expr) => {{
         let mut query = $query;
@@ -19,6 +20,7 @@ macro_rules! bind {
 }
 
 /// [`Backend::fetch`], which needs the types of one database.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
 macro_rules! fetch_by_cells {
     ($connection:ty) => {
         fn fetch(
