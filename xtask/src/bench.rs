@@ -81,6 +81,11 @@ pub fn saga(root: &Path) -> Result<()> {
     )
 }
 
+/// The SQL layer: a routed query beside sqlx, bulk loads beside inserts, questions to four shards.
+pub fn sql(root: &Path, more: &[&str]) -> Result<()> {
+    beside_servers(root, "quorate-sql", "postgres", &["sql"], more)
+}
+
 /// Runs examples of a package, `<name>_speed` each, which write `<name>.json`, beside real servers.
 fn beside_servers(
     root: &Path,

@@ -38,6 +38,8 @@ usage: cargo xtask <task>
   bench outbox [enqueue|end_to_end|drain]
                       enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench saga          three-step sagas and TCC a second, and what AT costs, on PostgreSQL and SQLite
+  bench sql [routed|bulk|scatter]
+                      a routed query beside sqlx, bulk loads beside inserts, questions to four shards of PostgreSQL
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -69,6 +71,7 @@ fn main() -> Result<()> {
         ["bench", "overload", more @ ..] => bench::overload(&root, more),
         ["bench", "outbox", more @ ..] => bench::outbox(&root, more),
         ["bench", "saga"] => bench::saga(&root),
+        ["bench", "sql", more @ ..] => bench::sql(&root, more),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),
         ["sim", more @ ..] => sim::run(&root, more),

@@ -36,7 +36,7 @@
 //! by that replica.
 //!
 //! Not yet there: GTID tokens (MySQL's replicas are served by [`Read::Any`] only, other rules are
-//! `Unsupported` with them); of shards aggregates that are pushed down, a global index and resharding; change
+//! `Unsupported` with them); of shards a global index, and resharding on other databases than PostgreSQL; change
 //! data capture; throttling of slow statements.
 //!
 //! Features: `postgres`, `mysql`, `sqlite`; without any there is nothing to open.
@@ -46,6 +46,8 @@ pub mod bulk;
 mod database;
 mod error;
 pub mod lock;
+#[cfg(feature = "postgres")]
+mod points;
 pub mod pool;
 mod route;
 mod session;

@@ -1,5 +1,38 @@
 //! What differs between the databases. One implementation each; the rest of the crate knows none of them.
 
+/// Binds cells in their order.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+macro_rules! bind {
+    ($query:expr, $cells:expr) => {{
+        let mut query = $query;
+        for cell in $cells {
+            query = match cell {
+                Cell::Null => query.bind(None::<i64>),
+                Cell::Bool(value) => query.bind(value),
+                Cell::Int(value) => query.bind(value),
+                Cell::Float(value) => query.bind(value),
+                Cell::Text(value) => query.bind(value),
+                Cell::Bytes(value) => query.bind(value),
+            };
+        }
+        query
+    }};
+}
+
+/// [`Backend::fetch`], which needs the types of one database.
+#[cfg(any(feature = "postgres", feature = "mysql", feature = "sqlite"))]
+macro_rules! fetch_by_cells {
+    ($connection:ty) => {
+        fn fetch(
+            connection: &mut $connection,
+            statement: String,
+            cells: Vec<Cell>,
+        ) -> BoxStream<'_, std::result::Result<Self::Row, sqlx::Error>> {
+            bind!(sqlx::query(AssertSqlSafe(statement)), cells).fetch(connection)
+        }
+    };
+}
+
 /// [`Backend::insert`] where all cells are parameters of one statement.
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 macro_rules! insert_by_parameters {
@@ -14,17 +47,8 @@ macro_rules! insert_by_parameters {
                 let mut done = 0;
                 for rows in rows.chunks(Self::PARAMETERS_MAX / columns.len().max(1)) {
                     let text = AssertSqlSafe(insert_text::<Self>(table, columns, rows.len()));
-                    let mut query = sqlx::query(text).persistent(false);
-                    for cell in rows.iter().flatten() {
-                        query = match cell {
-                            Cell::Null => query.bind(None::<i64>),
-                            Cell::Bool(value) => query.bind(*value),
-                            Cell::Int(value) => query.bind(*value),
-                            Cell::Float(value) => query.bind(*value),
-                            Cell::Text(value) => query.bind(value.as_str()),
-                            Cell::Bytes(value) => query.bind(value.as_slice()),
-                        };
-                    }
+                    let query = sqlx::query(text).persistent(false);
+                    let query = bind!(query, rows.iter().flatten());
                     done += query.execute(&mut *connection).await?.rows_affected();
                 }
                 Ok(done)
@@ -43,10 +67,12 @@ mod sqlite;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use sqlx::{Connection, SqlStr};
 
 use crate::bulk::Cell;
 use crate::pool::PoolOptions;
+use crate::shard::{Kind, Value, Wire};
 use crate::token::Position;
 use crate::transaction::Isolation;
 use crate::{Error, ErrorKind, Result};
@@ -118,6 +144,8 @@ pub trait Backend: sqlx::Database + sealed::Sealed {
     const POSITIONS: bool;
     /// Whether rows can be locked by `SELECT ... FOR UPDATE`.
     const ROW_LOCKS: bool;
+    /// Whether rows without a value come before the others.
+    const NULLS_FIRST: bool;
     /// Parameters that a statement may have.
     const PARAMETERS_MAX: usize;
 
@@ -141,10 +169,15 @@ pub trait Backend: sqlx::Database + sealed::Sealed {
 
     /// Lets some time pass, less if the replica reaches the position before.
     fn pause<'c>(
-        connection: &'c mut Self::Connection,
-        wanted: Option<Position>,
+        _: &'c mut Self::Connection,
+        _: Option<Position>,
         longest: Duration,
-    ) -> Answer<'c, ()>;
+    ) -> Answer<'c, ()> {
+        Box::pin(async move {
+            tokio::time::sleep(longest).await;
+            Ok(())
+        })
+    }
 
     /// Runs one statement; answers how many rows it changed.
     fn run(connection: &mut Self::Connection, statement: SqlStr) -> Answer<'_, u64>;
@@ -189,11 +222,55 @@ pub trait Backend: sqlx::Database + sealed::Sealed {
         rows: &'c [Vec<Cell>],
     ) -> BoxFuture<'c, Result<u64>>;
 
+    /// Reads rows as they come.
+    fn fetch(
+        connection: &mut Self::Connection,
+        statement: String,
+        cells: Vec<Cell>,
+    ) -> BoxStream<'_, std::result::Result<Self::Row, sqlx::Error>>;
+
+    /// Reads a column of a row.
+    fn value(row: &Self::Row, at: usize, wire: Wire) -> Result<Value>;
+
+    /// A column, to be read as a kind; its order is that of [`Value`].
+    fn reading(column: &str, kind: Kind) -> String;
+
+    /// A column, to be compared and ordered by: as it is where its order is the same.
+    fn comparing(column: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Text => Self::reading(column, kind),
+            Kind::Int | Kind::Float => column.to_owned(),
+        }
+    }
+
+    /// A parameter that it is compared to.
+    fn compared(parameter: String, _text: bool) -> String {
+        parameter
+    }
+
+    /// The exact sum of a column of whole numbers, as text.
+    fn sum_text(column: &str) -> String;
+
     /// A name, quoted.
     fn quote(name: &str) -> String;
 
     /// The parameter of that number, from 1.
     fn parameter(number: usize) -> String;
+}
+
+/// The text of a column that has one.
+#[allow(dead_code, reason = "without any feature there is no database")]
+fn text_value(text: Option<String>, wire: Wire) -> Result<Value> {
+    match text {
+        None => Ok(Value::Null),
+        Some(text) if wire == Wire::Sum => crate::shard::parse_sum(&text),
+        Some(text) => Ok(Value::Text(text)),
+    }
+}
+
+#[allow(dead_code, reason = "without any feature there is no database")]
+fn int_value(number: Option<i64>) -> Value {
+    number.map_or(Value::Null, |number| Value::Int(number.into()))
 }
 
 #[allow(dead_code, reason = "not every feature has all")]

@@ -1,15 +1,17 @@
 //! MySQL and MariaDB. Their replicas are served by `Any` only: positions (GTIDs) are not read yet.
 
-use std::time::Duration;
-
 use futures_util::future::BoxFuture;
-use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError};
-use sqlx::{AssertSqlSafe, ConnectOptions, MySql, SqlStr};
+use futures_util::stream::BoxStream;
+use sqlx::mysql::{MySqlConnectOptions, MySqlConnection, MySqlDatabaseError, MySqlRow};
+use sqlx::{AssertSqlSafe, ConnectOptions, MySql, Row, SqlStr};
 
-use super::{Answer, Backend, Observation, Patience, Settlement, Standing, insert_text};
+use super::{
+    Answer, Backend, Observation, Patience, Settlement, Standing, insert_text, int_value,
+    text_value,
+};
 use crate::bulk::Cell;
 use crate::pool::PoolOptions;
-use crate::token::Position;
+use crate::shard::{Kind, Value, Wire};
 use crate::transaction::Isolation;
 use crate::{Error, ErrorKind, Result};
 
@@ -19,6 +21,7 @@ impl Backend for MySql {
     const REPLICAS: bool = true;
     const POSITIONS: bool = false;
     const ROW_LOCKS: bool = true;
+    const NULLS_FIRST: bool = true;
     const PARAMETERS_MAX: usize = 65_535;
 
     fn connect_options(url: &str, options: &PoolOptions) -> Result<MySqlConnectOptions> {
@@ -72,17 +75,6 @@ impl Backend for MySql {
                 run: None,
                 position: None,
             })
-        })
-    }
-
-    fn pause<'c>(
-        _: &'c mut MySqlConnection,
-        _: Option<Position>,
-        longest: Duration,
-    ) -> Answer<'c, ()> {
-        Box::pin(async move {
-            tokio::time::sleep(longest).await;
-            Ok(())
         })
     }
 
@@ -172,6 +164,45 @@ impl Backend for MySql {
     }
 
     insert_by_parameters!(MySqlConnection);
+
+    fetch_by_cells!(MySqlConnection);
+
+    fn value(row: &MySqlRow, at: usize, wire: Wire) -> Result<Value> {
+        match wire {
+            Wire::Plain(Kind::Int) => Ok(int_value(row.try_get(at)?)),
+            Wire::Plain(Kind::Float) => {
+                let number: Option<f64> = row.try_get(at)?;
+                Ok(number.map_or(Value::Null, Value::Float))
+            }
+            Wire::Plain(Kind::Text) | Wire::Sum => {
+                // Read as bytes, so that they are compared as such.
+                let bytes: Option<Vec<u8>> = row.try_get(at)?;
+                let text = bytes.map(String::from_utf8).transpose();
+                let text = text.map_err(|error| Error::new(ErrorKind::Corrupt, error.to_string()));
+                text_value(text?, wire)
+            }
+        }
+    }
+
+    fn reading(column: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Int => format!("CAST({column} AS SIGNED)"),
+            Kind::Float => format!("CAST({column} AS DOUBLE)"),
+            Kind::Text => format!("CAST(CONVERT({column} USING utf8mb4) AS BINARY)"),
+        }
+    }
+
+    fn compared(parameter: String, text: bool) -> String {
+        if text {
+            format!("CAST(CONVERT({parameter} USING utf8mb4) AS BINARY)")
+        } else {
+            parameter
+        }
+    }
+
+    fn sum_text(column: &str) -> String {
+        format!("CAST(CAST(SUM({column}) AS CHAR) AS BINARY)")
+    }
 
     fn quote(name: &str) -> String {
         let parts = name.split('.');

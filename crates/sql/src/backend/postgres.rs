@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgSeverity};
+use futures_util::stream::BoxStream;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError, PgRow, PgSeverity};
 use sqlx::{AssertSqlSafe, ConnectOptions, Postgres, Row, SqlStr};
 
-use super::{Answer, Backend, Observation, Patience, Settlement, Standing};
+use super::{Answer, Backend, Observation, Patience, Settlement, Standing, int_value, text_value};
 use crate::bulk::{Cell, copy_text};
 use crate::pool::PoolOptions;
+use crate::shard::{Kind, Value, Wire};
 use crate::token::{Position, parse_lsn, record_end};
 use crate::transaction::Isolation;
 use crate::{Error, ErrorKind, Result};
@@ -44,6 +46,7 @@ impl Backend for Postgres {
     const REPLICAS: bool = true;
     const POSITIONS: bool = true;
     const ROW_LOCKS: bool = true;
+    const NULLS_FIRST: bool = false;
     const PARAMETERS_MAX: usize = 65_535;
 
     fn connect_options(url: &str, options: &PoolOptions) -> Result<PgConnectOptions> {
@@ -264,6 +267,31 @@ impl Backend for Postgres {
             }
             Ok(copy.finish().await?)
         })
+    }
+
+    fetch_by_cells!(PgConnection);
+
+    fn value(row: &PgRow, at: usize, wire: Wire) -> Result<Value> {
+        match wire {
+            Wire::Plain(Kind::Int) => Ok(int_value(row.try_get(at)?)),
+            Wire::Plain(Kind::Float) => {
+                let number: Option<f64> = row.try_get(at)?;
+                Ok(number.map_or(Value::Null, Value::Float))
+            }
+            Wire::Plain(Kind::Text) | Wire::Sum => text_value(row.try_get(at)?, wire),
+        }
+    }
+
+    fn reading(column: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Int => format!("CAST({column} AS bigint)"),
+            Kind::Float => format!("CAST({column} AS double precision)"),
+            Kind::Text => format!("CAST({column} AS text) COLLATE \"C\""),
+        }
+    }
+
+    fn sum_text(column: &str) -> String {
+        format!("CAST(SUM(CAST({column} AS bigint)) AS text)")
     }
 
     fn quote(name: &str) -> String {

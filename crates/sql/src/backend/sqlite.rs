@@ -1,24 +1,25 @@
 //! SQLite: one file, one writer at a time. It has no replicas, so every read rule is met by the file itself.
 
-use std::time::Duration;
-
 use futures_util::future::BoxFuture;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode};
+use futures_util::stream::BoxStream;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteRow};
 use sqlx::{AssertSqlSafe, ConnectOptions, Row, SqlStr, Sqlite};
 
 use super::{
-    Answer, Backend, Observation, Patience, Settlement, Standing, insert_text, unsupported,
+    Answer, Backend, Observation, Patience, Settlement, Standing, insert_text, int_value,
+    text_value, unsupported,
 };
 use crate::Result;
 use crate::bulk::Cell;
 use crate::pool::PoolOptions;
-use crate::token::Position;
+use crate::shard::{Kind, Value, Wire};
 use crate::transaction::Isolation;
 
 impl Backend for Sqlite {
     const REPLICAS: bool = false;
     const POSITIONS: bool = false;
     const ROW_LOCKS: bool = false;
+    const NULLS_FIRST: bool = true;
     const PARAMETERS_MAX: usize = 32_766;
 
     fn connect_options(url: &str, options: &PoolOptions) -> Result<SqliteConnectOptions> {
@@ -53,17 +54,6 @@ impl Backend for Sqlite {
                 run: None,
                 position: None,
             })
-        })
-    }
-
-    fn pause<'c>(
-        _: &'c mut SqliteConnection,
-        _: Option<Position>,
-        longest: Duration,
-    ) -> Answer<'c, ()> {
-        Box::pin(async move {
-            tokio::time::sleep(longest).await;
-            Ok(())
         })
     }
 
@@ -124,6 +114,33 @@ impl Backend for Sqlite {
     }
 
     insert_by_parameters!(SqliteConnection);
+
+    fetch_by_cells!(SqliteConnection);
+
+    fn value(row: &SqliteRow, at: usize, wire: Wire) -> Result<Value> {
+        match wire {
+            Wire::Plain(Kind::Int) => Ok(int_value(row.try_get(at)?)),
+            Wire::Plain(Kind::Float) => {
+                let number: Option<f64> = row.try_get(at)?;
+                Ok(number.map_or(Value::Null, Value::Float))
+            }
+            Wire::Plain(Kind::Text) | Wire::Sum => text_value(row.try_get(at)?, wire),
+        }
+    }
+
+    fn reading(column: &str, kind: Kind) -> String {
+        match kind {
+            Kind::Int => format!("CAST({column} AS INTEGER)"),
+            Kind::Float => format!("CAST({column} AS REAL)"),
+            Kind::Text => format!("CAST({column} AS TEXT) COLLATE BINARY"),
+        }
+    }
+
+    fn sum_text(column: &str) -> String {
+        // A sum of whole numbers past 64 bits is an error here, so it is made of two halves.
+        let read = Self::reading(column, Kind::Int);
+        format!("SUM({read} >> 32) || ':' || SUM({read} & 4294967295)")
+    }
 
     fn quote(name: &str) -> String {
         let parts = name.split('.');

@@ -4,10 +4,18 @@
 //! [`Shards::scatter`] asks all of them at once, and [`merge`] puts ordered answers together with one row of
 //! each in hand, so that a million rows need no memory but what is read ahead.
 //!
+//! [`Shards::aggregate`] has each shard add up its own rows, and [`Shards::page`] reads all of them by pages. On PostgreSQL
+//! [`Buckets`] is for tables whose shards change while they are used.
+//!
 //! It parses no statement: who asks says the key. A transaction stays within one shard.
 
+mod aggregate;
+#[cfg(feature = "postgres")]
+mod buckets;
 mod merge;
+mod page;
 mod router;
+mod value;
 
 use std::panic::Location;
 use std::pin::Pin;
@@ -25,8 +33,15 @@ use crate::route::Read;
 use crate::session::SessionOptions;
 use crate::{Error, ErrorKind, Result};
 
+pub(crate) use aggregate::Wire;
+pub use aggregate::{Aggregate, Group};
+#[cfg(feature = "postgres")]
+pub use buckets::{Buckets, Move, MoveStatus, Step};
 pub use merge::merge;
+pub use page::{Direction, Listing, Page, PageToken};
 pub use router::{Key, Router};
+pub(crate) use value::parse_sum;
+pub use value::{Kind, Value};
 
 /// Databases that share tables among them by key.
 pub struct Shards<DB: Backend> {
@@ -82,22 +97,12 @@ impl<DB: Backend> Shards<DB> {
     {
         let at = Location::caller();
         let ask = |(shard, database): (usize, &Database<DB>)| {
-            let (sender, rows) = mpsc::channel(ahead.max(1));
             let session = database.session_with(SessionOptions::default());
             let query = query.clone();
-            let task = tokio::spawn(async move {
-                let done = match session.lease(rule, at).await {
-                    Ok(lease) => query(shard, lease, Sender(sender.clone())).await,
-                    Err(error) => Err(error),
-                };
-                if let Err(error) = done {
-                    // Nobody to tell: the rows were dropped.
-                    let _ = sender
-                        .send(Err(error.within(format!("shard {shard}"))))
-                        .await;
-                }
-            });
-            Rows { rows, task }
+            Rows::of(shard, ahead, async move |rows| {
+                let lease = session.lease(rule, at).await?;
+                query(shard, lease, rows).await
+            })
         };
         self.databases.iter().enumerate().map(ask).collect()
     }
@@ -117,6 +122,25 @@ impl<T> Sender<T> {
 pub struct Rows<T> {
     rows: mpsc::Receiver<Result<T>>,
     task: JoinHandle<()>,
+}
+
+impl<T: Send + 'static> Rows<T> {
+    /// What a shard's query sends.
+    fn of<F, Fut>(shard: usize, ahead: usize, query: F) -> Rows<T>
+    where
+        F: FnOnce(Sender<T>) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<()>> + Send,
+    {
+        let (sender, rows) = mpsc::channel(ahead.max(1));
+        let task = tokio::spawn(async move {
+            if let Err(error) = query(Sender(sender.clone())).await {
+                // Nobody to tell: the rows were dropped.
+                let told = Err(error.within(format!("shard {shard}")));
+                let _ = sender.send(told).await;
+            }
+        });
+        Rows { rows, task }
+    }
 }
 
 impl<T> Stream for Rows<T> {

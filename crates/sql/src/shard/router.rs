@@ -26,6 +26,13 @@ impl From<&[u8]> for Key {
     }
 }
 
+impl Key {
+    /// Data lies where it says: it is a format.
+    pub(super) fn hash(&self) -> u64 {
+        xxhash_rust::xxh3::xxh3_64(&self.0)
+    }
+}
+
 /// Which shard has a key. Shards are numbered from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Router(Rule);
@@ -95,7 +102,7 @@ impl Router {
     pub fn for_key(&self, key: &Key) -> Result<usize> {
         let found = match &self.0 {
             Rule::Hash(buckets) => {
-                let bucket = xxhash_rust::xxh3::xxh3_64(&key.0) % buckets.len() as u64;
+                let bucket = key.hash() % buckets.len() as u64;
                 Some(buckets[bucket as usize])
             }
             Rule::Range(ranges) => ranges.range(..=key).next_back().map(|(_, shard)| *shard),

@@ -39,6 +39,15 @@ async fn trouble(db: &Database<Postgres>, what: &str) {
     .await;
 }
 
+/// A session that has written the first row, when all replicas serve.
+async fn filled(db: &Database<Postgres>, otherwise: Otherwise) -> Session<Postgres> {
+    let session = db.session_with(told(otherwise));
+    let texts = ["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"];
+    write(&session, &texts).await;
+    all_serve(db).await;
+    session
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn failover_token_of_lost_writes_is_never_met_by_the_new_timeline() {
     let mut old = Server::primary();
@@ -46,13 +55,7 @@ async fn failover_token_of_lost_writes_is_never_met_by_the_new_timeline() {
     let promoted = Server::replica_of(stream.port());
     let entry = Proxy::to(old.port()).await;
     let db = open::<Postgres>(options(entry.port(), promoted.port())).await;
-    let session = db.session_with(told(Otherwise::Fail));
-    write(
-        &session,
-        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
-    )
-    .await;
-    all_serve(&db).await;
+    let session = filled(&db, Otherwise::Fail).await;
     let kept = session.token().expect("a token");
     eventually("the first write is replicated", || async {
         let seen = see(&session, Read::Session)
@@ -169,12 +172,7 @@ async fn replica_that_dies_leaves_the_rotation_and_returns_by_itself() {
     let primary = Server::primary();
     let mut replica = Server::replica_of(primary.port());
     let db = open::<Postgres>(options(primary.port(), replica.port())).await;
-    let session = db.session_with(told(Otherwise::Primary));
-    write(
-        &session,
-        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
-    )
-    .await;
+    let session = filled(&db, Otherwise::Primary).await;
     let on_replica = || async {
         let seen = see(&session, Read::Session)
             .await
@@ -205,13 +203,7 @@ async fn replica_that_crashed_under_its_postmaster_is_in_another_run() {
     let primary = Server::primary();
     let replica = Server::replica_of(primary.port());
     let db = open::<Postgres>(options(primary.port(), replica.port())).await;
-    let session = db.session_with(told(Otherwise::Primary));
-    write(
-        &session,
-        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
-    )
-    .await;
-    all_serve(&db).await;
+    let session = filled(&db, Otherwise::Primary).await;
     let look = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
     let mut own = PgConnection::connect(&replica.url())
         .await
@@ -267,13 +259,7 @@ async fn replica_url_that_leads_to_several_servers_serves_from_the_watched_one_o
     );
     let balancer = Proxy::to(first.port()).await;
     let db = open::<Postgres>(options(primary.port(), balancer.port())).await;
-    let session = db.session_with(told(Otherwise::Primary));
-    write(
-        &session,
-        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
-    )
-    .await;
-    all_serve(&db).await;
+    let session = filled(&db, Otherwise::Primary).await;
     // The second stands still before the next write; the watch goes on looking at the first.
     let mut own = PgConnection::connect(&second.url())
         .await
@@ -306,13 +292,7 @@ async fn replica_cut_off_from_its_primary_serves_no_bound_and_what_it_proved() {
     let stream = Proxy::to(primary.port()).await;
     let replica = Server::replica_of(stream.port());
     let db = open::<Postgres>(options(primary.port(), replica.port())).await;
-    let session = db.session_with(told(Otherwise::Fail));
-    write(
-        &session,
-        &["CREATE TABLE t (n bigint)", "INSERT INTO t VALUES (1)"],
-    )
-    .await;
-    all_serve(&db).await;
+    let session = filled(&db, Otherwise::Fail).await;
     eventually("it serves", || async {
         see(&session, Read::Session)
             .await

@@ -24,6 +24,14 @@ async fn see(session: &Session<Postgres>, rule: Read) -> crate::Result<(Place, i
     Ok((lease.place().clone(), n.unwrap_or(-1)))
 }
 
+/// The shared replica, for this test alone, and a schema that is read there.
+async fn lagging() -> (Replica, Pg, Database<Postgres>) {
+    let replica = Replica::take().await;
+    let pg = Pg::new().await;
+    let db = open::<Postgres>(pg.with_replica()).await;
+    (replica, pg, db)
+}
+
 async fn notes(db: &Database<Postgres>) -> Session<Postgres> {
     let session = db.session_with(options(Duration::from_secs(20), Otherwise::Fail));
     write(
@@ -95,9 +103,7 @@ async fn many_sessions(db: &Database<Postgres>, replica: &Replica, rule: Read) -
 
 #[tokio::test(flavor = "multi_thread")]
 async fn session_reads_see_their_writes_on_a_lagging_replica_and_any_does_not() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let first = notes(&db).await;
     write(
         &first,
@@ -135,9 +141,7 @@ async fn session_reads_see_their_writes_on_a_lagging_replica_and_any_does_not() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn session_read_waits_for_the_replica_and_is_served_there() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let session = notes(&db).await;
     replica.pause().await;
     write(&session, &["UPDATE notes SET n = 1"]).await;
@@ -156,9 +160,7 @@ async fn session_read_waits_for_the_replica_and_is_served_there() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn session_of_a_replica_that_lags_for_ever_goes_to_the_primary_or_fails_as_told() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let session = notes(&db).await;
     replica.pause().await;
     write(&session, &["UPDATE notes SET n = 1"]).await;
@@ -208,9 +210,7 @@ async fn session_waiting_for_a_replica_holds_none_of_its_connections() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn token_outlives_the_process_by_its_string() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let session = notes(&db).await;
     replica.pause().await;
     write(&session, &["UPDATE notes SET n = 5"]).await;
@@ -260,9 +260,7 @@ async fn bounded_read_of_an_idle_primary_is_served_by_the_replica() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bounded_read_is_never_older_than_its_bound() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let session = notes(&db).await;
     let bound = Duration::from_millis(300);
     replica.pause().await;
@@ -293,9 +291,7 @@ async fn bounded_read_is_never_older_than_its_bound() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_write_reads_on_the_primary_within_the_window_and_never_older_after() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let session = notes(&db).await;
     let window = Duration::from_millis(400);
     replica.pause().await;
@@ -326,9 +322,7 @@ async fn after_write_reads_on_the_primary_within_the_window_and_never_older_afte
 
 #[tokio::test(flavor = "multi_thread")]
 async fn synchronous_write_is_seen_by_every_session_on_the_replica() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     let writer = notes(&db).await;
     let reader = db.session_with(options(Duration::from_secs(20), Otherwise::Primary));
     let mut on_replica = 0;
@@ -366,9 +360,7 @@ async fn synchronous_write_is_seen_by_every_session_on_the_replica() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn session_hears_of_what_was_written_past_it() {
-    let replica = Replica::take().await;
-    let pg = Pg::new().await;
-    let db = open::<Postgres>(pg.with_replica()).await;
+    let (replica, pg, db) = lagging().await;
     notes(&db).await;
     replica.pause().await;
     let past = sqlx::query("UPDATE notes SET n = 9")
