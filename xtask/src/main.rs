@@ -36,6 +36,10 @@ usage: cargo xtask <task>
   bench outbox [enqueue|end_to_end|drain]
                       enqueuing, end to end, draining a backlog, on PostgreSQL and a Kafka-compatible broker
   bench saga          three-step sagas and TCC a second, and what AT costs, on PostgreSQL and SQLite
+  bench cache [--rounds N] [--divide N]
+                      hits, misses, stampedes and batches of the cache, against moka, foyer and plain Redis
+  bench cache --consistency [--cell-ms N] [--reads N] [--only NAME] [--page FILE]
+                      stale reads of each strategy and of naive caches under faults; writes docs/cache-consistency.md
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -66,6 +70,7 @@ fn main() -> Result<()> {
         ["bench", "groups", more @ ..] => bench::groups(&root, more),
         ["bench", "overload", more @ ..] => bench::overload(&root, more),
         ["bench", "outbox", more @ ..] => bench::outbox(&root, more),
+        ["bench", "cache", more @ ..] => bench::cache(&root, more),
         ["bench", "saga"] => bench::saga(&root),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),
         ["torture", "storage", more @ ..] => torture::storage(&root, more),
