@@ -82,27 +82,21 @@ impl Report {
         serde_json::to_vec_pretty(self)
     }
 
-    /// The rows as lines for people.
+    /// The rows as lines for people, one for each peer.
     pub fn table(&self) -> String {
         let mut out = format!(
             "{:<34} {:<16} {:>12} {:>12} {:>7}\n",
             "workload", "metric", "quorate", "peer", "ratio"
         );
         for row in &self.rows {
-            let peer = row
-                .peers
-                .values()
-                .next()
-                .map_or("-".into(), |v| format!("{v:.1}"));
-            let ratio = row
-                .ratio
-                .values()
-                .next()
-                .map_or("-".into(), |v| format!("{v:.2}"));
-            out += &format!(
-                "{:<34} {:<16} {:>12.1} {:>12} {:>7}\n",
-                row.workload, row.metric, row.ours, peer, ratio
-            );
+            let head = format!("{:<34} {:<16} {:>12.1}", row.workload, row.metric, row.ours);
+            if row.peers.is_empty() {
+                out += &format!("{head} {:>12} {:>7}\n", "-", "-");
+            }
+            for (name, theirs) in &row.peers {
+                let ratio = row.ratio.get(name).copied().unwrap_or(f64::NAN);
+                out += &format!("{head} {theirs:>12.1} {ratio:>7.2} {name}\n");
+            }
         }
         out
     }
