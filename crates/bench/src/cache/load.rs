@@ -138,10 +138,16 @@ impl Outcome {
                 self.broken += u64::from(stale.is_broken);
                 self.resurrected += u64::from(stale.is_resurrected);
                 self.own_missed += u64::from(stale.misses_own);
-                self.staleness.saturating_record(stale.nanos / 1_000);
+                note(&mut self.staleness, stale.nanos / 1_000);
             }
         }
     }
+}
+
+/// It grows as it has to, which `saturating_record` does not do.
+fn note(histogram: &mut Histogram<u64>, value: u64) {
+    // It refuses nothing while there is memory.
+    let _ = histogram.record(value);
 }
 
 /// One cell under way.
@@ -227,9 +233,7 @@ impl Running {
                 let began = (turn % 8 == 0).then(Instant::now);
                 let answer = self.subject.get(process, key).await;
                 if let Some(began) = began {
-                    outcome
-                        .latency
-                        .saturating_record(began.elapsed().as_nanos() as u64);
+                    note(&mut outcome.latency, began.elapsed().as_nanos() as u64);
                 }
                 let Ok(answer) = answer else {
                     outcome.errors += 1;

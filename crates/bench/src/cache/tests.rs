@@ -142,6 +142,8 @@ async fn consistency_cache_that_never_changes_is_found_out_by_every_measure() {
         "{outcome:?}"
     );
     assert!(outcome.stuck > KEYS as u64 / 2, "{outcome:?}");
+    // It ran for 400 ms.
+    assert!(outcome.staleness.max() > 100_000, "{outcome:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -153,6 +155,8 @@ async fn consistency_of_no_cache_is_perfect() {
         assert!(outcome.reads > 0 && outcome.writes > 0);
         assert_eq!((outcome.stale, outcome.stuck, outcome.foreign), (0, 0, 0));
         assert_eq!((outcome.misses, outcome.errors), (outcome.reads, 0));
+        let fastest = outcome.latency.min();
+        assert!(fastest > 900_000, "a round takes 1 ms, not {fastest} ns");
     }
 }
 
