@@ -139,7 +139,7 @@ pub async fn measure(args: &ConsistencyArgs) -> Result<()> {
     }
 }
 
-/// What the issue asks for and was not reached. Of a run with `--only`, what it can tell.
+/// The bars that were missed. Of a run with `--only`, those of which it can tell.
 fn missed_bars(lines: &[Line], totals: &[Total], args: &ConsistencyArgs) -> Vec<String> {
     let mut missed = Vec::new();
     for total in totals {
@@ -339,7 +339,6 @@ impl Bench {
                     prefix: prefix.to_owned(),
                     ..RedisOptions::default()
                 };
-                // The URL was looked at by whoever named it.
                 let mut tiers = Vec::new();
                 for _ in 0..quorate_bench::cache::PROCESSES {
                     tiers.push(Arc::new(Redis::new(url, redis())?) as Arc<dyn Tier>);

@@ -234,7 +234,7 @@ fn report(args: &SpeedArgs, samples: &Samples) -> Report {
     report
 }
 
-/// What the issue asks for: each bar is looked at, and all that were missed are named.
+/// Looks at each bar, and names all that were missed.
 fn missed_bars(report: &Report) -> Result<()> {
     let ours = |workload: &str| {
         report

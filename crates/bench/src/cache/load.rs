@@ -269,7 +269,7 @@ impl Running {
             };
             match reach {
                 Ok(reach) => {
-                    self.truth.acknowledge([&write].into_iter(), reach);
+                    self.truth.acknowledge(&write, reach);
                     outcome.writes += 1;
                 }
                 Err(_) => outcome.write_errors += 1,

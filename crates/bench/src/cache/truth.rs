@@ -174,9 +174,10 @@ impl Truth {
             weather,
         };
         for key in 0..keys {
-            let write = truth.begin(key, 0, false);
-            truth.note(write.iter());
-            truth.acknowledge(write.iter(), Reach::All);
+            if let Some(write) = truth.begin(key, 0, false) {
+                truth.note(&write);
+                truth.acknowledge(&write, Reach::All);
+            }
         }
         // Replicas have them too.
         for key in &truth.keys {
@@ -232,44 +233,40 @@ impl Truth {
     /// Commits, as a database does: a round, and then the answer may take its time. Answers the version.
     pub async fn commit(&self, write: &Write) -> Version {
         sleep(ROUND).await;
-        self.note(Some(write).into_iter());
+        self.note(write);
         self.weather.pass(Point::Committed).await;
         Version::new(self.versions[write.id as usize].load(SeqCst))
     }
 
-    fn note<'a>(&self, writes: impl Iterator<Item = &'a Write>) {
-        for write in writes {
-            let mut commits = self.keys[write.key].commits.lock();
-            let version = self.newest.fetch_add(1, SeqCst) + 1;
-            commits.push(Commit {
-                version,
-                id: write.id,
-                is_delete: write.value.is_none(),
-                process: write.process,
-                committed_at: self.now(),
-                acked_at: u64::MAX,
-                reach: Reach::Nobody,
-            });
-            self.versions[write.id as usize].store(version, SeqCst);
-        }
+    fn note(&self, write: &Write) {
+        let mut commits = self.keys[write.key].commits.lock();
+        let version = self.newest.fetch_add(1, SeqCst) + 1;
+        commits.push(Commit {
+            version,
+            id: write.id,
+            is_delete: write.value.is_none(),
+            process: write.process,
+            committed_at: self.now(),
+            acked_at: u64::MAX,
+            reach: Reach::Nobody,
+        });
+        self.versions[write.id as usize].store(version, SeqCst);
     }
 
     /// Notes that a writer has its answer: from now on reads must see it. Nothing, if it was not committed.
-    pub fn acknowledge<'a>(&self, writes: impl Iterator<Item = &'a Write>, reach: Reach) {
-        for write in writes {
-            let key = &self.keys[write.key];
-            let version = self.versions[write.id as usize].load(SeqCst);
-            let mut commits = key.commits.lock();
-            let Ok(at) = commits.binary_search_by_key(&version, |commit| commit.version) else {
-                continue;
-            };
-            let now = self.now();
-            commits[at].acked_at = now;
-            commits[at].reach = reach;
-            key.acked_at.fetch_max(now, SeqCst);
-            // Last: who sees it sees the rest.
-            key.acked.fetch_max(version, SeqCst);
-        }
+    pub fn acknowledge(&self, write: &Write, reach: Reach) {
+        let key = &self.keys[write.key];
+        let version = self.versions[write.id as usize].load(SeqCst);
+        let mut commits = key.commits.lock();
+        let Ok(at) = commits.binary_search_by_key(&version, |commit| commit.version) else {
+            return;
+        };
+        let now = self.now();
+        commits[at].acked_at = now;
+        commits[at].reach = reach;
+        key.acked_at.fetch_max(now, SeqCst);
+        // Last: who sees it sees the rest.
+        key.acked.fetch_max(version, SeqCst);
     }
 
     /// The newest acknowledged version of a key.
