@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -86,6 +87,7 @@ impl Cache {
 /// One line of a table.
 pub struct Line {
     pub cache: &'static str,
+    pub is_naive: bool,
     pub fault: Fault,
     pub is_adversarial: bool,
     pub outcome: Outcome,
@@ -111,6 +113,7 @@ pub async fn measure(args: &ConsistencyArgs) -> Result<()> {
     let bench = Bench {
         servers: Servers::from_environment()?,
         args: args.clone(),
+        cells: AtomicU64::new(0),
     };
     bench.servers.restore().await?;
     let began = Instant::now();
@@ -159,6 +162,18 @@ fn missed_bars(lines: &[Line], totals: &[Total], args: &ConsistencyArgs) -> Vec<
             ));
         }
     }
+    for line in lines.iter().filter(|line| !line.is_naive) {
+        let Line { cache, fault, .. } = line;
+        let Outcome { stale, stuck, .. } = line.outcome;
+        if stuck > 0 && !fault.leaves_untold() {
+            missed.push(format!("{cache}, {}: {stuck} keys are stuck", fault.name()));
+        }
+        if line.cache == Cache::None.name() && stale > 0 {
+            missed.push(format!(
+                "without a cache {stale} reads were stale: the ledger is wrong"
+            ));
+        }
+    }
     for kind in KINDS {
         let mut of = lines
             .iter()
@@ -174,6 +189,7 @@ fn missed_bars(lines: &[Line], totals: &[Total], args: &ConsistencyArgs) -> Vec<
 struct Bench {
     servers: Servers,
     args: ConsistencyArgs,
+    cells: AtomicU64,
 }
 
 impl Bench {
@@ -197,6 +213,7 @@ impl Bench {
                     let outcome = self.cell(*cache, fault, is_adversarial, &cell).await?;
                     let line = Line {
                         cache: cache.name(),
+                        is_naive: matches!(cache, Cache::Naive(_)),
                         fault,
                         is_adversarial,
                         outcome,
@@ -311,7 +328,8 @@ impl Bench {
                 })
             }));
         }
-        let prefix = format!("{}/{}/{is_adversarial}/", cache.name(), fault.name());
+        // What another cell left in Redis is of another truth.
+        let prefix = format!("cell/{}/", self.cells.fetch_add(1, Relaxed));
         let subject = self.subject(cache, &truth, &url, &prefix).await?;
         let outcome = run(cell, subject, truth, cache.promise(), strike).await;
         if fails_over || cell.reads_max < u64::MAX {

@@ -88,7 +88,7 @@ fn row(line: &Line) -> String {
         line.fault.name(),
         grouped(of.reads),
         rate(of.stale, of.reads),
-        if line.cache.starts_with("naive") {
+        if line.is_naive {
             "-".to_owned()
         } else {
             of.broken.to_string()
@@ -135,7 +135,7 @@ fn per_million(hits: u64, of: u64) -> String {
 
 fn number(of: f64) -> String {
     match of {
-        of if of == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         of if of < 10.0 => format!("{of:.2}"),
         of => grouped(of.round() as u64),
     }

@@ -43,7 +43,7 @@ async fn ours(row: &Row, fault: Fault, is_adversarial: bool, promise: Promise) -
     let truth = truth(fault, is_adversarial);
     let shared = Arc::new(Memory::new(1 << 24));
     let caches = row.caches(&truth, &options(), || shared.clone());
-    let cell = match may_stay(fault) {
+    let cell = match fault.leaves_untold() {
         true => Cell {
             rest: Duration::ZERO,
             ..cell(1)
@@ -51,12 +51,6 @@ async fn ours(row: &Row, fault: Fault, is_adversarial: bool, promise: Promise) -
         false => cell(1),
     };
     run(&cell, Arc::new(caches), truth, Some(promise), None).await
-}
-
-/// Whether somebody was not told of a write: what was there stays until its TTL.
-fn may_stay(fault: Fault) -> bool {
-    use Fault::{InvalidationsLost, RemoteDown, WriterKilled};
-    matches!(fault, WriterKilled | InvalidationsLost | RemoteDown)
 }
 
 fn row_named(name: &str) -> &'static Row {
@@ -189,7 +183,7 @@ async fn consistency_every_row_keeps_its_promise_in_all_weathers() {
             if promise == Promise::AT_ONCE {
                 assert_eq!(all.stale, 0, "{what}: {all:?}");
             }
-            assert!(all.stuck == 0 || may_stay(fault), "{what}: {all:?}");
+            assert!(all.stuck == 0 || fault.leaves_untold(), "{what}: {all:?}");
         }
     }
 }

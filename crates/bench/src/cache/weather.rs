@@ -50,6 +50,15 @@ impl Fault {
         Fault::ReplicaLag,
     ];
 
+    /// Whether somebody may not be told of a write: then what was there stays until its TTL.
+    pub fn leaves_untold(self) -> bool {
+        use Fault::{InvalidationsLost, RemoteDown, RemoteFailedOver, WriterKilled};
+        matches!(
+            self,
+            WriterKilled | RemoteDown | RemoteFailedOver | InvalidationsLost
+        )
+    }
+
     /// As tables call it.
     pub fn name(self) -> &'static str {
         match self {
