@@ -118,19 +118,42 @@ fn beside_servers(
 /// Our storage engine against others, all in one program of a package outside the workspace.
 pub fn storage(root: &Path, more: &[&str]) -> Result<()> {
     services::require_library(&services::ROCKSDB)?;
-    let target = ci::target_folder(root)?;
-    let manifest = root.join("crates/bench/peers/Cargo.toml");
-    let mut build = ci::cargo_command(root);
-    build.args(["build", "--release", "--manifest-path"]);
-    build.arg(&manifest).arg("--target-dir");
-    build.arg(target.join("peers"));
-    ci::run(build)?;
-    let mut command = Command::new(target.join("peers/release/storage-bench"));
+    let mut command = apart(root, "peers", "storage-bench")?;
     command.arg("suite").arg("--out");
     command.arg(root.join("target/bench/storage.json"));
-    command.arg("--dir").arg(target.join("bench/storage"));
+    let folder = ci::target_folder(root)?.join("bench/storage");
+    command.arg("--dir").arg(folder);
     command.args(["--commit", &commit(root)?]).args(more);
     ci::run(command)
+}
+
+/// Our cache beside others, in such a program too: how fast, or, with `--consistency`, how stale.
+pub fn cache(root: &Path, more: &[&str]) -> Result<()> {
+    let (is_consistency, more): (Vec<&str>, Vec<&str>) =
+        more.iter().partition(|word| **word == "--consistency");
+    let mut command = apart(root, "caches", "cache-bench")?;
+    if is_consistency.is_empty() {
+        command.arg("speed").arg("--out");
+        command.arg(root.join("target/bench/cache.json"));
+    } else {
+        command.arg("consistency").arg("--page");
+        command.arg(root.join("docs/cache-consistency.md"));
+    }
+    command.args(["--commit", &commit(root)?]).args(more);
+    let servers = services::Services::start(root)?;
+    servers.environment(&mut command);
+    ci::run(command)
+}
+
+/// A program of a package of `crates/bench` outside the workspace, built.
+fn apart(root: &Path, package: &str, program: &str) -> Result<Command> {
+    let manifest = root.join("crates/bench").join(package).join("Cargo.toml");
+    let target = ci::target_folder(root)?.join("peers");
+    let mut build = ci::cargo_command(root);
+    build.args(["build", "--release", "--manifest-path"]);
+    build.arg(&manifest).arg("--target-dir").arg(&target);
+    ci::run(build)?;
+    Ok(Command::new(target.join("release").join(program)))
 }
 
 fn commit(root: &Path) -> Result<String> {

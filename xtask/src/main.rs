@@ -40,6 +40,10 @@ usage: cargo xtask <task>
   bench saga          three-step sagas and TCC a second, and what AT costs, on PostgreSQL and SQLite
   bench sql [routed|bulk|scatter]
                       a routed query beside sqlx, bulk loads beside inserts, questions to four shards of PostgreSQL
+  bench cache [--rounds N] [--divide N]
+                      hits, misses, stampedes and batches of the cache, against moka, foyer and plain Redis
+  bench cache --consistency [--cell-ms N] [--reads N] [--only NAME] [--page FILE]
+                      stale reads of each strategy and of naive caches under faults; writes docs/cache-consistency.md
   bench storage [--rounds N] [--minutes N] [--only CHAIN] [--engines A,B] [--full] [--tiny]
                       our storage engine against RocksDB, fjall and redb; with --full sled too
   torture storage [--minutes N] [--seed S] [--only PART]
@@ -70,6 +74,7 @@ fn main() -> Result<()> {
         ["bench", "groups", more @ ..] => bench::groups(&root, more),
         ["bench", "overload", more @ ..] => bench::overload(&root, more),
         ["bench", "outbox", more @ ..] => bench::outbox(&root, more),
+        ["bench", "cache", more @ ..] => bench::cache(&root, more),
         ["bench", "saga"] => bench::saga(&root),
         ["bench", "sql", more @ ..] => bench::sql(&root, more),
         ["bench", "storage", more @ ..] => bench::storage(&root, more),

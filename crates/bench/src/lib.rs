@@ -4,8 +4,11 @@
 //! a [`Target`], and gives a [`Measured`]: throughput and latencies. A [`Report`] puts ours beside a
 //! peer's, as a ratio that is above 1 when ours is better, whatever the metric.
 //!
-//! The drivers of peers and the program that starts both sides are behind the feature `peers`.
+//! How stale caches are is measured by the module `cache`, behind the feature of that name. The drivers of peers and
+//! the program that starts both sides are behind the feature `peers`.
 
+#[cfg(feature = "cache")]
+pub mod cache;
 mod generator;
 mod report;
 #[cfg(test)]

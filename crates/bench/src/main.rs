@@ -135,7 +135,7 @@ fn save(args: &Args, report: &Report) -> Result<()> {
     if let Some(folder) = args.out.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&args.out, serde_json::to_vec_pretty(report)?)?;
+    std::fs::write(&args.out, report.json()?)?;
     println!("written to {}", args.out.display());
     Ok(())
 }

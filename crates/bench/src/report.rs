@@ -51,47 +51,52 @@ pub struct Report {
 impl Report {
     /// Adds a metric, of ours and perhaps of a peer's. More is better only of throughput.
     pub fn add(&mut self, workload: &str, metric: &str, ours: f64, peer: Option<(&str, f64)>) {
-        let mut row = Row {
+        self.beside(workload, metric, ours, peer.as_slice());
+    }
+
+    /// The same, beside several peers.
+    pub fn beside(&mut self, workload: &str, metric: &str, ours: f64, peers: &[(&str, f64)]) {
+        let more_is_better = metric.starts_with("throughput");
+        let ratio = |theirs: f64| match more_is_better {
+            true => ours / theirs,
+            false => theirs / ours,
+        };
+        let name = |(name, _): &(&str, f64)| (*name).to_owned();
+        self.rows.push(Row {
             workload: workload.to_owned(),
             metric: metric.to_owned(),
             ours,
-            peers: BTreeMap::new(),
-            ratio: BTreeMap::new(),
-        };
-        if let Some((name, theirs)) = peer {
-            let more_is_better = metric.starts_with("throughput");
-            let ratio = if more_is_better {
-                ours / theirs
-            } else {
-                theirs / ours
-            };
-            row.peers.insert(name.to_owned(), theirs);
-            row.ratio.insert(name.to_owned(), ratio);
-        }
-        self.rows.push(row);
+            peers: peers.iter().map(|peer| (name(peer), peer.1)).collect(),
+            ratio: peers
+                .iter()
+                .map(|peer| (name(peer), ratio(peer.1)))
+                .collect(),
+        });
     }
 
-    /// The rows as lines for people.
+    /// All of it, as files have it.
+    ///
+    /// # Errors
+    /// A figure that JSON does not have.
+    pub fn json(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(self)
+    }
+
+    /// The rows as lines for people, one for each peer.
     pub fn table(&self) -> String {
         let mut out = format!(
             "{:<34} {:<16} {:>12} {:>12} {:>7}\n",
             "workload", "metric", "quorate", "peer", "ratio"
         );
         for row in &self.rows {
-            let peer = row
-                .peers
-                .values()
-                .next()
-                .map_or("-".into(), |v| format!("{v:.1}"));
-            let ratio = row
-                .ratio
-                .values()
-                .next()
-                .map_or("-".into(), |v| format!("{v:.2}"));
-            out += &format!(
-                "{:<34} {:<16} {:>12.1} {:>12} {:>7}\n",
-                row.workload, row.metric, row.ours, peer, ratio
-            );
+            let head = format!("{:<34} {:<16} {:>12.1}", row.workload, row.metric, row.ours);
+            if row.peers.is_empty() {
+                out += &format!("{head} {:>12} {:>7}\n", "-", "-");
+            }
+            for (name, theirs) in &row.peers {
+                let ratio = row.ratio.get(name).copied().unwrap_or(f64::NAN);
+                out += &format!("{head} {theirs:>12.1} {ratio:>7.2} {name}\n");
+            }
         }
         out
     }

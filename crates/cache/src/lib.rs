@@ -56,6 +56,7 @@ pub mod tier;
 mod version;
 
 pub use cache::{Cache, CacheOptions, Stats, Strategy, Tiers, Written};
+pub use cache::{Estimate, Measured, MeterOptions, TierMeasured};
 pub use core::Invalidation;
 pub use error::{Error, ErrorKind, Result};
 pub use level::{Level, Origin, Read};

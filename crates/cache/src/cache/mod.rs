@@ -3,6 +3,7 @@
 mod breaker;
 mod fill;
 mod flights;
+mod meter;
 mod options;
 mod read;
 mod remote;
@@ -19,6 +20,7 @@ use quorate_kv::Token;
 use tokio::time::Instant;
 
 use self::flights::Flights;
+use self::meter::Meter;
 use self::options::micros;
 use self::remote::Remote;
 use self::stats::Counters;
@@ -27,6 +29,7 @@ use crate::source::Source;
 use crate::tier::{Memory, Tier};
 use crate::{Error, ErrorKind, Level, Result, Version};
 
+pub use meter::{Estimate, Measured, MeterOptions, TierMeasured};
 pub use options::CacheOptions;
 pub use stats::Stats;
 pub use write::{Strategy, Written};
@@ -56,6 +59,7 @@ struct Inner {
     /// The floor of all keys.
     base: Mutex<Version>,
     counters: Arc<Counters>,
+    meter: Option<Arc<Meter>>,
     chance: AtomicU64,
     began: Instant,
 }
@@ -69,6 +73,10 @@ impl Cache {
             remote: tiers.remote.map(remote),
             local: tiers.local,
             source,
+            meter: options
+                .meter
+                .clone()
+                .map(|meter| Arc::new(Meter::new(meter))),
             options,
             flights: Flights::default(),
             base: Mutex::default(),

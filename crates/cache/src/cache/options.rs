@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::MeterOptions;
+
 /// No value is kept longer than this, whatever is asked: 10 years.
 pub(super) const TTL_MAX: Duration = Duration::from_secs(10 * 366 * 86_400);
 
@@ -42,6 +44,8 @@ pub struct CacheOptions {
     pub key_bytes_max: usize,
     /// The largest value that is kept, in bytes (1 MiB). Larger ones are loaded each time.
     pub value_bytes_max: usize,
+    /// Samples reads, and holds them against the source (none).
+    pub meter: Option<MeterOptions>,
 }
 
 impl Default for CacheOptions {
@@ -62,6 +66,7 @@ impl Default for CacheOptions {
             breaker_pause: Duration::from_secs(2),
             key_bytes_max: 4096,
             value_bytes_max: 1 << 20,
+            meter: None,
         }
     }
 }

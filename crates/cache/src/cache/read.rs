@@ -39,6 +39,13 @@ impl Cache {
     /// nothing that may be served is there.
     pub async fn get(&self, key: impl AsRef<[u8]>, level: Level) -> Result<Read> {
         let key = key.as_ref();
+        match self.inner.meter.as_ref().filter(|meter| meter.is_due()) {
+            Some(meter) => Box::pin(self.get_measured(meter, key, level)).await,
+            None => self.get_unmeasured(key, level).await,
+        }
+    }
+
+    pub(super) async fn get_unmeasured(&self, key: &[u8], level: Level) -> Result<Read> {
         let inner = &self.inner;
         inner.check_key_length(key)?;
         let want = inner.want(level)?;

@@ -78,6 +78,8 @@ pub(crate) enum Bug {
     UntoldCountsAsTold,
     /// A remote tier is believed about keys whose invalidation it was not told.
     UntoldIsTrusted,
+    /// The meter asks the source after a read instead of before it.
+    ShadowAfterRead,
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ mod bad_input;
 mod concurrent;
 mod flights;
 mod levels;
+mod meter;
 mod others;
 mod protection;
 #[cfg(feature = "redis")]
