@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::{codegen, services, sim, tidy};
 
 /// What tests want beyond the defaults.
-const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,\
+const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,quorate-cache/redis,quorate-cache/postgres,\
      quorate-sql/postgres,quorate-sql/mysql,quorate-sql/sqlite,bookshop/postgres,bookshop/kafka";
 /// What is checked beside, and run by commands of its own.
 const FEATURES_OF_OTHERS: &str = "quorate-integration-tests/chaos,quorate-sim/switches";

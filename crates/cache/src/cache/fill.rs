@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Inner;
 use super::flights::Takeoff;
 use super::options::micros;
 use super::stats::count;
 use crate::core::planted::{self, Bug};
-use crate::core::{Cached, Fill, Put, Refused, Step, Want};
+use crate::core::{Cached, Fill, Mark, Put, Refused, Step, Want};
 use crate::source::Stamped;
+use crate::tier::Lease;
 use crate::{Error, ErrorKind, Need, Origin, Result, Version};
 
 /// What a flight found.
@@ -32,6 +33,17 @@ pub(super) struct Found {
     pub seen: Version,
     /// When a tier has it expire, by the local clock; `None` for what was loaded.
     pub expires: Option<u64>,
+}
+
+/// How often a process looks whether another one has loaded.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// A fill's lease, or its waiting for another's.
+#[derive(Default)]
+struct Leased {
+    since: Option<Instant>,
+    has_waited: bool,
+    granted: Option<(Mark, u64)>,
 }
 
 impl Inner {
@@ -54,6 +66,7 @@ impl Inner {
         let mut fill = self.begin_fill(want);
         let mut found = None;
         let mut tier = Origin::Source;
+        let mut lease = Leased::default();
         loop {
             match fill.step() {
                 Step::LookLocal => {
@@ -68,7 +81,17 @@ impl Inner {
                         found = Some(Found::in_tier(cached));
                     }
                 }
-                Step::Load(need) => found = self.load(key, need, &mut fill).await?,
+                Step::Load(need) => {
+                    if self.waits_for_another(key, want, &fill, &mut lease).await {
+                        fill.look_again();
+                        continue;
+                    }
+                    let loaded = self.load(key, need, &mut fill).await;
+                    if !matches!(loaded, Ok(Some(_))) {
+                        self.release(key, &mut lease).await;
+                    }
+                    found = loaded?;
+                }
                 Step::Done => break,
                 step => {
                     if self.local.is_none() && !planted::is_on(Bug::WhatIsPutIsJoined) {
@@ -95,8 +118,9 @@ impl Inner {
     pub fn look_local(&self, key: &Bytes, want: Want, fill: &mut Fill) -> Option<Answer> {
         let looked = self.local.as_ref()?.look_now(key);
         fill.looked_local(&looked);
-        Some(Answer {
-            cached: want.fresh_in(&looked)?,
+        let cached = want.fresh_in(&looked)?;
+        self.believes_local(looked.at).then_some(Answer {
+            cached,
             tier: Origin::Local,
             is_shared: true,
         })
@@ -108,6 +132,46 @@ impl Inner {
             None => None,
         };
         fill.looked_remote(looked.as_ref())
+    }
+
+    /// Whether another process is loading the key. Then some time has passed, and it is to be looked at again. Who has
+    /// to have the newest state does not wait for another's.
+    async fn waits_for_another(
+        &self,
+        key: &Bytes,
+        want: Want,
+        fill: &Fill,
+        lease: &mut Leased,
+    ) -> bool {
+        let ttl = self.options.load_lease;
+        let (Some(remote), Some(mark)) = (&self.remote, fill.remote_mark()) else {
+            return false;
+        };
+        let since = *lease.since.get_or_insert_with(Instant::now);
+        if want.latest || lease.granted.is_some() || since.elapsed() >= ttl {
+            return false;
+        }
+        match remote.lease(key, mark, ttl).await {
+            Some(Lease::Held(left)) => {
+                if !std::mem::replace(&mut lease.has_waited, true) {
+                    count(&self.counters.lease_waits);
+                }
+                sleep(left.min(LOOK_PAUSE)).await;
+                true
+            }
+            Some(Lease::Granted(number)) => {
+                lease.granted = Some((mark, number));
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// Lets another process load, since there is nothing to be put.
+    async fn release(&self, key: &Bytes, lease: &mut Leased) {
+        if let (Some(remote), Some((mark, number))) = (&self.remote, lease.granted) {
+            remote.release(key, mark, number).await;
+        }
     }
 
     /// Asks the source. `None`: what it gave is too old, and it is to be asked for the newest.

@@ -101,6 +101,10 @@ impl Inner {
             return Local::Nothing;
         };
         let now = self.now();
+        if !self.believes_local(now) {
+            count(&self.counters.unproven_reads);
+            return Local::Nothing;
+        }
         if !want.is_met(&cached, now) {
             return Local::Nothing;
         }
@@ -170,7 +174,9 @@ impl Inner {
     /// What a flight finds that will do: one that is under way, else one that has not begun yet.
     async fn fly_for(self: &Arc<Self>, key: Bytes, want: Want) -> Result<Answer> {
         let joins_what_runs = planted::is_on(Bug::LinearizableJoinsWhatRuns);
-        let mut as_member = want.latest && !joins_what_runs;
+        // While it is not known what others wrote, who comes later has no part in what was asked for before.
+        let is_heard = self.believes_local(self.now()) || planted::is_on(Bug::UnprovenIsJoined);
+        let mut as_member = (want.latest && !joins_what_runs) || !is_heard;
         loop {
             let joined = self.flights.join(&key, want, as_member);
             match joined.takeoff {
