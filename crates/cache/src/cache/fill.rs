@@ -62,35 +62,48 @@ impl Inner {
     }
 
     async fn fill(&self, takeoff: &Takeoff, want: Want) -> Result<Answer> {
-        let key = takeoff.key();
         let mut fill = self.begin_fill(want);
+        let mut lease = Leased::default();
+        let done = self.fill_leased(takeoff, want, &mut fill, &mut lease).await;
+        if let (Some(remote), Some((mark, number))) = (&self.remote, lease.granted)
+            && !fill.is_installed_remotely()
+        {
+            // Nothing came of it: another process may load.
+            remote.release(takeoff.key(), mark, number).await;
+        }
+        done
+    }
+
+    async fn fill_leased(
+        &self,
+        takeoff: &Takeoff,
+        want: Want,
+        fill: &mut Fill,
+        lease: &mut Leased,
+    ) -> Result<Answer> {
+        let key = takeoff.key();
         let mut found = None;
         let mut tier = Origin::Source;
-        let mut lease = Leased::default();
         loop {
             match fill.step() {
                 Step::LookLocal => {
-                    if let Some(answer) = self.look_local(key, want, &mut fill) {
+                    if let Some(answer) = self.look_local(key, want, fill) {
                         return Ok(answer);
                     }
                 }
                 Step::LookRemote => {
-                    if let Some(cached) = self.look_remote(key, &mut fill).await {
+                    if let Some(cached) = self.look_remote(key, fill).await {
                         count(&self.counters.hits_remote);
                         tier = Origin::Remote;
                         found = Some(Found::in_tier(cached));
                     }
                 }
                 Step::Load(need) => {
-                    if self.waits_for_another(key, want, &fill, &mut lease).await {
+                    if self.waits_for_another(key, want, fill, lease).await {
                         fill.look_again();
                         continue;
                     }
-                    let loaded = self.load(key, need, &mut fill).await;
-                    if !matches!(loaded, Ok(Some(_))) {
-                        self.release(key, &mut lease).await;
-                    }
-                    found = loaded?;
+                    found = self.load(key, need, fill).await?;
                 }
                 Step::Done => break,
                 step => {
@@ -99,13 +112,13 @@ impl Inner {
                         takeoff.close();
                     }
                     if let Some(found) = &found {
-                        self.put(key, step, &mut fill, found).await;
+                        self.put(key, step, fill, found).await;
                     }
                 }
             }
         }
         let found = found.ok_or_else(|| Error::new(ErrorKind::Behind, "nothing was found"))?;
-        Ok(self.answer(found, &fill, tier))
+        Ok(self.answer(found, fill, tier))
     }
 
     pub fn begin_fill(&self, want: Want) -> Fill {
@@ -116,10 +129,13 @@ impl Inner {
 
     /// Registers, and answers if another flight has filled it meanwhile.
     pub fn look_local(&self, key: &Bytes, want: Want, fill: &mut Fill) -> Option<Answer> {
-        let looked = self.local.as_ref()?.look_now(key);
+        let local = self.local.as_ref()?;
+        // Before it is looked at, as in `read_local`.
+        let is_believed = self.believes_local(self.now());
+        let looked = local.look_now(key);
         fill.looked_local(&looked);
         let cached = want.fresh_in(&looked)?;
-        self.believes_local(looked.at).then_some(Answer {
+        is_believed.then_some(Answer {
             cached,
             tier: Origin::Local,
             is_shared: true,
@@ -164,13 +180,6 @@ impl Inner {
                 false
             }
             None => false,
-        }
-    }
-
-    /// Lets another process load, since there is nothing to be put.
-    async fn release(&self, key: &Bytes, lease: &mut Leased) {
-        if let (Some(remote), Some((mark, number))) = (&self.remote, lease.granted) {
-            remote.release(key, mark, number).await;
         }
     }
 

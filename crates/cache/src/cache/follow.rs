@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::time::{sleep, timeout};
 
 use super::options::micros;
@@ -18,6 +19,8 @@ use crate::{Error, ErrorKind, Result};
 
 /// After a failure nothing is asked for so long.
 const PAUSE: Duration = Duration::from_millis(50);
+/// After an answer messages are gathered for so long, so that many writes are few questions.
+const GATHER: Duration = Duration::from_millis(2);
 /// A question is given up when this many times what it may wait has passed.
 const PATIENCE: u32 = 3;
 
@@ -42,19 +45,23 @@ impl Cache {
     /// Hears from now on of what others wrote, for as long as the cache lives.
     ///
     /// A read that begins `staleness_max` after a write of another process was told is answered by the tier of this
-    /// process only if it has that write. Usually it has it within milliseconds. Until it is first proven what there
+    /// process only if it has that write. Until it is first proven what there
     /// is to hear, and whenever it is not, that tier is not read. Messages that were missed empty it. Of several that
     /// are followed, each has to be heard.
     ///
     /// Does nothing but end, if there is no tier in this process.
     ///
     /// # Errors
-    /// `Invalid`: `staleness_max` is below a millisecond.
+    /// `Invalid`: `staleness_max` is below a millisecond, or this is called outside of a tokio runtime.
     pub fn follow(&self, of: impl Invalidations, options: FollowOptions) -> Result<()> {
         if options.staleness_max < Duration::from_millis(1) {
             let message = "`staleness_max` is to be at least a millisecond";
             return Err(Error::new(ErrorKind::Invalid, message));
         }
+        let runtime = Handle::try_current().map_err(|error| {
+            let message = format!("a cache follows within a tokio runtime: {error}");
+            Error::new(ErrorKind::Invalid, message)
+        })?;
         if self.inner.local.is_none() {
             return Ok(());
         }
@@ -70,7 +77,7 @@ impl Cache {
             feed: Feed::default(),
             staleness_max: options.staleness_max,
         };
-        tokio::spawn(follower.run(of));
+        runtime.spawn(follower.run(of));
         Ok(())
     }
 
@@ -144,7 +151,13 @@ impl Follower {
                     let is_late = planted::is_on(Bug::FeedProvesTheTimeOfTheAnswer);
                     let asked = if is_late { inner.now() } else { asked };
                     let heard = self.feed.take(batch, asked);
+                    // There is more at once, or nothing new, however fast that was answered.
+                    let hurries = !heard.told.is_empty() && heard.proven.is_none();
                     self.carry_out(&inner, heard);
+                    drop(inner);
+                    if !hurries {
+                        sleep(GATHER.min(wait)).await;
+                    }
                 }
                 Err(error) => {
                     count(&inner.counters.follow_failures);

@@ -97,14 +97,18 @@ impl Cache {
 
 impl Inner {
     fn read_local(self: &Arc<Self>, key: &[u8], want: &Want, is_lax: bool) -> Local {
-        let Some(cached) = self.local.as_ref().and_then(|local| local.peek(key)) else {
+        let Some(local) = &self.local else {
             return Local::Nothing;
         };
-        let now = self.now();
-        if !self.believes_local(now) {
+        // First whether it is believed, then what is there: a proof that comes in between is not of what was there.
+        if !self.believes_local(self.now()) {
             count(&self.counters.unproven_reads);
             return Local::Nothing;
         }
+        let Some(cached) = local.peek(key) else {
+            return Local::Nothing;
+        };
+        let now = self.now();
         if !want.is_met(&cached, now) {
             return Local::Nothing;
         }

@@ -94,10 +94,10 @@ impl Cache {
         let invalidation = version.map_or(Invalidation::Unknown, Invalidation::At);
         let told = self.inner.invalidate(&key, invalidation).await;
         guard.settle();
-        let committed_at = committed?;
         if let Strategy::AsideTwice(after) = strategy {
             self.inner.invalidate_later(&key, after);
         }
+        let committed_at = committed?;
         if let (Strategy::Through(value), Some(version), Some(fill)) =
             (strategy, version, &mut fill)
         {

@@ -27,7 +27,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use quorate_kv::BoxFuture;
 use sqlx::PgPool;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::time::{Instant, timeout};
 
 use super::{Batch, Invalidations, Message, Position, Told};
@@ -38,16 +38,16 @@ use crate::{Error, ErrorKind, Result};
 const CHANNEL_BYTES_MAX: usize = 40;
 
 /// What a payload says; `None`: it can't be read, and all is dropped.
-type Read = Box<dyn Fn(&str) -> Option<(Bytes, Invalidation)> + Send + Sync>;
+type Decode = Box<dyn Fn(&str) -> Option<(Bytes, Invalidation)> + Send + Sync>;
 
-/// What a PostgreSQL database notifies on a channel. Takes a connection of its own from the pool, besides now and then
-/// another.
+/// What a PostgreSQL database notifies on a channel. Has a connection of its own, by the pool's options, and now and then
+/// takes one from the pool for a moment.
 pub struct PgInvalidations {
     pool: PgPool,
     channel: String,
     /// The channel of this listener alone.
     beats: String,
-    read: Read,
+    read: Decode,
     patience: Duration,
     session: Option<Session>,
     sessions: u64,
@@ -128,7 +128,13 @@ impl PgInvalidations {
 
     /// A new session, which hears what is committed from now on.
     async fn begin(&mut self) -> Result<Batch> {
-        let mut listener = PgListener::connect_with(&self.pool).await.map_err(failed)?;
+        // A pool of its own each time: what a lost connection still holds is not the others'.
+        let options = self.pool.connect_options().as_ref().clone();
+        let own = PgPoolOptions::new().max_connections(1);
+        let own = own
+            .acquire_timeout(self.patience)
+            .connect_lazy_with(options);
+        let mut listener = PgListener::connect_with(&own).await.map_err(failed)?;
         listener.eager_reconnect(false);
         let channels = [self.channel.as_str(), self.beats.as_str()];
         listener.listen_all(channels).await.map_err(failed)?;
@@ -190,7 +196,7 @@ impl PgInvalidations {
 }
 
 impl Session {
-    async fn next(&mut self, read: &Read, beats: &str) -> Result<Said> {
+    async fn next(&mut self, read: &Decode, beats: &str) -> Result<Said> {
         // `None`: the connection was lost, and what is notified from now on.
         let notification = self.listener.try_recv().await.map_err(failed)?;
         let notification = notification.ok_or_else(ended)?;

@@ -197,7 +197,7 @@ async fn read_after_a_loss(what: &str) -> (Option<String>, u64) {
     (value(&cache, "a").await, cache.stats().gaps)
 }
 
-/// sqlx #2857 and Recall.ai's trap: a `PgListener` makes a new session by itself, and what was notified in between is lost.
+/// sqlx's trap: a `PgListener` makes a new session by itself, and what was notified in between is lost.
 #[tokio::test]
 async fn pglistener_loss_on_reconnect_drops_what_was_there() {
     assert_eq!(read_after_a_loss("loss").await, (Some("new".to_owned()), 2));

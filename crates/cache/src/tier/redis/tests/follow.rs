@@ -83,13 +83,10 @@ async fn redis_processes_hear_of_each_others_writes_within_their_bound() {
     for n in 0..50 {
         let text = n.to_string();
         write(&one, &shop, "a", &text).await;
-        let written = Instant::now();
         soon("the other process has it", async || {
             value(&two, "a").await.as_deref() == Some(&text)
         })
         .await;
-        // The bound is of what is served; that a slow machine shows it late is not held against it.
-        tracing::debug!(after = ?written.elapsed(), "seen");
     }
     let unknown = shop.set("a", None);
     two.invalidate("a", Invalidation::Unknown)
@@ -122,10 +119,10 @@ async fn redis_follower_never_serves_what_is_older_than_its_bound() {
     let mut told: Vec<(Instant, Version)> = Vec::new();
     let mut local = 0;
     for n in 1..40 {
-        match n % 8 {
+        match n % 12 {
             2 => proxy.set(Flow::Held),
-            4 => proxy.set(Flow::Open),
-            6 => proxy.cut(),
+            8 => proxy.set(Flow::Open),
+            10 => proxy.cut(),
             _ => {}
         }
         let version = write(&one, &shop, "a", &n.to_string()).await;

@@ -84,31 +84,63 @@ async fn redis_lease_of_a_process_that_hangs_ends_by_itself_and_linearizable_rea
     let (shop, of) = (Shop::new(), apart("hangs"));
     shop.set("a", Some("1"));
     let brief = Duration::from_millis(300);
-    let (one, two) = (process(&shop, &of, brief), process(&shop, &of, brief));
-    shop.mode(Mode::Hang);
-    let hangs = tokio::spawn(async move { value(&one, "a").await });
-    shop.loads_reach(1).await;
-    shop.mode(Mode::Answer);
-    let read = two.get("a", Level::Linearizable).await.expect("reads");
-    assert_eq!(
-        (read.version, two.stats().lease_waits),
-        (Version::new(1), 0)
-    );
-    two.invalidate("b", Invalidation::Unknown)
-        .await
-        .expect("invalidates");
-    hangs.abort();
-    // Another key of the same kind, whose loader hangs, and which has to be waited for.
-    let three = process(&shop, &of, brief);
-    let redis = Redis::new(&url(), of).expect("a URL");
-    let looked = redis.look(&"b".into()).await.expect("looks");
-    let lease = redis
-        .lease(&"b".into(), looked.mark, brief)
+    let cache = process(&shop, &of, brief);
+    let hangs = Redis::new(&url(), of).expect("a URL");
+    let looked = hangs.look(&KEY).await.expect("looks");
+    let lease = hangs
+        .lease(&KEY, looked.mark, MINUTE)
         .await
         .expect("is free");
     assert!(matches!(lease, Lease::Granted(_)));
-    let read = three.get("b", Level::Any).await.expect("reads");
-    assert_eq!((read.value, three.stats().lease_waits), (None, 1));
+    let read = cache.get("a", Level::Linearizable).await.expect("reads");
+    assert_eq!(
+        (read.version, cache.stats().lease_waits),
+        (Version::new(1), 0)
+    );
+    // What it put ended the lease; another hangs.
+    cache
+        .invalidate("a", Invalidation::Unknown)
+        .await
+        .expect("invalidates");
+    let looked = hangs.look(&KEY).await.expect("looks");
+    hangs
+        .lease(&KEY, looked.mark, MINUTE)
+        .await
+        .expect("is free");
+    let began = Instant::now();
+    assert_eq!(value(&cache, "a").await.as_deref(), Some("1"));
+    assert_eq!(cache.stats().lease_waits, 1);
+    assert!(began.elapsed() >= brief, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn redis_lease_whose_load_was_overtaken_is_free_at_once() {
+    let (shop, of) = (Shop::new(), apart("overtaken"));
+    shop.set("a", Some("1"));
+    let cache = process(&shop, &of, MINUTE);
+    shop.hold();
+    let reads = tokio::spawn({
+        let cache = cache.clone();
+        async move { value(&cache, "a").await }
+    });
+    shop.loads_reach(1).await;
+    let version = shop.set("a", Some("2"));
+    let other = Redis::new(&url(), of).expect("a URL");
+    let at = Invalidation::At(version);
+    other.invalidate(&KEY, at).await.expect("invalidates");
+    let looked = other.look(&KEY).await.expect("looks");
+    let held = other
+        .lease(&KEY, looked.mark, MINUTE)
+        .await
+        .expect("answers");
+    assert!(matches!(held, Lease::Held(_)), "the mark is the same");
+    shop.release();
+    assert_eq!(reads.await.expect("reads").as_deref(), Some("1"));
+    let free = other
+        .lease(&KEY, looked.mark, MINUTE)
+        .await
+        .expect("answers");
+    assert!(matches!(free, Lease::Granted(_)));
 }
 
 #[tokio::test]
