@@ -10,8 +10,8 @@ use crate::{codegen, services, sim, tidy};
 
 /// What tests want beyond the defaults.
 const FEATURES: &str = "quorate-storage/zstd,quorate-server/outbox,quorate-bench/cache,\
-     quorate-cache/redis,quorate-sql/postgres,quorate-sql/mysql,quorate-sql/sqlite,bookshop/postgres,\
-     bookshop/kafka";
+     quorate-cache/redis,quorate-cache/postgres,quorate-sql/postgres,quorate-sql/mysql,quorate-sql/sqlite,\
+     bookshop/postgres,bookshop/kafka";
 /// What is checked beside, and run by commands of its own.
 const FEATURES_OF_OTHERS: &str = "quorate-integration-tests/chaos,quorate-sim/switches";
 
@@ -43,6 +43,7 @@ pub fn ci(root: &Path) -> Result<()> {
         let mut command = cargo_command(root);
         command.args(["doc", "--profile", "test"]);
         command.args(["--workspace", "--no-deps", "--quiet"]);
+        command.args(["--features", FEATURES]);
         command.env("RUSTDOCFLAGS", "-D warnings");
         run(command)
     })?;

@@ -38,16 +38,17 @@
 //! # What it does not do
 //!
 //! A process that dies between its commit and the invalidation leaves what was there until its TTL, at
-//! [`Level::Any`]; so does a writer that tells nobody. A local tier does not hear of other processes' writes: it is
-//! behind by at most `local_ttl` there. [`Level::Linearizable`] asks the source each time.
+//! [`Level::Any`]; so does a writer that tells nobody. A local tier that does not [follow](Cache::follow) other
+//! processes is behind by at most `local_ttl` there; one that does, by `staleness_max`. [`Level::Linearizable`] asks the
+//! source each time.
 //!
-//! Not yet: invalidations from process to process, change data capture, LISTEN/NOTIFY, write-behind, delayed double
-//! delete, locks, tags, budgets of tenants, hot keys, single flight between processes, Redis Cluster, fail-safe
-//! from the remote tier, and reading linearizably from a tier by the change stream.
+//! Not yet: change data capture, invalidations through a broker, write-behind, tags, budgets of tenants, hot keys,
+//! Redis Cluster, fail-safe from the remote tier, and reading linearizably from a tier by the change stream.
 
 pub mod cache;
 pub mod core;
 mod error;
+pub mod invalidations;
 mod level;
 pub mod source;
 #[cfg(test)]
@@ -55,7 +56,7 @@ mod tests;
 pub mod tier;
 mod version;
 
-pub use cache::{Cache, CacheOptions, Stats, Strategy, Tiers, Written};
+pub use cache::{Cache, CacheOptions, FollowOptions, Stats, Strategy, Tiers, Written};
 pub use cache::{Estimate, Measured, MeterOptions, TierMeasured};
 pub use core::Invalidation;
 pub use error::{Error, ErrorKind, Result};

@@ -4,15 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Inner;
 use super::flights::Takeoff;
 use super::options::micros;
 use super::stats::count;
 use crate::core::planted::{self, Bug};
-use crate::core::{Cached, Fill, Put, Refused, Step, Want};
+use crate::core::{Cached, Fill, Mark, Put, Refused, Step, Want};
 use crate::source::Stamped;
+use crate::tier::Lease;
 use crate::{Error, ErrorKind, Need, Origin, Result, Version};
 
 /// What a flight found.
@@ -34,6 +35,17 @@ pub(super) struct Found {
     pub expires: Option<u64>,
 }
 
+/// How often a process looks whether another one has loaded.
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
+
+/// A fill's lease, or its waiting for another's.
+#[derive(Default)]
+struct Leased {
+    since: Option<Instant>,
+    has_waited: bool,
+    granted: Option<(Mark, u64)>,
+}
+
 impl Inner {
     /// Runs a flight to its end. What ran before it may end first, but need not.
     pub async fn fly(self: Arc<Self>, mut takeoff: Takeoff, patience: Duration) {
@@ -50,25 +62,49 @@ impl Inner {
     }
 
     async fn fill(&self, takeoff: &Takeoff, want: Want) -> Result<Answer> {
-        let key = takeoff.key();
         let mut fill = self.begin_fill(want);
+        let mut lease = Leased::default();
+        let done = self.fill_leased(takeoff, want, &mut fill, &mut lease).await;
+        if let (Some(remote), Some((mark, number))) = (&self.remote, lease.granted)
+            && !fill.is_installed_remotely()
+        {
+            // Nothing came of it: another process may load.
+            remote.release(takeoff.key(), mark, number).await;
+        }
+        done
+    }
+
+    async fn fill_leased(
+        &self,
+        takeoff: &Takeoff,
+        want: Want,
+        fill: &mut Fill,
+        lease: &mut Leased,
+    ) -> Result<Answer> {
+        let key = takeoff.key();
         let mut found = None;
         let mut tier = Origin::Source;
         loop {
             match fill.step() {
                 Step::LookLocal => {
-                    if let Some(answer) = self.look_local(key, want, &mut fill) {
+                    if let Some(answer) = self.look_local(key, want, fill) {
                         return Ok(answer);
                     }
                 }
                 Step::LookRemote => {
-                    if let Some(cached) = self.look_remote(key, &mut fill).await {
+                    if let Some(cached) = self.look_remote(key, fill).await {
                         count(&self.counters.hits_remote);
                         tier = Origin::Remote;
                         found = Some(Found::in_tier(cached));
                     }
                 }
-                Step::Load(need) => found = self.load(key, need, &mut fill).await?,
+                Step::Load(need) => {
+                    if self.waits_for_another(key, want, fill, lease).await {
+                        fill.look_again();
+                        continue;
+                    }
+                    found = self.load(key, need, fill).await?;
+                }
                 Step::Done => break,
                 step => {
                     if self.local.is_none() && !planted::is_on(Bug::WhatIsPutIsJoined) {
@@ -76,13 +112,13 @@ impl Inner {
                         takeoff.close();
                     }
                     if let Some(found) = &found {
-                        self.put(key, step, &mut fill, found).await;
+                        self.put(key, step, fill, found).await;
                     }
                 }
             }
         }
         let found = found.ok_or_else(|| Error::new(ErrorKind::Behind, "nothing was found"))?;
-        Ok(self.answer(found, &fill, tier))
+        Ok(self.answer(found, fill, tier))
     }
 
     pub fn begin_fill(&self, want: Want) -> Fill {
@@ -93,10 +129,14 @@ impl Inner {
 
     /// Registers, and answers if another flight has filled it meanwhile.
     pub fn look_local(&self, key: &Bytes, want: Want, fill: &mut Fill) -> Option<Answer> {
-        let looked = self.local.as_ref()?.look_now(key);
+        let local = self.local.as_ref()?;
+        // Before it is looked at, as in `read_local`.
+        let is_believed = self.believes_local(self.now());
+        let looked = local.look_now(key);
         fill.looked_local(&looked);
-        Some(Answer {
-            cached: want.fresh_in(&looked)?,
+        let cached = want.fresh_in(&looked)?;
+        is_believed.then_some(Answer {
+            cached,
             tier: Origin::Local,
             is_shared: true,
         })
@@ -108,6 +148,39 @@ impl Inner {
             None => None,
         };
         fill.looked_remote(looked.as_ref())
+    }
+
+    /// Whether another process is loading the key. Then some time has passed, and it is to be looked at again. Who has
+    /// to have the newest state does not wait for another's.
+    async fn waits_for_another(
+        &self,
+        key: &Bytes,
+        want: Want,
+        fill: &Fill,
+        lease: &mut Leased,
+    ) -> bool {
+        let ttl = self.options.load_lease;
+        let (Some(remote), Some(mark)) = (&self.remote, fill.remote_mark()) else {
+            return false;
+        };
+        let since = *lease.since.get_or_insert_with(Instant::now);
+        if want.latest || lease.granted.is_some() || since.elapsed() >= ttl {
+            return false;
+        }
+        match remote.lease(key, mark, ttl).await {
+            Some(Lease::Held(left)) => {
+                if !std::mem::replace(&mut lease.has_waited, true) {
+                    count(&self.counters.lease_waits);
+                }
+                sleep(left.min(LOOK_PAUSE)).await;
+                true
+            }
+            Some(Lease::Granted(number)) => {
+                lease.granted = Some((mark, number));
+                false
+            }
+            None => false,
+        }
     }
 
     /// Asks the source. `None`: what it gave is too old, and it is to be asked for the newest.

@@ -3,6 +3,7 @@
 mod breaker;
 mod fill;
 mod flights;
+mod follow;
 mod meter;
 mod options;
 mod read;
@@ -29,6 +30,7 @@ use crate::source::Source;
 use crate::tier::{Memory, Tier};
 use crate::{Error, ErrorKind, Level, Result, Version};
 
+pub use follow::FollowOptions;
 pub use meter::{Estimate, Measured, MeterOptions, TierMeasured};
 pub use options::CacheOptions;
 pub use stats::Stats;
@@ -62,6 +64,10 @@ struct Inner {
     meter: Option<Arc<Meter>>,
     chance: AtomicU64,
     began: Instant,
+    /// Until when the local tier is read, by its clock: the earliest of what is followed.
+    believed_until: AtomicU64,
+    /// For each that is followed, until when all of it was heard.
+    followed: Mutex<Vec<u64>>,
 }
 
 impl Cache {
@@ -83,6 +89,8 @@ impl Cache {
             counters,
             chance: AtomicU64::new(0),
             began: Instant::now(),
+            believed_until: AtomicU64::new(u64::MAX),
+            followed: Mutex::default(),
         };
         Cache {
             inner: Arc::new(inner),
@@ -90,8 +98,8 @@ impl Cache {
     }
 
     /// Notes that a key was written. When it returns, no read of this cache that begins later is answered by
-    /// anything older, nor is one of another process that has no tier of its own; one that has sees it when
-    /// its `local_ttl` has passed.
+    /// anything older, nor is one of another process that has no tier of its own. One that has sees it when it hears
+    /// of it ([`follow`](Cache::follow)), at the latest when its `local_ttl` has passed.
     ///
     /// # Errors
     /// When the remote tier does not answer: this process keeps the promise, others may be served what is there,

@@ -34,6 +34,9 @@ pub struct CacheOptions {
     pub hard_timeout: Duration,
     /// How long a load may take (30 s).
     pub load_timeout: Duration,
+    /// A process that loads a key keeps others from it for so long at most, if the remote tier can tell them (zero: off).
+    /// They wait for what it puts there. Should be above what a load usually takes, and below `hard_timeout`.
+    pub load_lease: Duration,
     /// How long the remote tier may take to answer (250 ms).
     pub remote_timeout: Duration,
     /// After so many failures in a row the remote tier is left alone (5)...
@@ -61,6 +64,7 @@ impl Default for CacheOptions {
             soft_timeout: Duration::from_millis(100),
             hard_timeout: Duration::from_secs(5),
             load_timeout: Duration::from_secs(30),
+            load_lease: Duration::ZERO,
             remote_timeout: Duration::from_millis(250),
             breaker_failures: 5,
             breaker_pause: Duration::from_secs(2),

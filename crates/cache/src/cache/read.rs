@@ -104,7 +104,15 @@ impl Cache {
 
 impl Inner {
     fn read_local(self: &Arc<Self>, key: &[u8], want: &Want, is_lax: bool) -> Local {
-        let Some(cached) = self.local.as_ref().and_then(|local| local.peek(key)) else {
+        let Some(local) = &self.local else {
+            return Local::Nothing;
+        };
+        // First whether it is believed, then what is there: a proof that comes in between is not of what was there.
+        if !self.believes_local(self.now()) {
+            count(&self.counters.unproven_reads);
+            return Local::Nothing;
+        }
+        let Some(cached) = local.peek(key) else {
             return Local::Nothing;
         };
         let now = self.now();
@@ -177,7 +185,9 @@ impl Inner {
     /// What a flight finds that will do: one that is under way, else one that has not begun yet.
     async fn fly_for(self: &Arc<Self>, key: Bytes, want: Want) -> Result<Answer> {
         let joins_what_runs = planted::is_on(Bug::LinearizableJoinsWhatRuns);
-        let mut as_member = want.latest && !joins_what_runs;
+        // While it is not known what others wrote, who comes later has no part in what was asked for before.
+        let is_heard = self.believes_local(self.now()) || planted::is_on(Bug::UnprovenIsJoined);
+        let mut as_member = (want.latest && !joins_what_runs) || !is_heard;
         loop {
             let joined = self.flights.join(&key, want, as_member);
             match joined.takeoff {

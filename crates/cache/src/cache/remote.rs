@@ -15,6 +15,7 @@ use super::stats::{Counters, count};
 use super::untold::{Repeat, Untold};
 use super::{CacheOptions, Tier};
 use crate::core::{Cached, Invalidation, Looked, Mark, Put};
+use crate::tier::Lease;
 use crate::{Error, ErrorKind, Result};
 
 /// Between two repetitions.
@@ -64,6 +65,22 @@ impl Remote {
         inner
             .if_admitted(key, || inner.tier.put(key, mark, cached))
             .await
+    }
+
+    /// Who loads a key; `None` when that is not known.
+    pub async fn lease(&self, key: &Bytes, mark: Mark, ttl: Duration) -> Option<Lease> {
+        let inner = &self.inner;
+        inner
+            .if_admitted(key, || inner.tier.lease(key, mark, ttl))
+            .await
+    }
+
+    /// Ends a lease; if that fails, it ends by itself.
+    pub async fn release(&self, key: &Bytes, mark: Mark, number: u64) {
+        let inner = &self.inner;
+        inner
+            .if_admitted(key, || inner.tier.release(key, mark, number))
+            .await;
     }
 
     /// Is tried whatever the breaker says: what is not invalidated is served to others. If it fails it is noted,

@@ -35,6 +35,8 @@ stats! {
     load_failures,
     /// Reads that waited for a load which another had begun.
     joins,
+    /// Loads that waited since another process was loading the key.
+    lease_waits,
     /// Fills that were not installed, since their key was invalidated meanwhile or something newer was there.
     fills_refused,
     /// Reads that were answered by what had expired.
@@ -47,6 +49,14 @@ stats! {
     remote_failures,
     /// Calls of the remote tier that were left out while it is left alone.
     remote_skips,
+    /// Invalidations by others that this process heard of.
+    heard,
+    /// Times that messages were missed, or may have been, and the tier of this process was emptied; the beginning is one.
+    gaps,
+    /// Questions for what others wrote that failed.
+    follow_failures,
+    /// Reads that passed the tier of this process by, since it was not proven that all was heard.
+    unproven_reads,
 }
 
 pub(super) fn count(counter: &AtomicU64) {

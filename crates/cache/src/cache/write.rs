@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::sleep;
 
 use super::fill::Found;
 use super::{Cache, Inner};
@@ -19,6 +21,7 @@ use crate::{Error, Result, Version};
 /// | all | reads of this process see no less; without [`Written::untold`] so do those of processes that have no tier of their own | other processes' own tiers before their `local_ttl` has passed |
 /// | all | a commit whose outcome is unknown, or whose future is dropped, is taken for done | a process that dies between commit and invalidation: what is there stays until its TTL |
 /// | `Aside` | no fill that began before is installed | fills from replicas that ignore `Need::latest` |
+/// | `AsideTwice` | the same, and once more after the time: what was filled in between from a replica that ignored `Need::latest` goes then | any bound: a replica may lag longer, a process that dies forgets the second time |
 /// | `Versioned` | the same, and fills come from any replica that has the write | |
 /// | `Through` | the same, and the next read finds the value, unless another write came in between | |
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,11 +30,21 @@ pub enum Strategy {
     /// Cache-aside: the key is invalidated after the commit, without its version. The next fill reads the
     /// source's newest state, and so do all later ones of the key; once its record is evicted, those of its part of memory.
     Aside,
+    /// Delayed double delete: as `Aside`, and once more after this time, in the background. Only of use over sources
+    /// that can't give their newest state.
+    AsideTwice(Duration),
     /// The key's floor is raised to the version that the commit gave; like `Aside` if it gave none.
     Versioned,
     /// As `Versioned`, and this value, or that there is none, is installed at that version. The value must be
     /// the one that the source would give.
     Through(Option<Bytes>),
+}
+
+impl Strategy {
+    /// Whether the version of the commit is left out.
+    fn is_aside(&self) -> bool {
+        matches!(self, Strategy::Aside | Strategy::AsideTwice(_))
+    }
 }
 
 /// What became of a write that is committed.
@@ -69,7 +82,7 @@ impl Cache {
         };
         let committed = commit.await;
         let version = match &committed {
-            Ok(version) => version.filter(|_| strategy != Strategy::Aside),
+            Ok(version) => version.filter(|_| !strategy.is_aside()),
             Err(error)
                 if error.is_outcome_known() || planted::is_on(Bug::UnknownOutcomeIsIgnored) =>
             {
@@ -81,6 +94,9 @@ impl Cache {
         let invalidation = version.map_or(Invalidation::Unknown, Invalidation::At);
         let told = self.inner.invalidate(&key, invalidation).await;
         guard.settle();
+        if let Strategy::AsideTwice(after) = strategy {
+            self.inner.invalidate_later(&key, after);
+        }
         let committed_at = committed?;
         if let (Strategy::Through(value), Some(version), Some(fill)) =
             (strategy, version, &mut fill)
@@ -97,6 +113,20 @@ impl Cache {
 }
 
 impl Inner {
+    /// Invalidates a key after a time, unless the cache is gone by then.
+    fn invalidate_later(self: &Arc<Self>, key: &Bytes, after: Duration) {
+        let (inner, key) = (Arc::downgrade(self), key.clone());
+        tokio::spawn(async move {
+            sleep(after).await;
+            let Some(inner) = inner.upgrade() else {
+                return;
+            };
+            if let Err(error) = inner.invalidate(&key, Invalidation::Unknown).await {
+                tracing::debug!(%error, "the remote tier is told the second time in the background");
+            }
+        });
+    }
+
     /// Registers a fill in both tiers, whose load will be a commit.
     async fn register(&self, key: &Bytes) -> Fill {
         let want = Want {

@@ -199,6 +199,20 @@ impl Fill {
         Some(found)
     }
 
+    /// The mark in the remote tier, if there is something to be loaded and put there.
+    pub fn remote_mark(&self) -> Option<Mark> {
+        let remote = self.remote.filter(|_| self.stage == Stage::Load);
+        remote.map(|(mark, _)| mark)
+    }
+
+    /// Looks at the remote tier once more instead of loading: another process may have put what is needed. Times are
+    /// still counted from the beginning.
+    pub fn look_again(&mut self) {
+        if self.remote_mark().is_some() {
+            self.stage = Stage::LookRemote;
+        }
+    }
+
     fn need(&self) -> Need {
         if planted::is_on(Bug::NeedIsNotHeldAgainstTheAnswer) {
             return Need::NOTHING;

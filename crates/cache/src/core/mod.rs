@@ -19,10 +19,12 @@
 //! - A mark is given to one record once. A record that was evicted and made anew has another one.
 //! - The floor of a key that has no record is at least that of every record which was evicted.
 //! - The *base* holds for all keys: below it is what a failover took back.
+//! - A local tier that hears of other processes ([`Feed`]) is read only while it is proven that all was heard.
 //!
 //! What is not decided here: when to load, whom to ask, how long to wait. Times are microseconds of the
 //! tier's own clock, and are given by the caller.
 
+mod feed;
 mod fill;
 pub(crate) mod planted;
 mod record;
@@ -31,6 +33,7 @@ mod records;
 pub(crate) mod tests;
 mod want;
 
+pub use feed::{Batch, Feed, Heard, Message, Position, Told, is_believed};
 pub use fill::{Fill, Place, Refused, Step, invalidation_order};
 pub use record::{Cached, Invalidation, Looked, Mark, Put, Record};
 pub use records::{Records, Weigh};

@@ -60,6 +60,20 @@ pub(crate) enum Bug {
     LinearizableIsServed,
     /// What has expired is served as if it had not.
     ExpiredIsServed,
+    /// What was heard counts as all, though messages are missing between.
+    FeedIgnoresGaps,
+    /// Another stream counts as the one before.
+    FeedIgnoresTheStream,
+    /// All counts as heard, though there is more to come.
+    FeedProvesWhatIsBehind,
+    /// All counts as heard until the answer came, and not until it was asked for.
+    FeedProvesTheTimeOfTheAnswer,
+    /// All counts as heard before it was done to the local tier.
+    FeedProvesBeforeItIsDone,
+    /// A process that begins to hear keeps what it had.
+    FeedBeginsWithWhatIsThere,
+    /// The local tier is believed though it is not proven that all was heard.
+    UnprovenIsServed,
     /// An invalidation lets later readers join a load that began before it.
     RunningIsNotDetached,
     /// Who joins late takes what was overtaken.
@@ -80,12 +94,14 @@ pub(crate) enum Bug {
     UntoldIsTrusted,
     /// The meter asks the source after a read instead of before it.
     ShadowAfterRead,
+    /// While it is not proven that all was heard, who comes late joins a load that has begun.
+    UnprovenIsJoined,
 }
 
 #[cfg(test)]
 impl Bug {
     /// Those of what is around the protocol: flights, levels, writes.
-    pub(crate) const AROUND: [Bug; 9] = [
+    pub(crate) const AROUND: [Bug; 10] = [
         Bug::RunningIsNotDetached,
         Bug::OvertakenIsShared,
         Bug::WhatIsPutIsJoined,
@@ -95,10 +111,11 @@ impl Bug {
         Bug::UnknownOutcomeIsIgnored,
         Bug::UntoldCountsAsTold,
         Bug::UntoldIsTrusted,
+        Bug::UnprovenIsServed,
     ];
 
     /// Those of the protocol.
-    pub(crate) const PROTOCOL: [Bug; 27] = [
+    pub(crate) const PROTOCOL: [Bug; 34] = [
         Bug::PutIgnoresTheMark,
         Bug::PutIgnoresTheFloor,
         Bug::PutMakesARecord,
@@ -126,6 +143,13 @@ impl Bug {
         Bug::TokenIsNotLookedAt,
         Bug::LinearizableIsServed,
         Bug::ExpiredIsServed,
+        Bug::FeedIgnoresGaps,
+        Bug::FeedIgnoresTheStream,
+        Bug::FeedProvesWhatIsBehind,
+        Bug::FeedProvesTheTimeOfTheAnswer,
+        Bug::FeedProvesBeforeItIsDone,
+        Bug::FeedBeginsWithWhatIsThere,
+        Bug::UnprovenIsServed,
     ];
 }
 

@@ -1,5 +1,5 @@
-//! Whole caches under readers and writers at once, in simulated time, from a seed: three processes (two tiers, the
-//! remote one alone, the local one alone), a source whose replicas lag and which fails, a remote tier that is slow
+//! Whole caches under readers and writers at once, in simulated time, from a seed: four processes (two tiers, the
+//! remote one alone, the local one alone, two tiers and following what others tell the remote one), a source whose replicas lag and which fails, a remote tier that is slow
 //! and fails. No read gets what is older than what was acknowledged when it began, or than its level.
 
 use std::collections::HashMap;
@@ -15,10 +15,12 @@ use super::support::DOMAIN;
 use crate::core::planted::{self, Bug};
 use crate::core::tests::schedules::Chance;
 use crate::core::{Cached, Invalidation, Looked, Mark, Put};
+use crate::invalidations::{Batch, Invalidations, Message, Position, Told};
 use crate::source::{Source, Stamped};
 use crate::tier::{Memory, Tier};
 use crate::{
-    Cache, CacheOptions, Error, ErrorKind, Level, Need, Read, Result, Strategy, Tiers, Version,
+    Cache, CacheOptions, Error, ErrorKind, FollowOptions, Level, Need, Read, Result, Strategy,
+    Tiers, Version,
 };
 
 const KEYS: [&str; 2] = ["a", "b"];
@@ -33,6 +35,10 @@ struct World {
     shared: Memory,
     /// What reads of each process and key must have.
     acknowledged: Mutex<HashMap<(usize, usize), u64>>,
+    /// What the remote tier was told: the stream's epoch, and its messages.
+    stream: Mutex<(u64, Vec<Told>)>,
+    /// When a key and version were acknowledged that the remote tier was told, by anybody.
+    told: Mutex<Vec<(u64, usize, u64)>>,
 }
 
 impl World {
@@ -163,11 +169,70 @@ impl Tier for Far {
         key: &'a Bytes,
         invalidation: Invalidation,
     ) -> BoxFuture<'a, Result<()>> {
-        Box::pin(self.call(move |memory| memory.invalidate_now(key, invalidation)))
+        let tell = Told::Key(key.clone(), invalidation);
+        Box::pin(self.call(move |memory| {
+            memory.invalidate_now(key, invalidation);
+            self.0.stream.lock().1.push(tell);
+        }))
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.call(|memory| memory.clear_now()))
+        Box::pin(self.call(|memory| {
+            memory.clear_now();
+            self.0.stream.lock().1.push(Told::All);
+        }))
+    }
+}
+
+/// What one process hears: late, in parts, with messages missing, or of a stream that began anew.
+struct Ears(Arc<World>);
+
+impl Ears {
+    async fn hear(&self, position: Option<&Position>) -> Result<Batch> {
+        let world = &self.0;
+        // Now and then it is cut off for long.
+        let most = if world.one_in(8) { 60 } else { 2 };
+        world.pause(most).await;
+        if world.one_in(150) {
+            // The server is flushed; what was told is lost.
+            world.shared.clear_now();
+            let mut stream = world.stream.lock();
+            *stream = (stream.0 + 1, Vec::new());
+        }
+        let mut batch = {
+            let stream = world.stream.lock();
+            let name: Arc<str> = stream.0.to_string().into();
+            let here = position.filter(|at| at.stream == name);
+            let past = |(number, _): &(u64, &Told)| here.is_some_and(|at| *number > at.number);
+            let numbered = (1..).zip(&stream.1).filter(past).take(3);
+            let messages = numbered.map(|(number, told)| Message {
+                number,
+                told: told.clone(),
+            });
+            Batch {
+                stream: name,
+                messages: messages.collect(),
+                end: Some(stream.1.len() as u64),
+            }
+        };
+        if world.one_in(8) && !batch.messages.is_empty() {
+            batch.messages.remove(0);
+        }
+        world.pause(2).await;
+        match world.one_in(6) {
+            true => Err(Error::new(ErrorKind::Unavailable, "lost")),
+            false => Ok(batch),
+        }
+    }
+}
+
+impl Invalidations for Ears {
+    fn after<'a>(
+        &'a mut self,
+        position: Option<&'a Position>,
+        _: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(self.hear(position))
     }
 }
 
@@ -192,7 +257,11 @@ fn hasty() -> CacheOptions {
     }
 }
 
-const PROCESSES: [(bool, bool); 3] = [(true, true), (false, true), (true, false)];
+const PROCESSES: [(bool, bool); 4] = [(true, true), (false, true), (true, false), (true, true)];
+/// The one that follows what others tell the remote tier...
+const FOLLOWS: usize = 3;
+/// ...and for how long its tier is believed.
+const STALENESS_MAX: Duration = Duration::from_millis(6);
 
 fn process(world: &Arc<World>, (has_local, has_remote): (bool, bool)) -> Cache {
     let far = || Arc::new(Far(world.clone())) as Arc<dyn Tier>;
@@ -205,6 +274,9 @@ fn process(world: &Arc<World>, (has_local, has_remote): (bool, bool)) -> Cache {
 
 /// A write is acknowledged: to its process, and, if the remote tier was told, to those that have that alone.
 fn acknowledge(world: &World, process: usize, key: usize, n: u64, is_told: bool) {
+    if is_told && PROCESSES[process].1 {
+        world.told.lock().push((world.now(), key, n));
+    }
     let mut acknowledged = world.acknowledged.lock();
     for (other, (has_local, has_remote)) in PROCESSES.into_iter().enumerate() {
         let shares = is_told && PROCESSES[process].1 && has_remote && !has_local;
@@ -295,6 +367,14 @@ async fn read(world: &World, cache: &Cache, process: usize) -> std::result::Resu
     let newest = world.newest();
     let promised = world.acknowledged.lock().get(&(process, key)).copied();
     let mut bound = promised.unwrap_or(0);
+    if process == FOLLOWS {
+        let long_ago = world.now().saturating_sub(STALENESS_MAX.as_micros() as u64);
+        let told = world.told.lock();
+        let of_key = told
+            .iter()
+            .filter(|(at, of, _)| *at < long_ago && *of == key);
+        bound = of_key.map(|(_, _, n)| *n).fold(bound, u64::max);
+    }
     let level = match world.below(8) {
         0 => {
             bound = newest;
@@ -350,8 +430,15 @@ fn run(seed: u64) -> std::result::Result<(), String> {
             commits: Mutex::default(),
             shared: Memory::with_absent(1 << 20, Need::LATEST),
             acknowledged: Mutex::default(),
+            stream: Mutex::default(),
+            told: Mutex::default(),
         });
         let caches = PROCESSES.map(|has| process(&world, has));
+        let bound = FollowOptions {
+            staleness_max: STALENESS_MAX,
+        };
+        let follows = caches[FOLLOWS].follow(Ears(world.clone()), bound);
+        follows.map_err(|error| error.to_string())?;
         let mut tasks = tokio::task::JoinSet::<std::result::Result<(), String>>::new();
         for task in 0..READERS + WRITERS {
             let (world, process) = (world.clone(), task % PROCESSES.len());

@@ -3,11 +3,14 @@
 mod bad_input;
 mod concurrent;
 mod flights;
+mod follow;
 mod levels;
 mod meter;
 mod others;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod protection;
-#[cfg(feature = "redis")]
+#[cfg(any(feature = "redis", feature = "postgres"))]
 pub mod proxy;
 pub mod support;
 mod tiers;

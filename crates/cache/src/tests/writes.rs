@@ -13,7 +13,8 @@ use crate::{Cache, Error, ErrorKind, Invalidation, Level, Need, Origin, Strategy
 #[tokio::test]
 async fn write_by_each_strategy_is_seen_by_all_who_share() {
     let through = Strategy::Through(Some("new".into()));
-    for strategy in [Strategy::Aside, Strategy::Versioned, through] {
+    let twice = Strategy::AsideTwice(std::time::Duration::from_secs(1));
+    for strategy in [Strategy::Aside, twice, Strategy::Versioned, through] {
         let (shop, shared) = (Shop::new(), Shared::new());
         let (one, two) = (
             over(&shop, shared.clone(), true),
@@ -236,4 +237,28 @@ async fn kv_source_is_behind_an_incarnation_that_it_does_not_have() {
     let source = KvSource::new(kv);
     let key = bytes::Bytes::from_static(b"a");
     source.load(&key, Need::LATEST).await.expect("loads");
+}
+
+/// What is read after a write, and after some time, over a replica that ignores what it is asked for until then.
+async fn read_over_a_careless_replica(strategy: Strategy) -> [Option<String>; 2] {
+    let shop = Shop::new();
+    let cache = local(&shop, options());
+    shop.set("a", Some("old"));
+    shop.mode(Mode::Behind(1));
+    let commit = async { Ok(Some(shop.set("a", Some("new")))) };
+    let written = cache.write("a", strategy, commit).await.expect("writes");
+    assert_eq!(written.untold, None);
+    let first = value(&cache, "a").await;
+    shop.mode(Mode::Answer);
+    tokio::time::sleep(std::time::Duration::from_millis(101)).await;
+    [first, value(&cache, "a").await]
+}
+
+#[tokio::test(start_paused = true)]
+async fn write_aside_twice_drops_what_a_careless_replica_filled_in_between() {
+    let twice = Strategy::AsideTwice(std::time::Duration::from_millis(100));
+    let old_then = |then: &str| [Some("old".to_owned()), Some(then.to_owned())];
+    assert_eq!(read_over_a_careless_replica(twice).await, old_then("new"));
+    let once = read_over_a_careless_replica(Strategy::Aside).await;
+    assert_eq!(once, old_then("old"), "what the second time is for");
 }

@@ -9,6 +9,9 @@ mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
 
+use std::future::ready;
+use std::time::Duration;
+
 use bytes::Bytes;
 use quorate_kv::BoxFuture;
 
@@ -52,4 +55,32 @@ pub trait Tier: Send + Sync + 'static {
     /// # Errors
     /// When the tier does not answer; part of it may have been done.
     fn clear(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Asks to be the one who loads a key, for so long at most. It saves loads and protects nothing: who loads without
+    /// a lease, or after it has ended, puts under a mark as anybody does. That is the fence: what was overtaken is refused.
+    ///
+    /// A tier that has no leases grants all.
+    ///
+    /// # Errors
+    /// When the tier does not answer.
+    fn lease<'a>(&'a self, _: &'a Bytes, _: Mark, _: Duration) -> BoxFuture<'a, Result<Lease>> {
+        Box::pin(ready(Ok(Lease::Granted(0))))
+    }
+
+    /// Ends a lease by its number, for who has nothing to put.
+    ///
+    /// # Errors
+    /// When the tier does not answer; then it ends by itself.
+    fn release<'a>(&'a self, _: &'a Bytes, _: Mark, _: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(ready(Ok(())))
+    }
+}
+
+/// Who loads a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Who asked; the lease has this number.
+    Granted(u64),
+    /// Another one, for so long at most.
+    Held(Duration),
 }

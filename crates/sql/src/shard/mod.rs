@@ -4,8 +4,8 @@
 //! [`Shards::scatter`] asks all of them at once, and [`merge`] puts ordered answers together with one row of
 //! each in hand, so that a million rows need no memory but what is read ahead.
 //!
-//! [`Shards::aggregate`] has each shard add up its own rows, and [`Shards::page`] reads all of them by pages. On PostgreSQL
-//! [`Buckets`] is for tables whose shards change while they are used.
+//! [`Shards::aggregate`] has each shard add up its own rows, and [`Shards::page`] reads all of them by pages. On
+//! PostgreSQL `Buckets` is for tables whose shards change while they are used.
 //!
 //! It parses no statement: who asks says the key. A transaction stays within one shard.
 

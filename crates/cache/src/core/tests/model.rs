@@ -7,16 +7,18 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use super::feeds::{Ears, Stream};
 use super::schedules::Chance;
 use super::source::{Loaded, Source};
 use crate::core::{
-    Cached, Fill, Invalidation, Looked, Place, Put, Records, Step, Want, Weigh, invalidation_order,
+    Cached, Fill, Invalidation, Looked, Place, Put, Records, Step, Told, Want, Weigh,
+    invalidation_order,
 };
 use crate::{Need, Version};
 
-const KEYS: usize = 2;
-const PROCESSES: usize = 2;
-const LOCAL_CLOCK: u64 = 1_000_000;
+pub(super) const KEYS: usize = 2;
+pub(super) const PROCESSES: usize = 2;
+pub(super) const LOCAL_CLOCK: u64 = 1_000_000;
 const REMOTE_CLOCK: u64 = 5_000_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,11 +40,13 @@ impl fmt::Display for Violation {
     }
 }
 
-struct Process {
-    local: Option<Records<Value>>,
+pub(super) struct Process {
+    pub local: Option<Records<Value>>,
     base: Version,
     /// The version of the source that each key may not be older than.
     promised: [Version; KEYS],
+    /// What it hears of others, if it does.
+    pub ears: Option<Ears>,
 }
 
 /// A read that has missed.
@@ -77,27 +81,32 @@ struct Writer {
 }
 
 pub struct Model {
-    keys: [Bytes; KEYS],
+    pub(super) keys: [Bytes; KEYS],
     spam: Vec<Bytes>,
-    source: Source,
-    time: u64,
-    remote: Option<Records<Value>>,
-    processes: Vec<Process>,
+    pub(super) source: Source,
+    pub(super) time: u64,
+    pub(super) remote: Option<Records<Value>>,
+    pub(super) processes: Vec<Process>,
+    pub(super) stream: Stream,
     readers: Vec<Reader>,
     writers: Vec<Writer>,
+    /// What a write broke.
+    pub broken: Option<Violation>,
     /// Served from the local tier, the remote tier, the source.
     pub served: [u64; 3],
 }
 
 impl Model {
-    pub fn new(chance: &mut Chance) -> Self {
-        let size_bytes = 350 + 170 * chance.below(4);
+    /// Processes that hear of each other, or not.
+    pub fn new(chance: &mut Chance, hear: bool) -> Self {
+        let size_bytes = 350 + 170 * chance.below(4) + if hear { 500 } else { 0 };
+        let has_remote = hear || !chance.one_in(3);
         let process = |has_local: bool| Process {
             local: has_local.then(|| Records::new(size_bytes, Need::NOTHING)),
             base: Version::ZERO,
             promised: [Version::ZERO; KEYS],
+            ears: (hear && has_local).then(Ears::default),
         };
-        let has_remote = !chance.one_in(3);
         Model {
             keys: [Bytes::from_static(b"a"), Bytes::from_static(b"b")],
             spam: vec![Bytes::from_static(b"x"), Bytes::from_static(b"y")],
@@ -105,10 +114,37 @@ impl Model {
             time: 1_000,
             // What is not there needs the newest state: so the floors of what was evicted need not be kept.
             remote: has_remote.then(|| Records::new(1 << 20, Need::LATEST)),
-            processes: vec![process(true), process(!has_remote || chance.one_in(2))],
+            processes: vec![
+                process(true),
+                process(hear || !has_remote || chance.one_in(2)),
+            ],
+            stream: Stream::default(),
             readers: Vec::new(),
             writers: Vec::new(),
+            broken: None,
             served: [0; 3],
+        }
+    }
+
+    /// Whether processes hear of each other.
+    pub fn hears(&self) -> bool {
+        self.processes.iter().any(|process| process.ears.is_some())
+    }
+
+    /// A key to read or write: where processes hear of each other the same one mostly, so that they meet.
+    fn key(&self, chance: &mut Chance) -> usize {
+        match self.hears() && !chance.one_in(8) {
+            true => 0,
+            false => chance.below(KEYS as u64) as usize,
+        }
+    }
+
+    /// How many steps are taken at once.
+    fn stride(&self, chance: &mut Chance) -> usize {
+        if self.hears() && chance.one_in(2) {
+            8
+        } else {
+            1
         }
     }
 
@@ -130,7 +166,10 @@ impl Model {
 
     /// The version that a read which begins now must not be older than.
     fn bound(&self, process: usize, key: usize, want: &Want) -> Version {
-        let promised = self.processes[process].promised[key].max(want.at_least);
+        let mut promised = self.processes[process].promised[key].max(want.at_least);
+        if self.processes[process].ears.is_some() {
+            promised = promised.max(self.stream.acknowledged_long_ago(key, self.time));
+        }
         let mut bound = self.source.newest(key, promised).0;
         if want.latest {
             bound = bound.max(self.source.newest(key, self.source.now).0);
@@ -149,7 +188,7 @@ impl Model {
             return self.advance_reader(chance);
         }
         let process = chance.below(PROCESSES as u64) as usize;
-        let key = chance.below(KEYS as u64) as usize;
+        let key = self.key(chance);
         let want = self.want(chance);
         let bound = self.bound(process, key, &want);
         let at = self.time + LOCAL_CLOCK;
@@ -157,8 +196,10 @@ impl Model {
         let told_epoch = of.base.epoch;
         if let Some(local) = &mut of.local {
             let looked = local.look(&self.keys[key], at);
-            if let Some(cached) = want.fresh_in(&looked) {
+            let is_believed = of.ears.as_ref().is_none_or(|ears| ears.believe(at));
+            if let Some(cached) = want.fresh_in(&looked).filter(|_| is_believed) {
                 self.served[0] += 1;
+                self.stream.served += u64::from(of.ears.is_some());
                 if cached.expires <= at {
                     return Err(Violation(format!("{cached:?} was served at {at}")));
                 }
@@ -212,9 +253,12 @@ impl Model {
         }
         let at = chance.below(self.readers.len() as u64) as usize;
         let mut reader = self.readers.swap_remove(at);
-        if self.step_reader(&mut reader, chance)? {
-            self.readers.push(reader);
+        for _ in 0..self.stride(chance) {
+            if !self.step_reader(&mut reader, chance)? {
+                return Ok(());
+            }
         }
+        self.readers.push(reader);
         Ok(())
     }
 
@@ -233,6 +277,9 @@ impl Model {
                     self.judge(reader.key, reader.bound, reader.told_epoch, &found)?;
                     reader.found = Some(loaded_of(&found));
                 }
+            }
+            Step::Load(_) if reader.fill.remote_mark().is_some() && chance.one_in(8) => {
+                reader.fill.look_again();
             }
             Step::Load(need) => {
                 let loaded = self.source.load(reader.key, need, self.time, chance);
@@ -327,7 +374,7 @@ impl Model {
         let fill = (kind == Kind::Through).then(through);
         self.writers.push(Writer {
             process,
-            key: chance.below(KEYS as u64) as usize,
+            key: self.key(chance),
             kind,
             fill,
             committed: None,
@@ -342,9 +389,12 @@ impl Model {
         }
         let at = chance.below(self.writers.len() as u64) as usize;
         let mut writer = self.writers.swap_remove(at);
-        if self.step_writer(&mut writer, chance) {
-            self.writers.push(writer);
+        for _ in 0..self.stride(chance) {
+            if !self.step_writer(&mut writer, chance) {
+                return;
+            }
         }
+        self.writers.push(writer);
     }
 
     /// One step; whether there are more.
@@ -398,10 +448,20 @@ impl Model {
         let (Some(tier), Some(committed)) = (tier, writer.committed) else {
             return;
         };
-        match writer.kind {
-            Kind::Clear => tier.clear(),
-            Kind::Unknown => tier.invalidate(key, Invalidation::Unknown),
-            Kind::At | Kind::Through => tier.invalidate(key, Invalidation::At(committed)),
+        let invalidation = match writer.kind {
+            Kind::Clear => {
+                tier.clear();
+                if place == Place::Remote {
+                    self.stream.publish(Told::All);
+                }
+                return;
+            }
+            Kind::Unknown => Invalidation::Unknown,
+            Kind::At | Kind::Through => Invalidation::At(committed),
+        };
+        tier.invalidate(key, invalidation);
+        if place == Place::Remote {
+            self.stream.publish(Told::Key(key.clone(), invalidation));
         }
     }
 
@@ -421,15 +481,19 @@ impl Model {
             };
             let step = fill.step();
             let put = self.put(fill, writer.process, key, step, &loaded, 100);
-            put.expect("a write-through never goes back");
+            self.broken = put.err();
             return true;
         }
         let has_remote = self.remote.is_some();
         for (at, process) in self.processes.iter_mut().enumerate() {
             let sees = at == writer.process || (has_remote && process.local.is_none());
             for (of, promised) in process.promised.iter_mut().enumerate() {
-                if sees && (of == writer.key || writer.kind == Kind::Clear) {
+                let is_meant = of == writer.key || writer.kind == Kind::Clear;
+                if sees && is_meant {
                     *promised = (*promised).max(committed);
+                }
+                if has_remote && is_meant && at == writer.process {
+                    self.stream.acknowledged.push((self.time, of, committed));
                 }
             }
         }
@@ -501,7 +565,8 @@ impl Model {
     }
 
     pub fn pass_time(&mut self, chance: &mut Chance) {
-        self.time += chance.below(40);
+        let most = if self.hears() { 15 } else { 40 };
+        self.time += chance.below(most);
     }
 
     /// Lets all that is under way end, and reads everything once more.
@@ -509,11 +574,16 @@ impl Model {
         while !self.readers.is_empty() || !self.writers.is_empty() {
             self.advance_reader(chance)?;
             self.advance_writer(chance);
+            self.broken.take().map_or(Ok(()), Err)?;
         }
         for process in 0..PROCESSES {
             for key in 0..KEYS {
                 let bound = self.bound(process, key, &Want::default());
                 let of = &self.processes[process];
+                let at = self.time + LOCAL_CLOCK;
+                if of.ears.as_ref().is_some_and(|ears| !ears.believe(at)) {
+                    continue;
+                }
                 let (told, cached) = (of.base.epoch, of.local.as_ref());
                 let cached = cached.and_then(|local| local.peek(&self.keys[key]));
                 if let Some(cached) = cached {

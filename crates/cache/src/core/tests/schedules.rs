@@ -28,51 +28,52 @@ impl Chance {
     }
 }
 
-const STEPS: usize = 30;
+/// A model by its seed: every third is of processes that hear of each other.
+fn model(seed: u64) -> (Model, Chance, usize) {
+    let mut chance = Chance::new(seed);
+    let hear = seed % 3 == 2;
+    let model = Model::new(&mut chance, hear);
+    (model, chance, if hear { 60 } else { 30 })
+}
 
 /// One schedule.
 pub fn run(seed: u64) -> Result<(), Violation> {
-    let mut chance = Chance::new(seed);
-    let mut model = Model::new(&mut chance);
-    for _ in 0..STEPS {
+    let (mut model, mut chance, steps) = model(seed);
+    for _ in 0..steps {
         step(&mut model, &mut chance)?;
     }
     model.finish(&mut chance)
 }
 
+/// How often each kind of step is taken.
+const WEIGHTS: [u64; 9] = [12, 5, 5, 3, 1, 1, 1, 2, 2];
+/// The same where processes hear of each other.
+const WEIGHTS_HEARING: [u64; 10] = [6, 8, 6, 3, 0, 0, 1, 1, 4, 12];
+
 fn step(model: &mut Model, chance: &mut Chance) -> Result<(), Violation> {
-    match chance.below(32) {
-        0..=11 => model.advance_reader(chance),
-        12..=16 => model.read(chance),
-        17..=21 => {
-            model.advance_writer(chance);
-            Ok(())
-        }
-        22..=24 => {
-            model.write(chance);
-            Ok(())
-        }
-        25 => {
-            model.commit_unseen(chance);
-            Ok(())
-        }
-        26 => {
-            model.gap(chance);
-            Ok(())
-        }
-        27 => {
-            model.fail_over(chance);
-            Ok(())
-        }
-        28 | 29 => {
-            model.evict(chance);
-            Ok(())
-        }
-        _ => {
-            model.pass_time(chance);
-            Ok(())
-        }
+    let weights = match model.hears() {
+        true => &WEIGHTS_HEARING[..],
+        false => &WEIGHTS[..],
+    };
+    let mut drawn = chance.below(weights.iter().sum());
+    let kind = weights.iter().position(|weight| {
+        let is_it = drawn < *weight;
+        drawn = drawn.saturating_sub(*weight);
+        is_it
+    });
+    match kind.unwrap_or(0) {
+        0 => return model.advance_reader(chance),
+        1 => return model.read(chance),
+        2 => model.advance_writer(chance),
+        3 => model.write(chance),
+        4 => model.commit_unseen(chance),
+        5 => model.gap(chance),
+        6 => model.fail_over(chance),
+        7 => model.evict(chance),
+        8 => model.pass_time(chance),
+        _ => model.hear(chance),
     }
+    model.broken.take().map_or(Ok(()), Err)
 }
 
 /// How many schedules; `QUORATE_TEST_SEEDS` times as many if it is set.
@@ -94,16 +95,18 @@ fn protocol_random_schedules_never_serve_what_is_older_than_promised() {
 #[test]
 fn protocol_random_schedules_serve_at_all() {
     let mut served = [0u64; 3];
+    let mut heard = 0;
     for seed in 0..2_000 {
-        let mut chance = Chance::new(seed);
-        let mut model = Model::new(&mut chance);
-        for _ in 0..STEPS {
+        let (mut model, mut chance, steps) = model(seed);
+        for _ in 0..steps {
             step(&mut model, &mut chance).expect("keeps its promises");
         }
         for (sum, n) in served.iter_mut().zip(model.served) {
             *sum += n;
         }
+        heard += model.stream.served;
     }
+    assert!(heard > 50, "by those that hear of others: {heard}");
     assert!(
         served.iter().all(|n| *n > 300),
         "local, remote, source: {served:?}"

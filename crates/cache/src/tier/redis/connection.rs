@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, FromRedisValue, RedisError, Script, ScriptInvocation,
-    ServerErrorKind,
+    AsyncConnectionConfig, Client, Cmd, FromRedisValue, Pipeline, RedisError, Script,
+    ScriptInvocation, ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use super::RedisOptions;
 use crate::{Error, ErrorKind, Result};
@@ -45,6 +47,50 @@ impl Server {
             live: Arc::default(),
             connections: Arc::default(),
         })
+    }
+
+    /// Another connection to the same server, whose answers may take their time.
+    pub fn patient(&self) -> Self {
+        Server {
+            client: self.client.clone(),
+            config: self.config.clone().set_response_timeout(None),
+            live: Arc::default(),
+            connections: Arc::default(),
+        }
+    }
+
+    /// Which server it is connected to.
+    pub async fn generation(&self) -> Result<Arc<str>> {
+        Ok(self.live().await?.generation)
+    }
+
+    /// Runs commands one after another, if the server is of a generation and still is afterwards. Longer than
+    /// `patience` it does not wait.
+    pub async fn run(
+        &self,
+        of: &str,
+        mut commands: Pipeline,
+        patience: Duration,
+    ) -> Result<Option<Vec<Value>>> {
+        let mut live = self.live().await?;
+        if *live.generation != *of {
+            return Ok(None);
+        }
+        commands.add_command(info());
+        let done = commands.query_async(&mut live.connection);
+        let Ok(done) = timeout(patience, done).await else {
+            self.give_up(live.number).await;
+            let message = format!("Redis did not answer within {patience:?}");
+            return Err(Error::new(ErrorKind::Timeout, message));
+        };
+        let mut answers: Vec<Value> = self.noted(live.number, done).await?;
+        let told = answers.pop().map(String::from_redis_value);
+        let told = told.and_then(|told| told.ok()).unwrap_or_default();
+        if generation(&told).is_ok_and(|now| now == of) {
+            return Ok(Some(answers));
+        }
+        self.give_up(live.number).await;
+        Ok(None)
     }
 
     /// Runs a script on one record. `give` is given the server's generation, and gives the arguments.
@@ -112,12 +158,16 @@ impl Server {
             Err(error) => error,
         };
         if is_of_the_connection(&error) {
-            let mut place = self.live.lock().await;
-            if place.as_ref().is_some_and(|live| live.number == number) {
-                *place = None;
-            }
+            self.give_up(number).await;
         }
         Err(failed(&error))
+    }
+
+    async fn give_up(&self, number: u64) {
+        let mut place = self.live.lock().await;
+        if place.as_ref().is_some_and(|live| live.number == number) {
+            *place = None;
+        }
     }
 }
 
@@ -146,15 +196,20 @@ fn failed(error: &RedisError) -> Error {
 async fn connect(client: &Client, config: &AsyncConnectionConfig, number: u64) -> Result<Live> {
     let connection = client.get_multiplexed_async_connection_with_config(config);
     let mut connection = connection.await.map_err(|error| failed(&error))?;
-    let mut info = Cmd::new();
-    info.arg("INFO").arg("server").arg("replication");
-    let told: redis::RedisResult<String> = info.query_async(&mut connection).await;
+    let told: redis::RedisResult<String> = info().query_async(&mut connection).await;
     let generation = generation(&told.map_err(|error| failed(&error))?)?;
     Ok(Live {
         connection,
         generation: generation.into(),
         number,
     })
+}
+
+/// Asks what [`generation`] reads.
+fn info() -> Cmd {
+    let mut info = Cmd::new();
+    info.arg("INFO").arg("server").arg("replication");
+    info
 }
 
 /// Names a server for as long as it runs and is the master without a break.

@@ -6,6 +6,7 @@
 //! g  the generation: which server wrote it      p  1: a value, 2: there is none
 //! m  the mark                                   v, s  version, seen      a  as of      e  expires
 //! f  the floor                                  d  the value
+//! l  the end of a lease, o  whose
 //! ```
 //!
 //! # What if Redis forgets?
@@ -24,6 +25,7 @@
 
 mod connection;
 mod scripts;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -36,9 +38,11 @@ use quorate_kv::BoxFuture;
 
 use self::connection::Server;
 use self::scripts::Scripts;
-use super::Tier;
+use super::{Lease, Tier};
 use crate::core::{Cached, Invalidation, Looked, Mark, Put};
 use crate::{Error, ErrorKind, Result};
+
+pub use stream::RedisInvalidations;
 
 /// How the tier uses its server. No time may be zero.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +59,9 @@ pub struct RedisOptions {
     pub floor_ttl: Duration,
     /// How long a value is kept after it has expired (1 min).
     pub stale_ttl: Duration,
+    /// How many invalidations at least are kept for processes that hear of them late (10,000). A process that is further
+    /// behind drops its own tier. Zero: none are told, and no process may follow. The same in all processes.
+    pub backlog: u32,
 }
 
 impl Default for RedisOptions {
@@ -66,6 +73,7 @@ impl Default for RedisOptions {
             fill_ttl: Duration::from_secs(60),
             floor_ttl: Duration::from_secs(600),
             stale_ttl: Duration::from_secs(60),
+            backlog: 10_000,
         }
     }
 }
@@ -90,6 +98,21 @@ impl Redis {
             marks: Marks::new(),
             scripts: Scripts::new(),
         })
+    }
+
+    /// What all processes invalidate under this prefix on this server, for [`Cache::follow`](crate::Cache::follow). It has a
+    /// connection of its own.
+    ///
+    /// # Errors
+    /// `Invalid`: without a [`backlog`](RedisOptions::backlog) nothing is told.
+    pub fn invalidations(&self) -> Result<RedisInvalidations> {
+        if self.options.backlog == 0 {
+            let message =
+                "this tier tells no invalidations: set `RedisOptions::backlog` in all processes";
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let server = self.server.patient();
+        Ok(RedisInvalidations::new(server, &self.options))
     }
 
     fn record(&self, key: &[u8]) -> Vec<u8> {
@@ -143,9 +166,46 @@ impl Redis {
                 |generation, script| {
                     script.arg(generation).arg(self.marks.next().0);
                     script.arg(millis(self.options.floor_ttl)).arg(&version);
+                    script.key(stream::name(&self.options));
+                    script.arg(self.options.backlog).arg(key);
                 },
             )
             .await
+    }
+
+    async fn lease_of(&self, key: &[u8], mark: Mark, ttl: Duration) -> Result<Lease> {
+        let number = self.marks.next().0;
+        let left: u64 = self
+            .server
+            .call(
+                &self.scripts.lease,
+                &self.record(key),
+                |generation, script| {
+                    script.arg(generation).arg(mark.0).arg(number);
+                    script.arg(millis(ttl));
+                },
+            )
+            .await?;
+        Ok(match left {
+            0 => Lease::Granted(number),
+            left => Lease::Held(Duration::from_micros(left)),
+        })
+    }
+
+    /// Those who follow are told last: they must find nothing here that is yet to go.
+    async fn remove_all(&self) -> Result<()> {
+        let prefix = self.options.prefix.as_bytes();
+        self.server.remove_all(prefix).await?;
+        if self.options.backlog == 0 {
+            return Ok(());
+        }
+        let give = |_: &str, script: &mut redis::ScriptInvocation<'_>| {
+            script.arg(self.marks.next().0);
+            script.arg(self.options.backlog).arg(stream::ALL);
+        };
+        let stream = stream::name(&self.options);
+        let _: String = self.server.call(&self.scripts.tell, stream, give).await?;
+        Ok(())
     }
 }
 
@@ -172,7 +232,26 @@ impl Tier for Redis {
     }
 
     fn clear(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(self.server.remove_all(self.options.prefix.as_bytes()))
+        Box::pin(self.remove_all())
+    }
+
+    fn lease<'a>(
+        &'a self,
+        key: &'a Bytes,
+        mark: Mark,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Lease>> {
+        Box::pin(self.lease_of(key, mark, ttl))
+    }
+
+    fn release<'a>(&'a self, key: &'a Bytes, mark: Mark, number: u64) -> BoxFuture<'a, Result<()>> {
+        Box::pin(async move {
+            let record = self.record(key);
+            let give = |_: &str, script: &mut redis::ScriptInvocation<'_>| {
+                script.arg(mark.0).arg(number);
+            };
+            self.server.call(&self.scripts.release, &record, give).await
+        })
     }
 }
 

@@ -48,39 +48,96 @@ local t = redis.call('TIME')
 local left = (tonumber(ARGV[8]) - (t[1] * 1000000 + t[2])) / 1000
 local keep = math.max(left, 0) + tonumber(ARGV[3])
 redis.call('HSET', KEYS[1], 'p', ARGV[4], 'v', ARGV[5], 's', ARGV[6], 'a', ARGV[7], 'e', ARGV[8], 'd', ARGV[9])
+redis.call('HDEL', KEYS[1], 'l', 'o')
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep))
 return 'stored'";
 
-/// ARGV: generation, fresh mark, milliseconds for a floor, version or nothing.
-const INVALIDATE: &str = r"#!lua flags=allow-oom
-local r = redis.pcall('HMGET', KEYS[1], 'g', 'f', 'p', 's')
-local floor = ARGV[4]
-if r.err or r[1] ~= ARGV[1] then
-  if floor == '' then
-    floor = string.rep('0', 30)
-  end
-  redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'g', ARGV[1], 'm', ARGV[2], 'f', floor)
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  return
+/// ARGV: generation, mark, a number of its own, milliseconds. Answers 0, or how many microseconds another one has left. A
+/// lease is of a mark: an invalidation without a version ends it.
+const LEASE: &str = r"#!lua flags=allow-oom
+local r = redis.pcall('HMGET', KEYS[1], 'g', 'm', 'l', 'o')
+if r.err or r[1] ~= ARGV[1] or r[2] ~= ARGV[2] then
+  return 0
 end
-if floor == '' then
-  redis.call('HSET', KEYS[1], 'm', ARGV[2])
-elseif floor > (r[2] or '') then
-  redis.call('HSET', KEYS[1], 'f', floor)
+local t = redis.call('TIME')
+local now = t[1] * 1000000 + t[2]
+local owner = ARGV[2] .. ':' .. ARGV[3]
+local left = (tonumber(r[3] or '') or 0) - now
+if left > 0 and r[4] ~= owner and string.find(r[4] or '', ARGV[2] .. ':', 1, true) == 1 then
+  return left
 end
-if floor == '' or (r[3] and (r[4] or '') < floor) then
-  redis.call('HDEL', KEYS[1], 'p', 'v', 's', 'a', 'e', 'd')
-end
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+local ends = string.format('%.0f', now + tonumber(ARGV[4]) * 1000)
+redis.call('HSET', KEYS[1], 'l', ends, 'o', owner)
+return 0";
+
+/// ARGV: mark, the number of a lease. Ends it.
+const RELEASE: &str = r"#!lua flags=allow-oom
+local r = redis.pcall('HGET', KEYS[1], 'o')
+if type(r) == 'string' and r == ARGV[1] .. ':' .. ARGV[2] then
+  redis.call('HDEL', KEYS[1], 'l', 'o')
 end";
+
+/// KEYS: record, stream. ARGV: generation, fresh mark, milliseconds for a floor, version or nothing, how many messages
+/// are kept, the key.
+const INVALIDATE: &str = r"#!lua flags=allow-oom
+local function note()
+  local r = redis.pcall('HMGET', KEYS[1], 'g', 'f', 'p', 's')
+  local floor = ARGV[4]
+  if r.err or r[1] ~= ARGV[1] then
+    if floor == '' then
+      floor = string.rep('0', 30)
+    end
+    redis.call('DEL', KEYS[1])
+    redis.call('HSET', KEYS[1], 'g', ARGV[1], 'm', ARGV[2], 'f', floor)
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+    return
+  end
+  if floor == '' then
+    redis.call('HSET', KEYS[1], 'm', ARGV[2])
+  elseif floor > (r[2] or '') then
+    redis.call('HSET', KEYS[1], 'f', floor)
+  end
+  if floor == '' or (r[3] and (r[4] or '') < floor) then
+    redis.call('HDEL', KEYS[1], 'p', 'v', 's', 'a', 'e', 'd')
+  end
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
+    redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  end
+end
+note()
+if ARGV[5] ~= '0' then
+  local last = redis.pcall('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+  local epoch = not last.err and last[1] and string.match(last[1][1], '^%d+')
+  if not epoch then
+    redis.call('DEL', KEYS[2])
+    epoch = ARGV[2]
+  end
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], epoch .. '-*', 'k', ARGV[6], 'f', ARGV[4])
+end";
+
+/// KEYS: stream. ARGV: fresh mark, how many messages are kept, and `all`, if that is to be told. Answers the last
+/// message's id; makes the stream if there is none.
+const TELL: &str = r"#!lua flags=allow-oom
+local last = redis.pcall('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+local id = not last.err and last[1] and last[1][1]
+if id and ARGV[3] ~= 'all' then
+  return id
+end
+local epoch = id and string.match(id, '^%d+')
+if not epoch then
+  redis.call('DEL', KEYS[1])
+  epoch = ARGV[1]
+end
+return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], epoch .. '-*', ARGV[3], '')";
 
 /// All of them.
 pub(super) struct Scripts {
     pub look: Script,
     pub put: Script,
     pub invalidate: Script,
+    pub tell: Script,
+    pub lease: Script,
+    pub release: Script,
 }
 
 impl Scripts {
@@ -94,6 +151,9 @@ impl Scripts {
             look: Script::new(&change(LOOK)),
             put: Script::new(&change(PUT)),
             invalidate: Script::new(&change(INVALIDATE)),
+            tell: Script::new(&change(TELL)),
+            lease: Script::new(&change(LEASE)),
+            release: Script::new(&change(RELEASE)),
         }
     }
 }
@@ -103,7 +163,7 @@ pub(super) fn text(version: Version) -> String {
     format!("{:010}{:020}", version.epoch, version.n)
 }
 
-fn version(text: &[u8]) -> Option<Version> {
+pub(super) fn version(text: &[u8]) -> Option<Version> {
     let text = std::str::from_utf8(text).ok().filter(|t| t.len() == 30)?;
     Some(Version {
         epoch: text.get(..10)?.parse().ok()?,

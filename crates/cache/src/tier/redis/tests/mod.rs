@@ -1,5 +1,8 @@
 //! The tier over real servers: the suite, and servers that are gone, slow, flushed, full, or another one.
 
+mod follow;
+mod leases;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -362,7 +365,7 @@ const GUARDS: [(&str, &str); 8] = [
     ),
     ("redis.call('HSET', KEYS[1], 'f', floor)", ""),
     (
-        "redis.call('HSET', KEYS[1], 'm', ARGV[2])\nelseif",
+        "redis.call('HSET', KEYS[1], 'm', ARGV[2])\n  elseif",
         "elseif",
     ),
     ("elseif floor > (r[2] or '') then", "else"),
