@@ -17,9 +17,13 @@ pub fn run(root: &Path, words: &[&str]) -> Result<()> {
     ci::run(command)
 }
 
-/// What must hold before a change lands: seeds are played without a failure, some of them twice alike, and
-/// some planted bugs are found.
+/// What must hold before a change lands: its own tests pass, seeds are played without a failure, some of them twice
+/// alike, and some planted bugs are found.
 pub fn check(root: &Path) -> Result<()> {
+    let mut tests = ci::cargo_command(root);
+    tests.args(["test", "--quiet", "--package", "quorate-sim", "--lib"]);
+    tests.args(["--features", "switches"]);
+    ci::run(tests)?;
     run(root, &["--seeds", "200"])?;
     run(root, &["--seeds", "10", "--seed", "1000", "--twice"])?;
     run(root, &["--bugs", "--seeds", "60", "--only", QUICKLY_FOUND])

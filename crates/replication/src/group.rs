@@ -37,6 +37,8 @@ use crate::state_machine::StateMachine;
 use crate::types::{Config, GroupId, Leader, Members, NodeId, ReplicaId, Role, Status};
 use crate::watch::AppliedWatch;
 
+pub(crate) use failover::Gone;
+
 /// This node's replica of one group. Cheap to clone; all methods may be called from anywhere.
 #[derive(Clone)]
 pub struct Group {
@@ -177,6 +179,9 @@ impl Group {
                 bytes: command.len(),
                 limit,
             });
+        }
+        if self.is_cut_off() {
+            return Err(Error::NoQuorum);
         }
         // One that just stopped may still take the command, and drop it unseen.
         if let Err(fatal) = &self.inner.metrics.borrow_watched().running_state {

@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -16,9 +16,11 @@ use parking_lot::RwLock;
 use quorate_env::{Env, JobClass, switch};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use crate::detector::Detector;
 use crate::error::{Error, Result};
-use crate::group::{Group, Parts};
+use crate::group::{Gone, Group, Parts};
 use crate::lease::{LEASE_MAX, Lease};
 use crate::log::{GroupLog, LogDamage, OnDamage, SharedLog};
 use crate::machine::{Machine, run_job};
@@ -48,6 +50,7 @@ struct Inner {
     log: SharedLog,
     groups: RwLock<HashMap<GroupId, Group>>,
     pulses: Arc<Pulses>,
+    detector: Arc<Detector>,
     /// The number of this process, as its pulse tells it.
     incarnation: u64,
     stopped: AtomicBool,
@@ -79,10 +82,12 @@ impl Groups {
         let runtime = Handle::try_current().map_err(|e| Error::Invalid(e.to_string()))?;
         let sizes = (config.segment_bytes, config.cache_bytes);
         let log = SharedLog::open_with_damage(&env, &config.log_dir, sizes, on_damage)?;
+        let detector = Arc::new(Detector::new(config.timing));
         let inner = Inner {
             config: Arc::new(config),
             raft_config,
             pulses: Arc::default(),
+            detector,
             incarnation: env.random.next_u64(),
             env,
             runtime,
@@ -225,9 +230,7 @@ impl Groups {
     /// Told by who knows for sure that the process of a peer is dead: groups that it led elect another at
     /// once, without waiting for their timers.
     pub fn node_gone(&self, node: NodeId) {
-        for group in self.all() {
-            self.inner.runtime.spawn(group.leader_gone(node));
-        }
+        self.inner.node_gone(Gone::Dead(node));
     }
 
     /// Whether a record of the log was found damaged since that was last asked for: what could not be read stops
@@ -295,30 +298,77 @@ impl Groups {
     }
 }
 
-/// Looks after quiet groups, and gives this node's pulse to the nodes that need it.
+impl Inner {
+    fn node_gone(&self, gone: Gone) {
+        let groups: Vec<Group> = self.groups.read().values().cloned().collect();
+        for group in groups {
+            self.runtime.spawn(group.leader_gone(gone));
+        }
+    }
+
+    /// Looks after quiet groups. Gives the nodes that rely on this node's pulse, each with what it is yet to hear of.
+    fn look_after(&self) -> BTreeMap<NodeId, Vec<GroupId>> {
+        let (mut led, mut peers) = (BTreeMap::new(), BTreeSet::new());
+        for group in self.groups.read().values() {
+            group.look_after(&self.pulses, self.incarnation, &mut led);
+            group.add_peers(&mut peers);
+        }
+        self.detector.watch(&peers);
+        self.pulses.lead(led).into_iter().collect()
+    }
+
+    /// Gives this node's pulse to another.
+    fn beat(&self, node: NodeId, woken: Vec<GroupId>) {
+        let payload = wire::pulse(self.incarnation, &woken);
+        let asked = Instant::now();
+        let sent = self.transport.send(node, Class::Vote, NODE, payload);
+        let (pulses, detector) = (Arc::clone(&self.pulses), Arc::clone(&self.detector));
+        let timeout = self.config.message_timeout;
+        self.runtime.spawn(async move {
+            if let Ok(Ok(_)) = tokio::time::timeout(timeout, sent).await {
+                let now = Instant::now();
+                detector.answered(node, now, now - asked);
+                pulses.told(node, &woken);
+            }
+        });
+    }
+}
+
+/// Looks after quiet groups, gives this node's pulse to the others, and notices who does not answer.
 async fn look_after(host: Weak<Inner>) {
+    let mut wanted = Instant::now();
+    let (mut round, mut pulse) = (wanted, wanted);
     loop {
         let Some(inner) = host.upgrade() else { return };
         if inner.stopped.load(Ordering::Acquire) {
             return;
         }
-        let mut led = BTreeMap::new();
-        for group in inner.groups.read().values() {
-            group.look_after(&inner.pulses, inner.incarnation, &mut led);
+        let (timing, now) = (inner.config.timing, Instant::now());
+        for node in inner.detector.fell_silent(now, now - wanted) {
+            tracing::warn!(node, "a node does not answer: what it leads elects another");
+            inner.node_gone(Gone::Silent(node));
         }
-        for (node, woken) in inner.pulses.lead(led) {
-            let payload = wire::pulse(inner.incarnation, &woken);
-            let sent = inner.transport.send(node, Class::Vote, NODE, payload);
-            let (pulses, timeout) = (Arc::clone(&inner.pulses), inner.config.message_timeout);
-            inner.runtime.spawn(async move {
-                if let Ok(Ok(_)) = tokio::time::timeout(timeout, sent).await {
-                    pulses.told(node, &woken);
+        let mut due = BTreeMap::new();
+        if now >= round {
+            due = inner.look_after();
+            round = now + timing.heartbeat;
+        }
+        wanted = round;
+        if let Some(interval) = inner.detector.interval() {
+            if now >= pulse {
+                pulse = now + interval;
+                for node in inner.detector.peers() {
+                    due.entry(node).or_default();
                 }
-            });
+            }
+            let look = inner.detector.next_look().unwrap_or(pulse);
+            wanted = round.min(pulse).min(look);
         }
-        let heartbeat = inner.config.timing.heartbeat;
+        for (node, woken) in due {
+            inner.beat(node, woken);
+        }
         drop(inner);
-        tokio::time::sleep(heartbeat).await;
+        tokio::time::sleep_until(wanted).await;
     }
 }
 
@@ -397,6 +447,7 @@ fn network(host: &Inner, group: GroupId, replica: ReplicaId, log: &GroupLog) -> 
         snapshot_chunk_bytes: config.snapshot_chunk_bytes,
         lease: Arc::new(Lease::new(config.lease, clock, replica, log.vote())),
         quiet: Arc::default(),
+        detector: Arc::clone(&host.detector),
     }
 }
 

@@ -19,6 +19,7 @@
 //! ```
 
 mod codec;
+mod detector;
 mod error;
 mod group;
 mod groups;

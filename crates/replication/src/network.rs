@@ -28,6 +28,7 @@ use quorate_env::{Env, JobClass, switch};
 use tokio::time::Instant;
 
 use crate::codec::{Malformed, Reader};
+use crate::detector::Detector;
 use crate::error::Error;
 use crate::lease::Lease;
 use crate::machine::{Snapshot, SnapshotData, run_job};
@@ -59,6 +60,7 @@ pub(crate) struct Network {
     pub snapshot_chunk_bytes: usize,
     pub lease: Arc<Lease>,
     pub quiet: Arc<Quiet>,
+    pub detector: Arc<Detector>,
 }
 
 /// One peer of a replica, for one class of messages.

@@ -135,6 +135,9 @@ pub struct Timing {
     pub election_min: Duration,
     /// ... and this. It is also how long a vote against a leader just heard is refused.
     pub election_max: Duration,
+    /// A node that is silent for so long may be taken for gone, if it mostly answers much sooner: then those that it led
+    /// elect another without waiting for the election time. At most `election_max`. Zero: they wait.
+    pub silence_min: Duration,
 }
 
 impl Timing {
@@ -143,6 +146,7 @@ impl Timing {
         heartbeat: Duration::from_millis(100),
         election_min: Duration::from_millis(300),
         election_max: Duration::from_millis(600),
+        silence_min: Duration::from_millis(80),
     };
 
     /// For more groups: a fifth of the idle work, slower to elect.
@@ -150,6 +154,16 @@ impl Timing {
         heartbeat: Duration::from_millis(500),
         election_min: Duration::from_millis(1500),
         election_max: Duration::from_millis(3000),
+        silence_min: Duration::from_millis(250),
+    };
+
+    /// For nodes in cities of their own, up to 150 ms apart: a lost packet, which TCP sends again after some round trips,
+    /// elects nobody.
+    pub const FAR: Timing = Timing {
+        heartbeat: Duration::from_millis(250),
+        election_min: Duration::from_millis(1500),
+        election_max: Duration::from_millis(3000),
+        silence_min: Duration::from_millis(800),
     };
 }
 

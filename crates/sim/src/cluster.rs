@@ -9,6 +9,7 @@ use quorate_env::Random;
 use quorate_env::sim::Crash;
 use quorate_kv::Limits;
 use quorate_node::{ClusterCommand, Config};
+use quorate_replication::Timing;
 use quorate_sharding::{
     COORDINATOR_GROUP, Encoding, NamespaceKind, NamespaceSpec, NodeId, RoutingPrefix, ShardMap,
 };
@@ -65,7 +66,10 @@ pub struct Sizes {
     segment_bytes: u64,
     log_bytes_max: u64,
     coordinator_replicas: usize,
-    quiet_after_ms: u64,
+    /// After how long idle groups go quiet; zero: never.
+    pub quiet_after_ms: u64,
+    /// Heartbeats and elections.
+    pub timing: Timing,
     /// How long leaders read without asking; zero: not at all.
     pub lease_ms: u64,
 }
@@ -81,6 +85,7 @@ impl Sizes {
                 false => 64 << 20,
             },
             coordinator_replicas: 3,
+            timing: Timing::FAST,
             quiet_after_ms: [0, 20, 100, 300][random.below(4) as usize],
             lease_ms: [0, 0, 20, 100, 100][random.below(5) as usize],
         }
@@ -111,6 +116,7 @@ impl Sizes {
             coordinator_replicas: self.coordinator_replicas,
             lease: Duration::from_millis(self.lease_ms),
             quiet_after: Duration::from_millis(self.quiet_after_ms),
+            timing: self.timing,
             ..Config::new(Host::address(id))
         }
     }

@@ -1,5 +1,8 @@
 //! The checkers reject what they must and accept what they may.
 
+#[cfg(feature = "switches")]
+mod cities;
+
 use crate::history::{Action, History, Level, Op, Outcome, Value, Violation};
 use crate::oracle::{Oracles, intervals, judge, linearizable, tokens};
 

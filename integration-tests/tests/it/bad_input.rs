@@ -306,6 +306,14 @@ async fn configuration_that_cannot_be_names_the_field_and_what_it_takes() {
             "[raft]\nelection_min_ms = 150",
             &["raft.election_min_ms", "twice raft.heartbeat_ms"],
         ),
+        (
+            "[raft]\ntiming = \"quick\"",
+            &["quick", "`fast`, `slow`, `far`"],
+        ),
+        (
+            "[raft]\nsilence_min_ms = 700",
+            &["raft.silence_min_ms", "raft.election_max_ms (600)"],
+        ),
         ("[log]\nfilter = \"=?=\"", &["log.filter"]),
         ("= nonsense", &["line 2"]),
     ];

@@ -120,6 +120,7 @@ fn config(node: NodeId) -> Config {
         heartbeat: Duration::from_millis(100),
         election_min: Duration::from_millis(1000),
         election_max: Duration::from_millis(2000),
+        silence_min: Duration::ZERO,
     };
     config
 }

@@ -1,8 +1,8 @@
 //! Standing for election at once when it is known that nobody leads.
 //!
 //! Timers find a dead leader only after the election time. A transport often knows at once: a process that dies has
-//! its connections closed by its kernel, and nobody listens at its address. Each node that is told so lets go of
-//! the dead leader's lease and asks, by pre-vote, whether it would be elected: nobody's term changes unless a
+//! its connections closed by its kernel, and nobody listens at its address. One that stands still or is cut off is
+//! [silent](crate::detector). Each node that finds so lets go of the dead leader's lease and asks, by pre-vote, whether it would be elected: nobody's term changes unless a
 //! quorum knows too, and would have it.
 //!
 //! Voters ask one after the other, in an order that is another for each group: so they don't split the votes, and
@@ -27,12 +27,29 @@ use crate::error::Result;
 use crate::raft::{TypeConfig, Vote};
 use crate::types::NodeId;
 
-/// Between two voters that ask for the first time: longer than a round trip and the sync of a vote mostly take.
+/// Between two voters that ask for the first time: longer than a round trip and the sync of a vote mostly take. Where
+/// nodes are far from each other it is two measured round trips.
 const STAGGER: Duration = Duration::from_millis(20);
-/// Each further time it is twice as long, up to this: so a slow machine's elections get done.
-const STAGGER_MAX: Duration = Duration::from_millis(320);
+/// Each further time it is twice as long, up to so many times: so a slow machine's elections get done.
+const STAGGER_TIMES_MAX: u32 = 16;
 /// For so long after a death what the dead node had sent may still be taken in.
 const LATE: Duration = Duration::from_secs(1);
+
+/// A node that is thought gone.
+#[derive(Clone, Copy)]
+pub(crate) enum Gone {
+    /// Nobody listens at its address.
+    Dead(NodeId),
+    /// It does not answer. When it does again, it is left alone.
+    Silent(NodeId),
+}
+
+impl Gone {
+    fn node(self) -> NodeId {
+        let (Gone::Dead(node) | Gone::Silent(node)) = self;
+        node
+    }
+}
 
 impl Group {
     /// Has this replica of a new group stand for election, and again at growing distances while nobody leads, for the
@@ -46,7 +63,8 @@ impl Group {
 
     /// If a node led the group, or might have been about to, stands for election whenever nobody leads, for the
     /// election time. Timers go on beside it.
-    pub(crate) async fn leader_gone(self, node: NodeId) {
+    pub(crate) async fn leader_gone(self, gone: Gone) {
+        let node = gone.node();
         // What this replica knows may be behind for a moment.
         let concerns = |metrics: &_| self.turn_after(metrics, node).is_some();
         let waited = self.wait_for(LATE, "a leader that is gone", concerns).await;
@@ -54,13 +72,13 @@ impl Group {
         if let (Ok(()), Some(turn)) = (waited, turn) {
             self.stir();
             // A replica that stopped stands no more.
-            let _ = self.stand(Some(node), turn).await;
+            let _ = self.stand(Some(gone), turn).await;
         }
     }
 
     /// One that is elected is watched for that long: a rival that asked in the same moment may hold a higher term
     /// and depose it, and yet not be electable itself, because its log is shorter by then.
-    async fn stand(&self, gone: Option<NodeId>, turn: Turn) -> Result<()> {
+    async fn stand(&self, gone: Option<Gone>, turn: Turn) -> Result<()> {
         let patience = self.inner.parts.config.timing.election_max;
         let lease = &self.inner.parts.network.lease;
         // Who is thought dead may live, and read: nobody who promised helps to elect another before that is over.
@@ -68,14 +86,15 @@ impl Group {
             lease.forget();
         }
         let begin = lease.owes_until().unwrap_or_else(Instant::now);
-        let (mut round, mut stagger) = (begin, STAGGER);
+        let shortest = STAGGER.max(self.inner.parts.network.detector.round_trip() * 2);
+        let (mut round, mut stagger) = (begin, shortest);
         let end = round + patience;
         let mut dead = None;
-        while round < end {
+        while round < end && !self.is_back(gone) {
             // What it had sent before it died may be taken in only now, and show that it led. Later it is a process
             // that was started anew.
             if dead.is_none() && round < begin + LATE {
-                dead = gone.and_then(|node| self.led_from(node));
+                dead = gone.and_then(|gone| self.led_from(gone.node()));
             }
             if let Some(Dead { vote, replica }) = dead {
                 // A transfer to nobody that is there: it lets go of the lease. What is taken in late may give the
@@ -90,10 +109,16 @@ impl Group {
                 self.elect().await?;
             }
             round += stagger * turn.of;
-            stagger = (stagger * 2).min(STAGGER_MAX);
+            stagger = (stagger * 2).min(shortest * STAGGER_TIMES_MAX);
             tokio::time::sleep_until(round).await;
         }
         Ok(())
+    }
+
+    /// Whether one that was only silent answers again.
+    fn is_back(&self, gone: Option<Gone>) -> bool {
+        let detector = &self.inner.parts.network.detector;
+        matches!(gone, Some(Gone::Silent(node)) if !detector.is_silent(node))
     }
 
     /// Whether somebody leads under another vote than the dead leader's.

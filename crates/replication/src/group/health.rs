@@ -4,6 +4,7 @@
 //! came that it followed, heartbeats among them. Neither is asked by anybody for it: both are there in
 //! an idle group too, which costs nothing but the look.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{Group, leader_of};
 use crate::raft::TypeConfig;
-use crate::types::{Health, StopReason};
+use crate::types::{Health, NodeId, StopReason};
 
 impl Group {
     /// Why this replica stopped, if it did: it answers nothing any more.
@@ -50,6 +51,33 @@ impl Group {
             true => Health::Works,
             false => Health::NoLeader,
         }
+    }
+
+    /// Whether this replica leads, and so many voters are silent that nothing can be committed. Who asks is told at
+    /// once, and not when its time is up.
+    pub(super) fn is_cut_off(&self) -> bool {
+        let detector = &self.inner.parts.network.detector;
+        if !detector.is_any_silent() {
+            return false;
+        }
+        let metrics = self.inner.metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let speaks = |voter: &&u64| {
+            let node = membership.get_node(voter);
+            node.is_some_and(|node| !detector.is_silent(*node))
+        };
+        let lacks_quorum =
+            |voters: &BTreeSet<u64>| voters.iter().filter(speaks).count() <= voters.len() / 2;
+        metrics.state == ServerState::Leader
+            && membership.get_joint_config().iter().any(lacks_quorum)
+    }
+
+    /// Adds the nodes of the other replicas.
+    pub(crate) fn add_peers(&self, peers: &mut BTreeSet<NodeId>) {
+        let metrics = self.inner.metrics.borrow_watched();
+        let nodes = metrics.membership_config.membership().nodes();
+        let own = self.inner.parts.config.node;
+        peers.extend(nodes.map(|(_, node)| *node).filter(|node| *node != own));
     }
 
     /// A message of the leader came then, and this replica follows it.

@@ -51,6 +51,9 @@ impl Group {
             let committed = self.status().committed;
             return committed.ok_or(Error::NoQuorum);
         }
+        if self.is_cut_off() {
+            return Err(Error::NoQuorum);
+        }
         self.stir();
         let group = self.clone();
         let round = move || {
@@ -146,6 +149,9 @@ impl Group {
             return self.local_read_index().await;
         }
         let parts = &self.inner.parts;
+        if parts.network.detector.is_silent(leader.node) {
+            return Err(Error::NotLeader { leader: None });
+        }
         let route = Route {
             to: leader.replica,
             from: parts.replica,

@@ -2,6 +2,7 @@
 
 mod leases;
 mod quiet;
+mod silence;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -54,6 +55,7 @@ const TIMING: Timing = Timing {
     heartbeat: Duration::from_millis(100),
     election_min: Duration::from_millis(800),
     election_max: Duration::from_millis(1600),
+    silence_min: Duration::ZERO,
 };
 
 /// No timer elects within a test.
@@ -61,6 +63,7 @@ const NO_TIMERS: Timing = Timing {
     heartbeat: Duration::from_secs(10),
     election_min: Duration::from_secs(100),
     election_max: Duration::from_secs(200),
+    silence_min: Duration::ZERO,
 };
 
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -109,12 +109,33 @@ struct StoragePart {
 struct RaftPart {
     log_bytes_max: Option<u64>,
     log_segment_bytes: Option<u64>,
+    timing: Option<Preset>,
     heartbeat_ms: Option<u64>,
     election_min_ms: Option<u64>,
     election_max_ms: Option<u64>,
+    silence_min_ms: Option<u64>,
     lease_ms: Option<u64>,
     quiet_after_ms: Option<u64>,
     coordinator_replicas: Option<usize>,
+}
+
+/// Times that suit each other.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Preset {
+    Fast,
+    Slow,
+    Far,
+}
+
+impl Preset {
+    fn timing(self) -> Timing {
+        match self {
+            Preset::Fast => Timing::FAST,
+            Preset::Slow => Timing::SLOW,
+            Preset::Far => Timing::FAR,
+        }
+    }
 }
 
 impl Settings {
@@ -347,11 +368,11 @@ impl RaftPart {
 
     /// Heartbeats and elections, which have to suit each other.
     fn times(&self, to: &mut quorate_node::Config) -> Result<()> {
-        let (mut heartbeat, mut min, mut max) = (
-            to.timing.heartbeat.as_millis() as u64,
-            to.timing.election_min.as_millis() as u64,
-            to.timing.election_max.as_millis() as u64,
-        );
+        let preset = self.timing.map_or(to.timing, Preset::timing);
+        let ms = |duration: Duration| duration.as_millis() as u64;
+        let mut heartbeat = ms(preset.heartbeat);
+        let (mut min, mut max) = (ms(preset.election_min), ms(preset.election_max));
+        let mut silence = ms(preset.silence_min).min(self.election_max_ms.unwrap_or(max));
         take!(
             "raft.heartbeat_ms",
             self.heartbeat_ms,
@@ -378,7 +399,20 @@ impl RaftPart {
             "raft.election_min_ms: it takes at least twice raft.heartbeat_ms ({heartbeat}) and less \
              than raft.election_max_ms ({max}), not {min}: a leader would be voted out while it lives"
         );
+        take!(
+            "raft.silence_min_ms",
+            self.silence_min_ms,
+            silence,
+            0,
+            600_000
+        );
+        ensure!(
+            silence == 0 || (20..=max).contains(&silence),
+            "raft.silence_min_ms: it takes 20 up to raft.election_max_ms ({max}), or 0 to leave silent nodes to \
+             the timers of elections, not {silence}: a node would be taken for gone while it lives"
+        );
         to.timing = Timing {
+            silence_min: Duration::from_millis(silence),
             heartbeat: Duration::from_millis(heartbeat),
             election_min: Duration::from_millis(min),
             election_max: Duration::from_millis(max),
