@@ -9,6 +9,7 @@ mod options;
 mod read;
 mod remote;
 mod stats;
+mod tags;
 mod untold;
 mod write;
 
@@ -111,6 +112,23 @@ impl Cache {
     ) -> Result<()> {
         let key = self.inner.check_key(key.as_ref())?;
         self.inner.invalidate(&key, invalidation).await
+    }
+
+    /// Notes that any key with this [tag](Source::tags) was written: as [`invalidate`](Cache::invalidate) does for each of
+    /// them, at the cost of one. An invalidation by version refuses what was seen below it. Without one, fills of these
+    /// keys read the source's newest state from then on.
+    ///
+    /// # Errors
+    /// Those of `invalidate`.
+    pub async fn invalidate_tag(
+        &self,
+        tag: impl AsRef<[u8]>,
+        invalidation: Invalidation,
+    ) -> Result<()> {
+        let tag = self.inner.check_key(tag.as_ref())?;
+        self.inner
+            .invalidate(&tags::record(&tag), invalidation)
+            .await
     }
 
     /// Notes that invalidations may have been missed, of any key: drops all that is here, in both tiers. Fills
@@ -235,7 +253,7 @@ impl Inner {
                         local.invalidate_now(key, invalidation);
                     }
                     // Who comes from now on does not wait for a load that began before.
-                    self.flights.detach(key);
+                    self.detach(key);
                 }
                 Place::Remote => {
                     if let Some(remote) = &self.remote {

@@ -112,7 +112,7 @@ impl Inner {
             count(&self.counters.unproven_reads);
             return Local::Nothing;
         }
-        let Some(cached) = local.peek(key) else {
+        let Some(cached) = local.peek_under(key, &self.tags(key)) else {
             return Local::Nothing;
         };
         let now = self.now();

@@ -96,6 +96,13 @@ impl<V: Weigh + Clone> Records<V> {
         holds.then_some(cached)
     }
 
+    /// What a reader would be answered, if there is a record; registers nothing. For tags.
+    pub fn peek_record(&self, key: &[u8]) -> Option<Looked<V>> {
+        self.records
+            .get(key)
+            .map(|record| record.look(self.base, 0))
+    }
+
     /// Answers and registers a reader at a time.
     pub fn look(&mut self, key: &Bytes, at: u64) -> Looked<V> {
         if let Some(record) = self.records.get(key) {

@@ -13,5 +13,6 @@ mod protection;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub mod proxy;
 pub mod support;
+mod tags;
 mod tiers;
 mod writes;

@@ -60,6 +60,30 @@ impl Memory {
         self.part(key).peek(key).cloned()
     }
 
+    /// The same, if it counts under these tags.
+    pub(crate) fn peek_under(&self, key: &[u8], tags: &[Bytes]) -> Option<Cached<Bytes>> {
+        let cached = self.peek(key)?;
+        if tags.is_empty() {
+            return Some(cached);
+        }
+        let record = |tag: &Bytes| self.part(tag).peek_record(tag);
+        let tags: Option<Vec<_>> = tags.iter().map(record).collect();
+        let looked = Looked {
+            mark: Mark(0),
+            need: Need::NOTHING,
+            at: 0,
+            cached: Some(cached),
+            tags: None,
+        };
+        looked.under(&tags?).cached
+    }
+
+    /// Evicts one record, as a lack of room does.
+    #[cfg(test)]
+    pub(crate) fn evict(&self, key: &'static [u8]) {
+        self.part(key).evict(&Bytes::from_static(key));
+    }
+
     pub(crate) fn look_now(&self, key: &Bytes) -> Looked<Bytes> {
         let now = self.now();
         self.part(key).look(key, now)

@@ -67,6 +67,7 @@ fn cached(at: u64, value: &'static str, n: u64) -> Cached<Bytes> {
         seen: Version::new(n),
         as_of: Some(at),
         expires: at + 60_000_000,
+        tags: None,
     }
 }
 
@@ -153,6 +154,29 @@ async fn redis_keeps_records_as_long_as_it_is_told() {
     let put = tier.put(&KEY, looked.mark, endless).await;
     assert_eq!(put.expect("puts"), Put::Stored);
     left(1 << 30, 1 << 50).await;
+}
+
+#[tokio::test]
+async fn redis_tag_that_is_invalidated_or_gone_drops_its_keys_for_all() {
+    let shop = Shop::new();
+    let cache = || over(&shop, Arc::new(tier("tags")), false);
+    let (one, two) = (cache(), cache());
+    for (n, is_deleted) in [(1, false), (2, true), (3, false)] {
+        let new = n.to_string();
+        let version = shop.set("user/1", Some(&new));
+        if is_deleted {
+            let record = format!("{}\0tag\0user", apart("tags").prefix);
+            let deleted: i64 = ask(&mut admin(&url()).await, &["DEL", &record]).await;
+            assert_eq!(deleted, 1, "the tag has a record");
+        } else {
+            let told = one.invalidate_tag("user", Invalidation::At(version)).await;
+            told.expect("is told");
+        }
+        for (cache, tier) in [(&one, Origin::Source), (&two, Origin::Remote)] {
+            let read = cache.get("user/1", Level::Any).await.expect("reads");
+            assert_eq!((read.version, read.tier), (version, tier), "{n}");
+        }
+    }
 }
 
 #[tokio::test]
