@@ -35,6 +35,7 @@ pub use follow::FollowOptions;
 pub use meter::{Estimate, Measured, MeterOptions, TierMeasured};
 pub use options::CacheOptions;
 pub use stats::Stats;
+pub(crate) use tags::is_tag;
 pub use write::{Strategy, Written};
 
 /// Where a cache keeps values: in this process, in a tier that processes share, in both, or in neither.
@@ -170,6 +171,12 @@ impl Cache {
     /// What was done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.read()
+    }
+
+    /// The bytes that a tenant takes in the tier in this process, if it has [tenants](Memory::with_tenants).
+    pub fn tenant_bytes(&self, tenant: impl AsRef<[u8]>) -> u64 {
+        let local = self.inner.local.as_ref();
+        local.map_or(0, |local| local.tenant_bytes(tenant.as_ref()))
     }
 
     /// The bytes that the tier in this process takes.

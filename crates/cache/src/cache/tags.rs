@@ -14,6 +14,11 @@ pub(super) fn record(tag: &[u8]) -> Bytes {
     [PREFIX, tag].concat().into()
 }
 
+/// Whether the tiers have a tag under a key.
+pub(crate) fn is_tag(key: &[u8]) -> bool {
+    key.starts_with(PREFIX)
+}
+
 impl Inner {
     /// The records of a key's tags.
     pub fn tags(&self, key: &[u8]) -> Vec<Bytes> {
@@ -23,7 +28,7 @@ impl Inner {
 
     /// Lets nobody join any more what runs for a key; of a tag, for all keys.
     pub fn detach(&self, key: &Bytes) {
-        if key.starts_with(PREFIX) && !planted::is_on(Bug::TagLeavesWhatRuns) {
+        if is_tag(key) && !planted::is_on(Bug::TagLeavesWhatRuns) {
             return self.flights.detach_all();
         }
         self.flights.detach(key);

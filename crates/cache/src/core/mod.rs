@@ -38,5 +38,5 @@ mod want;
 pub use feed::{Batch, Feed, Heard, Message, Position, Told, is_believed};
 pub use fill::{Fill, Place, Refused, Step, invalidation_order};
 pub use record::{Cached, Invalidation, Looked, Mark, Put, Record, TagMarks};
-pub use records::{Records, Weigh};
+pub use records::{Left, Records, Weigh};
 pub use want::Want;

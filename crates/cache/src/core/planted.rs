@@ -100,6 +100,10 @@ pub(crate) enum Bug {
     UntoldIsTrusted,
     /// An invalidated tag lets later readers join loads that began before it.
     TagLeavesWhatRuns,
+    /// A tenant that begins anew knows no floors of what was dropped.
+    TenantFloorsAreForgotten,
+    /// A tenant that begins anew gives marks that it has given before.
+    TenantMarksAreReused,
     /// The meter asks the source after a read instead of before it.
     ShadowAfterRead,
     /// While it is not proven that all was heard, who comes late joins a load that has begun.
@@ -109,9 +113,11 @@ pub(crate) enum Bug {
 #[cfg(test)]
 impl Bug {
     /// Those of what is around the protocol: flights, levels, writes.
-    pub(crate) const AROUND: [Bug; 11] = [
+    pub(crate) const AROUND: [Bug; 13] = [
         Bug::RunningIsNotDetached,
         Bug::TagLeavesWhatRuns,
+        Bug::TenantFloorsAreForgotten,
+        Bug::TenantMarksAreReused,
         Bug::OvertakenIsShared,
         Bug::WhatIsPutIsJoined,
         Bug::UnconfirmedIsShared,

@@ -32,6 +32,8 @@ const ROUNDS: usize = 25;
 const TAGS: [&[&str]; 2] = [&["both"], &["one", "both"]];
 
 struct World {
+    /// Whether each key is a tenant.
+    has_tenants: bool,
     /// Whether keys have tags.
     is_tagged: bool,
     chance: Mutex<Chance>,
@@ -278,7 +280,11 @@ const STALENESS_MAX: Duration = Duration::from_millis(6);
 fn process(world: &Arc<World>, (has_local, has_remote): (bool, bool)) -> Cache {
     let far = || Arc::new(Far(world.clone())) as Arc<dyn Tier>;
     let tiers = Tiers {
-        local: has_local.then(|| Memory::new(1 << 20)),
+        local: has_local.then(|| match world.has_tenants {
+            // There is room for one: whoever reads one key drops the other.
+            true => Memory::with_tenants(1 << 14, 1 << 13, |key| Some(key)).expect("room"),
+            false => Memory::new(1 << 20),
+        }),
         remote: has_remote.then(far),
     };
     Cache::new(Arc::new(Replicas(world.clone())), tiers, hasty())
@@ -454,6 +460,7 @@ fn run(seed: u64) -> std::result::Result<(), String> {
         .expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World {
+            has_tenants: seed % 3 == 1,
             is_tagged: seed % 2 == 1,
             chance: Mutex::new(Chance::new(seed)),
             began: Instant::now(),

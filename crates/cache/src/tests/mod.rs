@@ -14,5 +14,6 @@ mod protection;
 pub mod proxy;
 pub mod support;
 mod tags;
+mod tenants;
 mod tiers;
 mod writes;
