@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::support::{Shop, options, value};
 use crate::tier::{Memory, TenantOf, conformance};
-use crate::{Cache, ErrorKind, Invalidation, Level, Origin, Tiers};
+use crate::{Cache, ErrorKind, Invalidation, Level, Need, Origin, Tiers, Version};
 
 const BUDGET: u64 = 100_000;
 
@@ -85,6 +87,17 @@ async fn tenant_that_was_dropped_keeps_what_it_was_told() {
     assert_eq!(cache.tenant_bytes("a"), 0, "there is room for one");
     assert_eq!(value(&cache, "a:1").await.as_deref(), Some("new"));
     assert_eq!(shop.last_need().at_least, version);
+}
+
+#[tokio::test]
+async fn tenant_that_begins_after_a_gap_or_a_failover_knows_of_it() {
+    let memory = Memory::with_tenants(4 * BUDGET, BUDGET, tenant_of).expect("room");
+    let need = |key: &'static str| memory.look_now(&Bytes::from_static(key.as_bytes())).need;
+    assert_eq!(need("before:1"), Need::NOTHING);
+    memory.raise(Version::epoch(3));
+    assert_eq!(need("raised:1"), Need::at_least(Version::epoch(3)));
+    memory.clear_now();
+    assert!(need("cleared:1").latest);
 }
 
 #[tokio::test]
