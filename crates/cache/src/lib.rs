@@ -43,7 +43,7 @@
 //! source each time.
 //!
 //! Not yet: change data capture, invalidations through a broker, write-behind, hot keys,
-//! Redis Cluster, fail-safe from the remote tier, and reading linearizably from a tier by the change stream.
+//! Redis Cluster, and reading linearizably from a tier by the change stream.
 
 pub mod cache;
 pub mod core;

@@ -154,6 +154,22 @@ impl Inner {
         fill.looked_remote(looked.as_ref())
     }
 
+    /// What the tiers have by now; of the remote one, what has expired too, within what `fail_safe` allows.
+    pub async fn expired_in_remote(
+        &self,
+        key: &Bytes,
+        want: Want,
+    ) -> Option<(Cached<Bytes>, Origin)> {
+        let remote = self.remote.as_ref()?;
+        let mut fill = self.begin_fill(want);
+        if let Some(answer) = self.look_local(key, want, &mut fill) {
+            return Some((answer.cached, answer.tier));
+        }
+        let looked = look_under(remote, key, &self.tags(key)).await?;
+        let cached = fill.expired_in(&looked, micros(self.options.fail_safe))?;
+        Some((cached, Origin::Remote))
+    }
+
     /// Whether another process is loading the key. Then some time has passed, and it is to be looked at again. Who has
     /// to have the newest state does not wait for another's.
     async fn waits_for_another(

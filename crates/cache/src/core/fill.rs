@@ -186,8 +186,8 @@ impl Fill {
         self.stage = self.look_after(Some(Place::Local));
     }
 
-    /// Takes in what the remote tier says, under the tags of the key, or that it does not answer. Answers what is there, by the local
-    /// clock, if it is new enough; then the source is not asked.
+    /// Takes in what the remote tier says, under the tags of the key, or that it does not answer. Answers what is
+    /// there, by the local clock, if it is new enough; then the source is not asked.
     pub fn looked_remote<V: Clone>(&mut self, looked: Option<&Looked<V>>) -> Option<Cached<V>> {
         self.stage = self.look_after(Some(Place::Remote));
         let Some(looked) = looked else {
@@ -209,6 +209,21 @@ impl Fill {
         self.is_answered = true;
         self.stage = self.look_after(Some(Place::Remote));
         Some(found)
+    }
+
+    /// What the remote tier has, though it expired less than `window` microseconds before it was looked at, if it is new
+    /// enough in all else; by the local clock. For when nothing can be loaded. Leaves the fill as it is.
+    pub fn expired_in<V: Clone>(&self, looked: &Looked<V>, window: u64) -> Option<Cached<V>> {
+        let cached = looked.cached.as_ref()?;
+        let is_above = cached.seen >= self.need.at_least;
+        let is_within = looked.at.saturating_sub(cached.expires) < window;
+        let will_do = is_above && is_within && self.want.is_met(cached, looked.at);
+        let here = |there: u64| self.begun.saturating_add(there).saturating_sub(looked.at);
+        will_do.then(|| Cached {
+            as_of: cached.as_of.map(here),
+            expires: here(cached.expires),
+            ..cached.clone()
+        })
     }
 
     /// The mark in the remote tier, if there is something to be loaded and put there.

@@ -53,7 +53,8 @@ pub trait Source: Send + Sync + 'static {
 
     /// The tags of a key, for [`Cache::invalidate_tag`](crate::Cache::invalidate_tag): none by default. Follows from the
     /// key alone, and is the same in all processes that share a tier: so it is known before the key is loaded, and a tag
-    /// that is invalidated meanwhile counts. Each costs a read of the tier a look more. As long as keys may be.
+    /// that is invalidated meanwhile counts. A tag has at least one byte, and at most `key_bytes_max`. Each costs a read of
+    /// a tier a look more; this is asked at each read.
     fn tags(&self, _key: &[u8]) -> Vec<Bytes> {
         Vec::new()
     }

@@ -78,8 +78,7 @@ impl Memory {
     /// The bytes that records of a tenant take.
     pub fn tenant_bytes(&self, tenant: &[u8]) -> u64 {
         let tenants = self.tenants.as_ref();
-        let bytes = tenants.and_then(|tenants| tenants.peek(tenant, Records::size_bytes));
-        bytes.unwrap_or(0)
+        tenants.map_or(0, |tenants| tenants.bytes_of(tenant))
     }
 
     /// The time by this tier's clock, in microseconds.

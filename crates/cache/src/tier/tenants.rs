@@ -93,6 +93,13 @@ impl Tenants {
         act_left(&mut state.left);
     }
 
+    /// The bytes that records of a tenant take. Asking is no use.
+    pub fn bytes_of(&self, tenant: &[u8]) -> u64 {
+        let state = self.state.read();
+        let tenant = state.tenants.get(tenant);
+        tenant.map_or(0, |tenant| tenant.records.lock().size_bytes())
+    }
+
     /// The bytes that records of all tenants take.
     pub fn size_bytes(&self) -> u64 {
         let state = self.state.read();
