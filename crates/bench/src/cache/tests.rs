@@ -41,11 +41,7 @@ fn truth(fault: Fault, is_adversarial: bool) -> Arc<Truth> {
 
 /// Ours, adversarially, over a shared tier in memory.
 async fn ours(row: &Row, fault: Fault, promise: Promise) -> Outcome {
-    ours_over(&Telling::new(0), row, fault, promise).await
-}
-
-async fn ours_over(tier: &Arc<Telling>, row: &Row, fault: Fault, promise: Promise) -> Outcome {
-    let truth = truth(fault, true);
+    let (truth, tier) = (truth(fault, true), Telling::new(0));
     let caches = row.caches(&truth, &options(), || tier.shared());
     let caches = caches.expect("follows");
     let cell = match row.may_stick(fault) {
