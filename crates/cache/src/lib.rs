@@ -42,8 +42,8 @@
 //! processes is behind by at most `local_ttl` there; one that does, by `staleness_max`. [`Level::Linearizable`] asks the
 //! source each time.
 //!
-//! Not yet: change data capture, invalidations through a broker, write-behind, tags, budgets of tenants, hot keys,
-//! Redis Cluster, fail-safe from the remote tier, and reading linearizably from a tier by the change stream.
+//! Not yet: change data capture, invalidations through a broker, write-behind, hot keys,
+//! Redis Cluster, and reading linearizably from a tier by the change stream.
 
 pub mod cache;
 pub mod core;

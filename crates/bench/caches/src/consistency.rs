@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use quorate_bench::cache::{
-    Cell, Fault, Outcome, Promise, ROWS, Row, Strike, Subject, Tiering, Truth, Weather, direct, run,
+    Cell, Fault, Outcome, PROCESSES, Promise, ROWS, Row, Shared, Strike, Subject, Tiering, Truth,
+    Weather, direct, run,
 };
 use quorate_cache::CacheOptions;
-use quorate_cache::tier::Tier;
 use quorate_cache::tier::redis::{Redis, RedisOptions};
 
 use crate::naive::{KINDS, Kind, Naive};
@@ -67,19 +67,28 @@ impl Cache {
         }
     }
 
-    fn has_remote(&self) -> bool {
+    /// Whether a fault means anything to it. The naive ones look at no clock and follow nobody.
+    fn knows(&self, fault: Fault) -> bool {
         match self {
-            Cache::None => false,
-            Cache::Naive(_) => true,
-            Cache::Ours(row) => row.tiering != Tiering::Local,
+            Cache::None => !fault.is_of_remote() && !fault.is_of_messages(),
+            Cache::Naive(_) => fault != Fault::ClockStepped && !fault.is_of_messages(),
+            Cache::Ours(row) => row.knows(fault),
         }
     }
 
-    fn promise(&self) -> Option<Promise> {
+    fn promise(&self, fault: Fault) -> Option<Promise> {
         match self {
             Cache::None => Some(Promise::AT_ONCE),
             Cache::Naive(_) => None,
-            Cache::Ours(row) => Some(row.promise(&options())),
+            Cache::Ours(row) => Some(row.promise(&options(), fault)),
+        }
+    }
+
+    fn may_stick(&self, fault: Fault) -> bool {
+        match self {
+            Cache::None => false,
+            Cache::Naive(_) => true,
+            Cache::Ours(row) => row.may_stick(fault),
         }
     }
 }
@@ -87,7 +96,10 @@ impl Cache {
 /// One line of a table.
 pub struct Line {
     pub cache: &'static str,
-    pub is_naive: bool,
+    /// Whether it promises anything.
+    pub promises: bool,
+    /// Whether keys may stay wrong until their TTL.
+    pub may_stick: bool,
     pub fault: Fault,
     pub is_adversarial: bool,
     pub outcome: Outcome,
@@ -162,10 +174,10 @@ fn missed_bars(lines: &[Line], totals: &[Total], args: &ConsistencyArgs) -> Vec<
             ));
         }
     }
-    for line in lines.iter().filter(|line| !line.is_naive) {
+    for line in lines {
         let Line { cache, fault, .. } = line;
         let Outcome { stale, stuck, .. } = line.outcome;
-        if stuck > 0 && !fault.leaves_untold() {
+        if stuck > 0 && !line.may_stick {
             missed.push(format!("{cache}, {}: {stuck} keys are stuck", fault.name()));
         }
         if line.cache == Cache::None.name() && stale > 0 {
@@ -198,8 +210,7 @@ impl Bench {
         for is_adversarial in [false, true] {
             for cache in caches {
                 for fault in Fault::ALL {
-                    let is_remote = matches!(fault, Fault::RemoteDown | Fault::RemoteFailedOver);
-                    if is_remote && !cache.has_remote() {
+                    if !cache.knows(fault) {
                         continue;
                     }
                     let cell = Cell {
@@ -213,7 +224,8 @@ impl Bench {
                     let outcome = self.cell(*cache, fault, is_adversarial, &cell).await?;
                     let line = Line {
                         cache: cache.name(),
-                        is_naive: matches!(cache, Cache::Naive(_)),
+                        promises: cache.promise(fault).is_some(),
+                        may_stick: cache.may_stick(fault),
                         fault,
                         is_adversarial,
                         outcome,
@@ -232,6 +244,8 @@ impl Bench {
         let rows: Vec<&Row> = ROWS
             .iter()
             .filter(|row| caches.iter().any(|c| c.name() == row.name))
+            // Nothing is promised of what a careless source gave.
+            .filter(|row| !row.is_careless)
             .collect();
         for strategy in strategies(&rows) {
             let of: Vec<&&Row> = rows
@@ -331,7 +345,7 @@ impl Bench {
         // What another cell left in Redis is of another truth.
         let prefix = format!("cell/{}/", self.cells.fetch_add(1, Relaxed));
         let subject = self.subject(cache, &truth, &url, &prefix).await?;
-        let outcome = run(cell, subject, truth, cache.promise(), strike).await;
+        let outcome = run(cell, subject, truth, cache.promise(fault), strike).await;
         if fails_over || cell.reads_max < u64::MAX {
             self.servers.restore().await?;
         }
@@ -357,14 +371,17 @@ impl Bench {
                     prefix: prefix.to_owned(),
                     ..RedisOptions::default()
                 };
-                let mut tiers = Vec::new();
-                for _ in 0..quorate_bench::cache::PROCESSES {
-                    tiers.push(Arc::new(Redis::new(url, redis())?) as Arc<dyn Tier>);
+                let mut shared = Vec::new();
+                for _ in 0..PROCESSES {
+                    let tier = Redis::new(url, redis())?;
+                    let told = Box::new(tier.invalidations()?);
+                    let tier = Arc::new(tier);
+                    shared.push(Shared { tier, told });
                 }
-                let mut tiers = tiers.into_iter().cycle();
+                let mut shared = shared.into_iter();
                 Arc::new(row.caches(truth, &options, move || {
-                    tiers.next().expect("one a process")
-                }))
+                    shared.next().expect("one a process")
+                })?)
             }
         })
     }

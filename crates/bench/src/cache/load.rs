@@ -205,12 +205,9 @@ impl Running {
     /// Ends the cell in time; lets faults come and go until then.
     async fn conduct(&self, cell: &Cell, began: Instant, mut strike: Option<Strike>) {
         const STEP: Duration = Duration::from_millis(5);
-        const SPELL_MS: u128 = 40;
         let weather = self.truth.weather();
         while began.elapsed() < cell.duration && self.reads.load(Relaxed) < cell.reads_max {
-            if weather.fault() == Fault::RemoteDown {
-                weather.down(began.elapsed().as_millis() / SPELL_MS % 2 == 1);
-            }
+            weather.turn(began.elapsed());
             if began.elapsed() > cell.duration / 2
                 && let Some(strike) = strike.take()
             {

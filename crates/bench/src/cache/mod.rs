@@ -33,14 +33,16 @@ mod dice;
 mod load;
 mod rows;
 #[cfg(test)]
+mod shared;
+#[cfg(test)]
 mod tests;
 mod truth;
 mod weather;
 
 pub use load::{Cell, Outcome, Strike, run};
-pub use rows::{Asking, Ours, ROWS, Row, Subject, Tiering, direct};
+pub use rows::{Asking, Ours, ROWS, Row, Shared, Subject, Tiering, direct};
 pub use truth::{Answer, Promise, Reach, Sight, Stale, Truth, Verdict, Write};
-pub use weather::{Fate, Fault, Point, Weather, Wire};
+pub use weather::{Ears, Fate, Fault, Point, Weather, Wire};
 
 /// So many processes share a remote tier; each has its own tier in memory, if it has one.
 pub const PROCESSES: usize = 3;

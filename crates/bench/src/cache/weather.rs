@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use quorate_cache::core::{Cached, Invalidation, Looked, Mark, Put};
+use quorate_cache::invalidations::{Batch, Invalidations, Message, Position};
 use quorate_cache::tier::Tier;
 use quorate_cache::{Error, ErrorKind, Result};
 use quorate_kv::BoxFuture;
@@ -34,11 +35,21 @@ pub enum Fault {
     InvalidationsReordered,
     /// Loads that need not be the newest come from a replica that is 30 ms behind.
     ReplicaLag,
+    /// The clock of the remote tier goes 30 ms forward and back again, each 40 ms.
+    ClockStepped,
+    /// Who follows hears nothing for half of the time, 40 ms each.
+    SubscriberCut,
+    /// Every third answer to who follows lacks a message.
+    MessagesLost,
+    /// All messages of an answer to who follows come twice.
+    MessagesDoubled,
+    /// Two messages of every answer to who follows have changed places.
+    MessagesReordered,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 9] = [
+    pub const ALL: [Fault; 14] = [
         Fault::None,
         Fault::SlowLoader,
         Fault::WriterKilled,
@@ -48,7 +59,27 @@ impl Fault {
         Fault::InvalidationsDoubled,
         Fault::InvalidationsReordered,
         Fault::ReplicaLag,
+        Fault::ClockStepped,
+        Fault::SubscriberCut,
+        Fault::MessagesLost,
+        Fault::MessagesDoubled,
+        Fault::MessagesReordered,
     ];
+
+    /// Whether only who has a remote tier notices it.
+    pub fn is_of_remote(self) -> bool {
+        use Fault::{ClockStepped, RemoteDown, RemoteFailedOver};
+        matches!(self, ClockStepped | RemoteDown | RemoteFailedOver)
+    }
+
+    /// Whether only who follows notices it.
+    pub fn is_of_messages(self) -> bool {
+        use Fault::{MessagesDoubled, MessagesLost, MessagesReordered, SubscriberCut};
+        matches!(
+            self,
+            SubscriberCut | MessagesLost | MessagesDoubled | MessagesReordered
+        )
+    }
 
     /// Whether somebody may not be told of a write: then what was there stays until its TTL.
     pub fn leaves_untold(self) -> bool {
@@ -71,6 +102,11 @@ impl Fault {
             Fault::InvalidationsDoubled => "invalidations doubled",
             Fault::InvalidationsReordered => "invalidations reordered",
             Fault::ReplicaLag => "replica lag",
+            Fault::ClockStepped => "L2 clock stepped",
+            Fault::SubscriberCut => "subscriber cut",
+            Fault::MessagesLost => "messages lost",
+            Fault::MessagesDoubled => "messages doubled",
+            Fault::MessagesReordered => "messages reordered",
         }
     }
 }
@@ -88,6 +124,8 @@ pub enum Point {
     Put,
     /// An invalidation is about to be sent to the remote tier.
     Invalidate,
+    /// Messages have come to who follows, who has not looked at them.
+    Heard,
 }
 
 /// What becomes of an invalidation on its way to the remote tier.
@@ -109,12 +147,19 @@ pub struct Weather {
     /// Over, once the load is: what is left behind is looked at in calm.
     is_calm: AtomicBool,
     is_down: AtomicBool,
+    is_cut: AtomicBool,
+    /// By how much the remote tier's clock is ahead, in microseconds.
+    ahead: AtomicU64,
     chance: AtomicU64,
 }
 
 impl Weather {
     /// How far a lagging replica is behind.
     pub const LAG: Duration = Duration::from_millis(30);
+    /// How far the remote tier's clock is stepped.
+    pub const STEP: Duration = Duration::from_millis(30);
+    /// How long what comes and goes stays.
+    const SPELL: Duration = Duration::from_millis(40);
     const MILLI: u64 = 1_000_000;
 
     /// A fault, in one of the two schedules.
@@ -124,6 +169,8 @@ impl Weather {
             is_adversarial,
             is_calm: AtomicBool::new(false),
             is_down: AtomicBool::new(false),
+            is_cut: AtomicBool::new(false),
+            ahead: AtomicU64::new(0),
             chance: AtomicU64::new(seed),
         }
     }
@@ -140,6 +187,8 @@ impl Weather {
     pub fn calm(&self) {
         self.is_calm.store(true, Relaxed);
         self.is_down.store(false, Relaxed);
+        self.is_cut.store(false, Relaxed);
+        self.ahead.store(0, Relaxed);
     }
 
     /// Whether the remote tier is out of reach.
@@ -147,8 +196,18 @@ impl Weather {
         self.is_down.load(Relaxed)
     }
 
-    pub(super) fn down(&self, is_down: bool) {
-        self.is_down.store(is_down, Relaxed);
+    /// Lets what comes and goes do so, so long after the beginning.
+    pub(super) fn turn(&self, elapsed: Duration) {
+        let is_bad = elapsed.as_millis() / Self::SPELL.as_millis() % 2 == 1;
+        match self.fault() {
+            Fault::RemoteDown => self.is_down.store(is_bad, Relaxed),
+            Fault::SubscriberCut => self.is_cut.store(is_bad, Relaxed),
+            Fault::ClockStepped => {
+                let step = Self::STEP.as_micros() as u64;
+                self.ahead.store(step * u64::from(is_bad), Relaxed);
+            }
+            _ => {}
+        }
     }
 
     fn below(&self, end: u64) -> u64 {
@@ -177,6 +236,18 @@ impl Weather {
         }
         if self.is_adversarial && !self.is_calm.load(Relaxed) && self.one_in(4) {
             self.wait(0, 20).await;
+        }
+    }
+
+    /// Does to messages what the fault does.
+    fn garble(&self, messages: &mut Vec<Message>) {
+        let one = |len: usize| self.below(len as u64) as usize;
+        match (self.fault(), messages.len()) {
+            (_, 0) => {}
+            (Fault::MessagesLost, len) if self.one_in(3) => drop(messages.remove(one(len))),
+            (Fault::MessagesDoubled, _) => messages.extend_from_within(..),
+            (Fault::MessagesReordered, len) => messages.swap(one(len), one(len)),
+            _ => {}
         }
     }
 
@@ -238,7 +309,10 @@ impl Tier for Wire {
     fn look<'a>(&'a self, key: &'a Bytes) -> BoxFuture<'a, Result<Looked<Bytes>>> {
         Box::pin(async move {
             self.reach()?;
-            let looked = self.tier.look(key).await;
+            let mut looked = self.tier.look(key).await;
+            if let Ok(looked) = &mut looked {
+                looked.at += self.weather.ahead.load(Relaxed);
+            }
             self.weather.pass(Point::Looked).await;
             looked
         })
@@ -267,5 +341,42 @@ impl Tier for Wire {
 
     fn clear(&self) -> BoxFuture<'_, Result<()>> {
         self.tier.clear()
+    }
+}
+
+/// The way from what others write to who follows, through the weather.
+pub struct Ears {
+    told: Box<dyn Invalidations>,
+    weather: Arc<Weather>,
+}
+
+impl Ears {
+    /// The way from `told`.
+    pub fn new(told: Box<dyn Invalidations>, weather: Arc<Weather>) -> Self {
+        Ears { told, weather }
+    }
+
+    fn reach(&self) -> Result<()> {
+        match self.weather.is_down() || self.weather.is_cut.load(Relaxed) {
+            true => Err(Error::new(ErrorKind::Unavailable, "nothing is heard")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Invalidations for Ears {
+    fn after<'a>(
+        &'a mut self,
+        position: Option<&'a Position>,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<Batch>> {
+        Box::pin(async move {
+            self.reach()?;
+            let mut batch = self.told.after(position, wait).await?;
+            self.weather.pass(Point::Heard).await;
+            self.reach()?;
+            self.weather.garble(&mut batch.messages);
+            Ok(batch)
+        })
     }
 }

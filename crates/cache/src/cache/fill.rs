@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{join, join_all};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Inner;
 use super::flights::Takeoff;
 use super::options::micros;
+use super::remote::Remote;
 use super::stats::count;
 use crate::core::planted::{self, Bug};
-use crate::core::{Cached, Fill, Mark, Put, Refused, Step, Want};
+use crate::core::{Cached, Fill, Looked, Mark, Put, Refused, Step, TagMarks, Want};
 use crate::source::Stamped;
 use crate::tier::Lease;
 use crate::{Error, ErrorKind, Need, Origin, Result, Version};
@@ -132,7 +134,9 @@ impl Inner {
         let local = self.local.as_ref()?;
         // Before it is looked at, as in `read_local`.
         let is_believed = self.believes_local(self.now());
-        let looked = local.look_now(key);
+        let tags = self.tags(key);
+        let tags: Vec<_> = tags.iter().map(|tag| local.look_now(tag)).collect();
+        let looked = local.look_now(key).under(&tags);
         fill.looked_local(&looked);
         let cached = want.fresh_in(&looked)?;
         is_believed.then_some(Answer {
@@ -144,10 +148,26 @@ impl Inner {
 
     pub async fn look_remote(&self, key: &Bytes, fill: &mut Fill) -> Option<Cached<Bytes>> {
         let looked = match &self.remote {
-            Some(remote) => remote.look(key).await,
+            Some(remote) => look_under(remote, key, &self.tags(key)).await,
             None => None,
         };
         fill.looked_remote(looked.as_ref())
+    }
+
+    /// What the tiers have by now; of the remote one, what has expired too, within what `fail_safe` allows.
+    pub async fn expired_in_remote(
+        &self,
+        key: &Bytes,
+        want: Want,
+    ) -> Option<(Cached<Bytes>, Origin)> {
+        let remote = self.remote.as_ref()?;
+        let mut fill = self.begin_fill(want);
+        if let Some(answer) = self.look_local(key, want, &mut fill) {
+            return Some((answer.cached, answer.tier));
+        }
+        let looked = look_under(remote, key, &self.tags(key)).await?;
+        let cached = fill.expired_in(&looked, micros(self.options.fail_safe))?;
+        Some((cached, Origin::Remote))
     }
 
     /// Whether another process is loading the key. Then some time has passed, and it is to be looked at again. Who has
@@ -222,8 +242,13 @@ impl Inner {
             count(&self.counters.values_too_large);
         }
         let put = match step {
-            Step::PutRemote { mark, at, as_of } => {
-                let cached = found.cached(as_of, self.expires(found, at, false));
+            Step::PutRemote {
+                mark,
+                at,
+                as_of,
+                tags,
+            } => {
+                let cached = found.cached(as_of, self.expires(found, at, false), tags);
                 let put = match &self.remote {
                     Some(remote) if is_small && cached.expires > at => {
                         remote.put(key, mark, cached).await
@@ -233,8 +258,13 @@ impl Inner {
                 fill.put_remote(put);
                 put
             }
-            Step::PutLocal { mark, at, as_of } => {
-                let cached = found.cached(as_of, self.expires(found, at, true));
+            Step::PutLocal {
+                mark,
+                at,
+                as_of,
+                tags,
+            } => {
+                let cached = found.cached(as_of, self.expires(found, at, true), tags);
                 let put = match &self.local {
                     Some(local) if is_small && cached.expires > at => {
                         local.put_now(key, mark, cached)
@@ -263,15 +293,16 @@ impl Inner {
 
     fn answer(&self, found: Found, fill: &Fill, tier: Origin) -> Answer {
         // Without a tier of its own, a process promises that others' invalidations are seen at once: so who came
-        // after the question may have only what the remote tier has taken since.
+        // after the question may have only what the remote tier has taken since. Of tags it does not say that.
         let is_sure = match (&self.remote, &self.local) {
             (Some(_), None) => {
-                fill.is_installed_remotely() || planted::is_on(Bug::UnconfirmedIsShared)
+                (fill.is_installed_remotely() && !fill.has_remote_tags())
+                    || planted::is_on(Bug::UnconfirmedIsShared)
             }
             _ => true,
         };
         Answer {
-            cached: found.cached(fill.local_as_of(), 0),
+            cached: found.cached(fill.local_as_of(), 0, None),
             tier,
             is_shared: (is_sure && !fill.is_overtaken()) || planted::is_on(Bug::OvertakenIsShared),
         }
@@ -297,15 +328,27 @@ impl Found {
         }
     }
 
-    fn cached(&self, as_of: Option<u64>, expires: u64) -> Cached<Bytes> {
+    fn cached(&self, as_of: Option<u64>, expires: u64, tags: Option<TagMarks>) -> Cached<Bytes> {
         Cached {
             value: self.value.clone(),
             version: self.version,
             seen: self.seen,
             as_of,
             expires,
+            tags,
         }
     }
+}
+
+/// Looks at a key and its tags at once. `None`: one of them was not answered.
+async fn look_under(remote: &Remote, key: &Bytes, tags: &[Bytes]) -> Option<Looked<Bytes>> {
+    if tags.is_empty() {
+        return remote.look(key).await;
+    }
+    let tags = join_all(tags.iter().map(|tag| remote.look(tag)));
+    let (looked, tags) = join(remote.look(key), tags).await;
+    let tags: Option<Vec<_>> = tags.into_iter().collect();
+    Some(looked?.under(&tags?))
 }
 
 fn behind(refused: Refused) -> Error {

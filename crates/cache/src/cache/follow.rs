@@ -103,7 +103,7 @@ impl Inner {
             local.invalidate_now(key, invalidation);
         }
         // Whoever waits is told that the load was overtaken; who comes later need not wait for that.
-        self.flights.detach(key);
+        self.detach(key);
         count(&self.counters.heard);
     }
 

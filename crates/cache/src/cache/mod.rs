@@ -9,6 +9,7 @@ mod options;
 mod read;
 mod remote;
 mod stats;
+mod tags;
 mod untold;
 mod write;
 
@@ -34,6 +35,7 @@ pub use follow::FollowOptions;
 pub use meter::{Estimate, Measured, MeterOptions, TierMeasured};
 pub use options::CacheOptions;
 pub use stats::Stats;
+pub(crate) use tags::is_tag;
 pub use write::{Strategy, Written};
 
 /// Where a cache keeps values: in this process, in a tier that processes share, in both, or in neither.
@@ -113,6 +115,23 @@ impl Cache {
         self.inner.invalidate(&key, invalidation).await
     }
 
+    /// Notes that any key with this [tag](Source::tags) was written: as [`invalidate`](Cache::invalidate) does for each of
+    /// them, at the cost of one. An invalidation by version refuses what was seen below it. Without one, fills of these
+    /// keys read the source's newest state from then on.
+    ///
+    /// # Errors
+    /// Those of `invalidate`.
+    pub async fn invalidate_tag(
+        &self,
+        tag: impl AsRef<[u8]>,
+        invalidation: Invalidation,
+    ) -> Result<()> {
+        let tag = self.inner.check_key(tag.as_ref())?;
+        self.inner
+            .invalidate(&tags::record(&tag), invalidation)
+            .await
+    }
+
     /// Notes that invalidations may have been missed, of any key: drops all that is here, in both tiers. Fills
     /// that begin later read the source's newest state.
     ///
@@ -152,6 +171,12 @@ impl Cache {
     /// What was done so far.
     pub fn stats(&self) -> Stats {
         self.inner.counters.read()
+    }
+
+    /// The bytes that a tenant takes in the tier in this process, if it has [tenants](Memory::with_tenants).
+    pub fn tenant_bytes(&self, tenant: impl AsRef<[u8]>) -> u64 {
+        let local = self.inner.local.as_ref();
+        local.map_or(0, |local| local.tenant_bytes(tenant.as_ref()))
     }
 
     /// The bytes that the tier in this process takes.
@@ -235,7 +260,7 @@ impl Inner {
                         local.invalidate_now(key, invalidation);
                     }
                     // Who comes from now on does not wait for a load that began before.
-                    self.flights.detach(key);
+                    self.detach(key);
                 }
                 Place::Remote => {
                     if let Some(remote) = &self.remote {

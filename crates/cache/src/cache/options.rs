@@ -26,7 +26,7 @@ pub struct CacheOptions {
     /// For so long after it has expired a value is served, and loaded anew in the background (zero: off).
     pub stale_while_revalidate: Duration,
     /// For so long after it has expired a value is served if the source fails, or does not answer within
-    /// `soft_timeout` (zero: off).
+    /// `soft_timeout` (zero: off). From the tier of this process, else from the remote one, as long as that keeps it.
     pub fail_safe: Duration,
     /// How long a read that could serve what has expired waits for the source (100 ms).
     pub soft_timeout: Duration,

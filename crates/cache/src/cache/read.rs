@@ -1,12 +1,13 @@
 //! Reading: from the tier of this process, else by a flight; what has expired where that is allowed.
 
 use std::fmt::Display;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::fill::Answer;
 use super::options::micros;
@@ -61,7 +62,11 @@ impl Cache {
             Local::Nothing => None,
         };
         let key = Bytes::copy_from_slice(key);
-        inner.read_through(key, want, stale).await
+        let falls_back = is_lax && stale.is_none() && inner.falls_back();
+        match falls_back {
+            true => inner.read_or_fall_back(key, want).await,
+            false => inner.read_through(key, want, stale).await,
+        }
     }
 
     /// Reads several keys at once; each has its own answer, in the order of the keys.
@@ -112,7 +117,7 @@ impl Inner {
             count(&self.counters.unproven_reads);
             return Local::Nothing;
         }
-        let Some(cached) = local.peek(key) else {
+        let Some(cached) = local.peek_under(key, &self.tags(key)) else {
             return Local::Nothing;
         };
         let now = self.now();
@@ -179,6 +184,34 @@ impl Inner {
                 let message = format!("nothing was there within {patience:?}; the load goes on");
                 Err(Error::new(ErrorKind::Timeout, message))
             }
+        }
+    }
+
+    /// Whether what has expired in the remote tier may be served in need.
+    fn falls_back(&self) -> bool {
+        self.remote.is_some() && !self.options.fail_safe.is_zero()
+    }
+
+    /// Reads through, and serves what has expired in the remote tier if that fails or does not answer soon.
+    async fn read_or_fall_back(self: &Arc<Self>, key: Bytes, want: Want) -> Result<Read> {
+        let mut reading = pin!(self.read_through(key.clone(), want, None));
+        let soon = timeout(self.options.soft_timeout, &mut reading).await;
+        if let Ok(Ok(read)) = soon {
+            return Ok(read);
+        }
+        if let Some((cached, tier)) = self.expired_in_remote(&key, want).await {
+            let now = self.now();
+            let is_expired = cached.expires <= now;
+            let read = read_of(cached, tier, now);
+            return Ok(if is_expired {
+                self.serve_stale(read)
+            } else {
+                read
+            });
+        }
+        match soon {
+            Ok(failed) => failed,
+            Err(_) => reading.await,
         }
     }
 

@@ -12,7 +12,7 @@
 //! A write-through is a fill whose load is the write.
 
 use super::planted::{self, Bug};
-use super::{Cached, Looked, Mark, Put, Want};
+use super::{Cached, Looked, Mark, Put, TagMarks, Want};
 use crate::{Need, Version};
 
 /// A tier, by how far away it is.
@@ -49,6 +49,8 @@ pub enum Step {
         at: u64,
         /// A time at which it was the newest, by the tier's clock, in microseconds.
         as_of: Option<u64>,
+        /// The marks of its tags there.
+        tags: Option<TagMarks>,
     },
     /// Put it into the local tier; then [`Fill::put_local`].
     PutLocal {
@@ -58,6 +60,8 @@ pub enum Step {
         at: u64,
         /// A time at which it was the newest, by the tier's clock, in microseconds.
         as_of: Option<u64>,
+        /// The marks of its tags there.
+        tags: Option<TagMarks>,
     },
     /// Nothing more.
     Done,
@@ -95,6 +99,8 @@ pub struct Fill {
     begun: u64,
     /// The mark in the remote tier, and the time of looking, by the clock there.
     remote: Option<(Mark, u64)>,
+    local_tags: Option<TagMarks>,
+    remote_tags: Option<TagMarks>,
     /// How old what was found was when it was found, in microseconds; `None`: not known.
     age: Option<u64>,
     is_answered: bool,
@@ -114,6 +120,8 @@ impl Fill {
             local: None,
             begun,
             remote: None,
+            local_tags: None,
+            remote_tags: None,
             age: None,
             is_answered: false,
             is_installed_remotely: false,
@@ -152,6 +160,7 @@ impl Fill {
                     mark,
                     at,
                     as_of: self.as_of(at),
+                    tags: self.remote_tags,
                 },
                 None => Step::Done,
             },
@@ -160,6 +169,7 @@ impl Fill {
                     mark,
                     at: self.begun,
                     as_of: self.as_of(self.begun),
+                    tags: self.local_tags,
                 },
                 None => Step::Done,
             },
@@ -167,16 +177,17 @@ impl Fill {
         }
     }
 
-    /// Takes in what the local tier says.
+    /// Takes in what the local tier says, under the tags of the key.
     pub fn looked_local<V>(&mut self, looked: &Looked<V>) {
         self.local = Some(looked.mark);
+        self.local_tags = looked.tags;
         self.begun = looked.at;
         self.need = self.need.and(looked.need);
         self.stage = self.look_after(Some(Place::Local));
     }
 
-    /// Takes in what the remote tier says, or that it does not answer. Answers what is there, by the local
-    /// clock, if it is new enough; then the source is not asked.
+    /// Takes in what the remote tier says, under the tags of the key, or that it does not answer. Answers what is
+    /// there, by the local clock, if it is new enough; then the source is not asked.
     pub fn looked_remote<V: Clone>(&mut self, looked: Option<&Looked<V>>) -> Option<Cached<V>> {
         self.stage = self.look_after(Some(Place::Remote));
         let Some(looked) = looked else {
@@ -185,6 +196,7 @@ impl Fill {
             return None;
         };
         self.remote = Some((looked.mark, looked.at));
+        self.remote_tags = looked.tags;
         let found = self.want.fresh_in(looked).filter(|cached| {
             cached.seen >= self.need.at_least || planted::is_on(Bug::RemoteIsTakenBelowTheFloor)
         });
@@ -197,6 +209,21 @@ impl Fill {
         self.is_answered = true;
         self.stage = self.look_after(Some(Place::Remote));
         Some(found)
+    }
+
+    /// What the remote tier has, though it expired less than `window` microseconds before it was looked at, if it is new
+    /// enough in all else; by the local clock. For when nothing can be loaded. Leaves the fill as it is.
+    pub fn expired_in<V: Clone>(&self, looked: &Looked<V>, window: u64) -> Option<Cached<V>> {
+        let cached = looked.cached.as_ref()?;
+        let is_above = cached.seen >= self.need.at_least;
+        let is_within = looked.at.saturating_sub(cached.expires) < window;
+        let will_do = is_above && is_within && self.want.is_met(cached, looked.at);
+        let here = |there: u64| self.begun.saturating_add(there).saturating_sub(looked.at);
+        will_do.then(|| Cached {
+            as_of: cached.as_of.map(here),
+            expires: here(cached.expires),
+            ..cached.clone()
+        })
     }
 
     /// The mark in the remote tier, if there is something to be loaded and put there.
@@ -271,6 +298,11 @@ impl Fill {
     /// Whether the remote tier took it: it had not been invalidated there until then.
     pub fn is_installed_remotely(&self) -> bool {
         self.is_installed_remotely
+    }
+
+    /// Whether the key has tags in the remote tier.
+    pub fn has_remote_tags(&self) -> bool {
+        self.remote_tags.is_some()
     }
 
     /// Whether the key was invalidated while the fill was under way: who came later needs another one.

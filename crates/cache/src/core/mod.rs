@@ -19,6 +19,8 @@
 //! - A mark is given to one record once. A record that was evicted and made anew has another one.
 //! - The floor of a key that has no record is at least that of every record which was evicted.
 //! - The *base* holds for all keys: below it is what a failover took back.
+//! - A *tag* is a record without a value. A value is served only under the marks that its tags had when its fill was
+//!   registered, and at their floors or above: so an invalidated tag is as good as all its keys invalidated.
 //! - A local tier that hears of other processes ([`Feed`]) is read only while it is proven that all was heard.
 //!
 //! What is not decided here: when to load, whom to ask, how long to wait. Times are microseconds of the
@@ -35,6 +37,6 @@ mod want;
 
 pub use feed::{Batch, Feed, Heard, Message, Position, Told, is_believed};
 pub use fill::{Fill, Place, Refused, Step, invalidation_order};
-pub use record::{Cached, Invalidation, Looked, Mark, Put, Record};
-pub use records::{Records, Weigh};
+pub use record::{Cached, Invalidation, Looked, Mark, Put, Record, TagMarks};
+pub use records::{Left, Records, Weigh};
 pub use want::Want;

@@ -60,6 +60,12 @@ pub(crate) enum Bug {
     LinearizableIsServed,
     /// What has expired is served as if it had not.
     ExpiredIsServed,
+    /// A value is served though one of its tags was invalidated, without a version, since its fill was registered.
+    TagMarksAreIgnored,
+    /// A value is served though it is below the floor of one of its tags.
+    TagFloorsAreIgnored,
+    /// A fill does not need what its tags need.
+    TagNeedsAreIgnored,
     /// What was heard counts as all, though messages are missing between.
     FeedIgnoresGaps,
     /// Another stream counts as the one before.
@@ -92,6 +98,12 @@ pub(crate) enum Bug {
     UntoldCountsAsTold,
     /// A remote tier is believed about keys whose invalidation it was not told.
     UntoldIsTrusted,
+    /// An invalidated tag lets later readers join loads that began before it.
+    TagLeavesWhatRuns,
+    /// A tenant that begins anew knows no floors of what was dropped.
+    TenantFloorsAreForgotten,
+    /// A tenant that begins anew gives marks that it has given before.
+    TenantMarksAreReused,
     /// The meter asks the source after a read instead of before it.
     ShadowAfterRead,
     /// While it is not proven that all was heard, who comes late joins a load that has begun.
@@ -101,8 +113,11 @@ pub(crate) enum Bug {
 #[cfg(test)]
 impl Bug {
     /// Those of what is around the protocol: flights, levels, writes.
-    pub(crate) const AROUND: [Bug; 10] = [
+    pub(crate) const AROUND: [Bug; 13] = [
         Bug::RunningIsNotDetached,
+        Bug::TagLeavesWhatRuns,
+        Bug::TenantFloorsAreForgotten,
+        Bug::TenantMarksAreReused,
         Bug::OvertakenIsShared,
         Bug::WhatIsPutIsJoined,
         Bug::UnconfirmedIsShared,
@@ -115,7 +130,7 @@ impl Bug {
     ];
 
     /// Those of the protocol.
-    pub(crate) const PROTOCOL: [Bug; 34] = [
+    pub(crate) const PROTOCOL: [Bug; 37] = [
         Bug::PutIgnoresTheMark,
         Bug::PutIgnoresTheFloor,
         Bug::PutMakesARecord,
@@ -143,6 +158,9 @@ impl Bug {
         Bug::TokenIsNotLookedAt,
         Bug::LinearizableIsServed,
         Bug::ExpiredIsServed,
+        Bug::TagMarksAreIgnored,
+        Bug::TagFloorsAreIgnored,
+        Bug::TagNeedsAreIgnored,
         Bug::FeedIgnoresGaps,
         Bug::FeedIgnoresTheStream,
         Bug::FeedProvesWhatIsBehind,

@@ -1,11 +1,30 @@
 //! [`Record`]: what a tier knows of one key, and the four things that happen to it.
 
+use xxhash_rust::xxh3::Xxh3Default;
+
 use super::planted::{self, Bug};
 use crate::{Need, Version};
 
 /// Names the time since a record was made, or since its last invalidation without a version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Mark(pub u64);
+
+/// The marks of all tags of a key, as one number: other marks have another one, up to the chance that marks themselves
+/// may be equal by, 1 in 2^64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TagMarks(pub u64);
+
+impl TagMarks {
+    /// Those of tags, in their order; `None` of none.
+    fn of(marks: impl Iterator<Item = Mark>) -> Option<Self> {
+        let mut digest = None;
+        for mark in marks {
+            let digest = digest.get_or_insert_with(Xxh3Default::new);
+            digest.update(&mark.0.to_le_bytes());
+        }
+        digest.map(|digest| TagMarks(digest.digest()))
+    }
+}
 
 /// A value, or that there is none, as a tier has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +39,8 @@ pub struct Cached<V> {
     pub as_of: Option<u64>,
     /// From when on it is to be loaded anew, in microseconds of the tier's clock.
     pub expires: u64,
+    /// The marks that its tags had in this tier when the fill was registered; `None`: it has none.
+    pub tags: Option<TagMarks>,
 }
 
 /// What an invalidation says.
@@ -53,6 +74,32 @@ pub struct Looked<V> {
     pub at: u64,
     /// What is there, expired or not.
     pub cached: Option<Cached<V>>,
+    /// The marks of the key's tags, to be given with the fill.
+    pub tags: Option<TagMarks>,
+}
+
+impl<V> Looked<V> {
+    /// What is left of it under the tags of its key, whose records were looked at in the same tier. A fill needs what
+    /// each of them needs. What is there counts only if it was registered under the marks that they have now, and was seen
+    /// at their floors or above.
+    pub fn under(mut self, tags: &[Looked<V>]) -> Self {
+        let need = tags
+            .iter()
+            .fold(Need::NOTHING, |sum, tag| sum.and(tag.need));
+        self.tags = TagMarks::of(tags.iter().map(|tag| tag.mark));
+        let is_known = |cached: &Cached<V>| {
+            tags.is_empty() || cached.tags == self.tags || planted::is_on(Bug::TagMarksAreIgnored)
+        };
+        let is_above = |cached: &Cached<V>| {
+            cached.seen >= need.at_least || planted::is_on(Bug::TagFloorsAreIgnored)
+        };
+        let holds = |cached: &Cached<V>| is_known(cached) && is_above(cached);
+        self.cached = self.cached.filter(holds);
+        if !planted::is_on(Bug::TagNeedsAreIgnored) {
+            self.need = self.need.and(need);
+        }
+        self
+    }
 }
 
 /// One key's record.
@@ -92,6 +139,7 @@ impl<V: Clone> Record<V> {
             need: self.floor.and(Need::at_least(base)),
             at,
             cached: self.cached.as_ref().filter(holds).cloned(),
+            tags: None,
         }
     }
 

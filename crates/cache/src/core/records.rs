@@ -62,6 +62,28 @@ impl<V: Clone> Lifecycle<Bytes, Record<V>> for Floors {
 
 type Hasher = BuildHasherDefault<Xxh3Default>;
 
+/// What is left of records that are gone, for those that come after them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Left {
+    /// What a key needs that has no record.
+    pub absent: Need,
+    /// What all keys need.
+    pub base: Version,
+    /// The last mark that was given.
+    pub marks: u64,
+}
+
+impl Left {
+    /// What is left of both.
+    pub fn and(self, other: Left) -> Left {
+        Left {
+            absent: self.absent.and(other.absent),
+            base: self.base.max(other.base),
+            marks: self.marks.max(other.marks),
+        }
+    }
+}
+
 /// Records of some keys, for one thread at a time. Thread safety is the caller's.
 pub struct Records<V: Weigh + Clone> {
     records: Evicting<Bytes, Record<V>, Weights, Hasher, Floors>,
@@ -84,6 +106,33 @@ impl<V: Weigh + Clone> Records<V> {
         }
     }
 
+    /// None, of at most `size_bytes`, in the place of those of which this is left: fills that were registered there
+    /// are refused here.
+    pub fn after(size_bytes: u64, left: Left) -> Self {
+        Records {
+            base: left.base,
+            marks: left.marks,
+            ..Records::new(size_bytes, left.absent)
+        }
+    }
+
+    /// Evicts all. What is left is for all records that come after, of whatever key.
+    pub fn end(mut self) -> Left {
+        let floors = self.records.drain().map(|(_, record)| record.floor());
+        let floors = floors.fold(Need::NOTHING, Need::and);
+        if !planted::is_on(Bug::TenantFloorsAreForgotten) {
+            self.absent = self.absent.and(floors);
+        }
+        if planted::is_on(Bug::TenantMarksAreReused) {
+            self.marks = 0;
+        }
+        Left {
+            absent: self.absent,
+            base: self.base,
+            marks: self.marks,
+        }
+    }
+
     /// The bytes that its records take, of which keys and values are counted exactly.
     pub fn size_bytes(&self) -> u64 {
         self.records.weight()
@@ -94,6 +143,13 @@ impl<V: Weigh + Clone> Records<V> {
         let cached = self.records.get(key)?.cached()?;
         let holds = cached.seen >= self.base || planted::is_on(Bug::LookIgnoresTheBase);
         holds.then_some(cached)
+    }
+
+    /// What a reader would be answered, if there is a record; registers nothing. For tags.
+    pub fn peek_record(&self, key: &[u8]) -> Option<Looked<V>> {
+        self.records
+            .get(key)
+            .map(|record| record.look(self.base, 0))
     }
 
     /// Answers and registers a reader at a time.

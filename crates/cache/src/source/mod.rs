@@ -51,6 +51,14 @@ pub trait Source: Send + Sync + 'static {
     /// Where its tokens are valid. The incarnation does not count: versions carry it as their epoch.
     fn domain(&self) -> Domain;
 
+    /// The tags of a key, for [`Cache::invalidate_tag`](crate::Cache::invalidate_tag): none by default. Follows from the
+    /// key alone, and is the same in all processes that share a tier: so it is known before the key is loaded, and a tag
+    /// that is invalidated meanwhile counts. A tag has at least one byte, and at most `key_bytes_max`. Each costs a read of
+    /// a tier a look more; this is asked at each read.
+    fn tags(&self, _key: &[u8]) -> Vec<Bytes> {
+        Vec::new()
+    }
+
     /// Reads one key.
     fn load<'a>(&'a self, key: &'a Bytes, need: Need) -> BoxFuture<'a, Result<Stamped>>;
 }

@@ -28,7 +28,14 @@ const READERS: usize = 10;
 const WRITERS: usize = 3;
 const ROUNDS: usize = 25;
 
+/// The tags of each key, where keys have tags.
+const TAGS: [&[&str]; 2] = [&["both"], &["one", "both"]];
+
 struct World {
+    /// Whether each key is a tenant.
+    has_tenants: bool,
+    /// Whether keys have tags.
+    is_tagged: bool,
     chance: Mutex<Chance>,
     began: Instant,
     commits: Mutex<Vec<(u64, usize, Option<Bytes>)>>,
@@ -123,6 +130,13 @@ impl Replicas {
 impl Source for Replicas {
     fn domain(&self) -> Domain {
         DOMAIN
+    }
+
+    fn tags(&self, key: &[u8]) -> Vec<Bytes> {
+        let key = KEYS.iter().position(|of| of.as_bytes() == key);
+        let tags = key.filter(|_| self.0.is_tagged).map(|key| TAGS[key]);
+        let tags = tags.unwrap_or_default().iter();
+        tags.map(|tag| Bytes::from_static(tag.as_bytes())).collect()
     }
 
     fn load<'a>(&'a self, key: &'a Bytes, need: Need) -> BoxFuture<'a, Result<Stamped>> {
@@ -266,7 +280,11 @@ const STALENESS_MAX: Duration = Duration::from_millis(6);
 fn process(world: &Arc<World>, (has_local, has_remote): (bool, bool)) -> Cache {
     let far = || Arc::new(Far(world.clone())) as Arc<dyn Tier>;
     let tiers = Tiers {
-        local: has_local.then(|| Memory::new(1 << 20)),
+        local: has_local.then(|| match world.has_tenants {
+            // There is room for one: whoever reads one key drops the other.
+            true => Memory::with_tenants(1 << 14, 1 << 13, |key| Some(key)).expect("room"),
+            false => Memory::new(1 << 20),
+        }),
         remote: has_remote.then(far),
     };
     Cache::new(Arc::new(Replicas(world.clone())), tiers, hasty())
@@ -298,6 +316,9 @@ async fn write(world: &World, cache: &Cache, process: usize) {
     if kind == 1 {
         return clear(world, cache, process).await;
     }
+    if world.is_tagged && world.one_in(3) {
+        return write_by_tag(world, cache, process, key).await;
+    }
     let commit = async {
         world.pause(3).await;
         let (n, value) = world.commit(key);
@@ -323,6 +344,20 @@ async fn write(world: &World, cache: &Cache, process: usize) {
     if let Some(n) = done {
         // Of an unknown outcome the newest commit of the key, up to then, is what was invalidated.
         acknowledge(world, process, key, world.at(key, n).0, is_told);
+    }
+}
+
+/// What was committed until then is seen of all keys with the tag when it returns.
+async fn write_by_tag(world: &World, cache: &Cache, process: usize, key: usize) {
+    let (n, _) = world.commit(key);
+    world.pause(3).await;
+    let invalidation = match world.one_in(2) {
+        true => Invalidation::At(Version::new(n)),
+        false => Invalidation::Unknown,
+    };
+    let told = cache.invalidate_tag("both", invalidation).await;
+    for key in 0..KEYS.len() {
+        acknowledge(world, process, key, world.at(key, n).0, told.is_ok());
     }
 }
 
@@ -425,6 +460,8 @@ fn run(seed: u64) -> std::result::Result<(), String> {
         .expect("a runtime");
     runtime.block_on(async {
         let world = Arc::new(World {
+            has_tenants: seed % 3 == 1,
+            is_tagged: seed % 2 == 1,
             chance: Mutex::new(Chance::new(seed)),
             began: Instant::now(),
             commits: Mutex::default(),

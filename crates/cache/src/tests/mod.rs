@@ -13,5 +13,7 @@ mod protection;
 #[cfg(any(feature = "redis", feature = "postgres"))]
 pub mod proxy;
 pub mod support;
+mod tags;
+mod tenants;
 mod tiers;
 mod writes;

@@ -1,13 +1,14 @@
 //! Stampedes, penetration, avalanches, failures of the source and of the shared tier.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 
 use super::support::{Mode, Shared, Shop, local, options, over, text, until, value};
 use crate::tier::Memory;
-use crate::{Cache, CacheOptions, ErrorKind, Invalidation, Level, Origin, Tiers};
+use crate::{Cache, CacheOptions, ErrorKind, Invalidation, Level, Origin, Tiers, Version};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -132,6 +133,99 @@ async fn fail_safe_serves_the_expired_for_its_time_at_lax_levels_only() {
         .get("a", Level::Any)
         .await
         .expect_err("its time is over");
+}
+
+/// A process without a tier of its own, or one with: either finds what has expired in the shared one.
+fn safe_over(shop: &Arc<Shop>, shared: &Arc<Shared>, has_local: bool) -> Cache {
+    let tiers = Tiers {
+        local: has_local.then(|| Memory::new(1 << 22)),
+        remote: Some(shared.clone()),
+    };
+    let safe = CacheOptions {
+        fail_safe: 60 * SECOND,
+        ..short()
+    };
+    Cache::new(shop.clone(), tiers, safe)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_safe_serves_what_expired_in_the_shared_tier_at_lax_levels_only() {
+    for has_local in [false, true] {
+        let (shop, shared) = (Shop::new(), Shared::new());
+        let version = shop.set("a", Some("1"));
+        value(&safe_over(&shop, &shared, false), "a").await;
+        let cache = safe_over(&shop, &shared, has_local);
+        shop.mode(Mode::Fail);
+        advance(20 * SECOND).await;
+        let read = cache.get("a", Level::Any).await.expect("reads");
+        assert_eq!((read.tier, read.is_stale), (Origin::Remote, true));
+        assert_eq!((read.version, read.age), (version, Some(20 * SECOND)));
+        let bound = |seconds| Level::BoundedStale(seconds * SECOND);
+        assert!(cache.get("a", bound(20)).await.expect("reads").is_stale);
+        let token = Level::AtLeast(cache.token(version));
+        for level in [bound(19), Level::Linearizable, token] {
+            let failed = cache.get("a", level).await.expect_err("fails");
+            assert_eq!(failed.kind(), ErrorKind::Unavailable, "{level:?}");
+        }
+        assert_eq!(cache.stats().stale_served, 2);
+        advance(49 * SECOND).await;
+        assert!(cache.get("a", Level::Any).await.expect("reads").is_stale);
+        advance(SECOND).await;
+        let over = cache.get("a", Level::Any).await;
+        assert_eq!(over.expect_err("is over").kind(), ErrorKind::Unavailable);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_safe_waits_for_a_source_that_hangs_no_longer_than_the_soft_timeout() {
+    let (shop, shared) = (Shop::new(), Shared::new());
+    shop.set("a", Some("1"));
+    let cache = safe_over(&shop, &shared, false);
+    value(&cache, "a").await;
+    shop.mode(Mode::Hang);
+    advance(20 * SECOND).await;
+    let (soft, hard) = (short().soft_timeout, short().hard_timeout);
+    let began = Instant::now();
+    assert!(cache.get("a", Level::Any).await.expect("reads").is_stale);
+    let waited = began.elapsed();
+    assert!(waited >= soft && waited < 2 * soft, "{waited:?}");
+    let began = Instant::now();
+    let nothing = cache.get("b", Level::Any).await.expect_err("hangs");
+    assert_eq!(nothing.kind(), ErrorKind::Timeout);
+    let waited = began.elapsed();
+    assert!(waited >= hard && waited < hard + soft, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn fail_safe_never_serves_from_the_shared_tier_what_was_invalidated_or_taken_back() {
+    for has_local in [false, true] {
+        let (shop, shared) = (Shop::new(), Shared::new());
+        let cache = safe_over(&shop, &shared, has_local);
+        let other = safe_over(&shop, &shared, true);
+        for key in ["a", "b", "user/1", "c"] {
+            shop.set(key, Some("1"));
+            value(&other, key).await;
+        }
+        shop.mode(Mode::Fail);
+        advance(20 * SECOND).await;
+        let told = other.invalidate("a", Invalidation::Unknown).await;
+        told.expect("is told");
+        let told = other.invalidate_tag("user", Invalidation::Unknown).await;
+        told.expect("is told");
+        shared.down(true);
+        let at = Invalidation::At(Version::new(9));
+        let told = cache.invalidate("b", at).await;
+        told.expect_err("the shared tier is down");
+        shared.down(false);
+        for key in ["a", "b", "user/1"] {
+            let gone = cache.get(key, Level::Any).await;
+            assert_eq!(gone.expect_err(key).kind(), ErrorKind::Unavailable);
+        }
+        assert!(cache.get("c", Level::Any).await.expect("reads").is_stale);
+        cache.raise(Version::epoch(1));
+        let gone = cache.get("c", Level::Any).await;
+        assert_eq!(gone.expect_err("taken back").kind(), ErrorKind::Unavailable);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -157,6 +157,13 @@ impl Source for Shop {
         DOMAIN
     }
 
+    /// What stands before the first slash.
+    fn tags(&self, key: &[u8]) -> Vec<Bytes> {
+        let slash = key.iter().position(|byte| *byte == b'/');
+        let tag = slash.map(|at| Bytes::copy_from_slice(&key[..at]));
+        tag.into_iter().collect()
+    }
+
     fn load<'a>(&'a self, key: &'a Bytes, need: Need) -> BoxFuture<'a, Result<Stamped>> {
         Box::pin(self.answer(key, need))
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use bytes::Bytes;
 
 use super::Tier;
-use crate::core::{Cached, Invalidation, Looked, Mark, Put, Record};
+use crate::core::{Cached, Invalidation, Looked, Mark, Put, Record, TagMarks};
 use crate::{Need, Version};
 
 const MINUTE: u64 = 60_000_000;
@@ -45,6 +45,7 @@ fn cached(at: u64, value: Option<&'static [u8]>, n: u64) -> Cached<Bytes> {
         seen: Version::new(n),
         as_of: Some(at),
         expires: at + MINUTE,
+        tags: n.is_multiple_of(2).then_some(TagMarks(u64::MAX - n)),
     }
 }
 
@@ -75,6 +76,7 @@ async fn a_fill_is_installed_and_served_whole(tier: &dyn Tier) {
         },
         as_of: None,
         expires: looked.at + MINUTE,
+        tags: Some(TagMarks(u64::MAX)),
     };
     assert_eq!(
         put(tier, &key, looked.mark, cached.clone()).await,

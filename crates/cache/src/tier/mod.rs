@@ -8,6 +8,7 @@ pub mod conformance;
 mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod tenants;
 
 use std::future::ready;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::Result;
 use crate::core::{Cached, Invalidation, Looked, Mark, Put};
 
 pub use memory::Memory;
+pub use tenants::TenantOf;
 
 /// Keeps records. Each method is one atomic step of the protocol for its key, and may be called from many
 /// tasks at once. Times are of the tier's own clock, in microseconds: [`Looked::at`] tells it.

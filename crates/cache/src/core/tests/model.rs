@@ -73,6 +73,8 @@ enum Kind {
 struct Writer {
     process: usize,
     key: usize,
+    /// Its tag is invalidated instead of it.
+    by_tag: bool,
     kind: Kind,
     fill: Option<Fill>,
     committed: Option<Version>,
@@ -82,6 +84,8 @@ struct Writer {
 
 pub struct Model {
     pub(super) keys: [Bytes; KEYS],
+    /// The tags of each key.
+    tags: [Vec<Bytes>; KEYS],
     spam: Vec<Bytes>,
     pub(super) source: Source,
     pub(super) time: u64,
@@ -99,7 +103,16 @@ pub struct Model {
 impl Model {
     /// Processes that hear of each other, or not.
     pub fn new(chance: &mut Chance, hear: bool) -> Self {
-        let size_bytes = 350 + 170 * chance.below(4) + if hear { 500 } else { 0 };
+        // Of keys with tags and without: the first has the one, the second both.
+        let tags = if chance.one_in(2) {
+            &["t", "u"][..]
+        } else {
+            &[]
+        };
+        let tag = |tag: &&'static str| Bytes::from_static(tag.as_bytes());
+        let tags: Vec<Bytes> = tags.iter().map(tag).collect();
+        let size_bytes =
+            350 + 170 * (chance.below(4) + tags.len() as u64) + if hear { 500 } else { 0 };
         let has_remote = hear || !chance.one_in(3);
         let process = |has_local: bool| Process {
             local: has_local.then(|| Records::new(size_bytes, Need::NOTHING)),
@@ -109,6 +122,7 @@ impl Model {
         };
         Model {
             keys: [Bytes::from_static(b"a"), Bytes::from_static(b"b")],
+            tags: [tags.iter().take(1).cloned().collect(), tags],
             spam: vec![Bytes::from_static(b"x"), Bytes::from_static(b"y")],
             source: Source::default(),
             time: 1_000,
@@ -195,7 +209,7 @@ impl Model {
         let of = &mut self.processes[process];
         let told_epoch = of.base.epoch;
         if let Some(local) = &mut of.local {
-            let looked = local.look(&self.keys[key], at);
+            let looked = look_under(local, &self.keys[key], &self.tags[key], at);
             let is_believed = of.ears.as_ref().is_none_or(|ears| ears.believe(at));
             if let Some(cached) = want.fresh_in(&looked).filter(|_| is_believed) {
                 self.served[0] += 1;
@@ -267,11 +281,11 @@ impl Model {
         let key = self.keys[reader.key].clone();
         match reader.fill.step() {
             Step::LookLocal => {
-                let looked = self.look_local(reader.process, &key);
+                let looked = self.look_local(reader.process, reader.key);
                 reader.fill.looked_local(&looked);
             }
             Step::LookRemote => {
-                let looked = self.look_remote(&key, chance);
+                let looked = self.look_remote(reader.key, chance);
                 if let Some(found) = reader.fill.looked_remote(looked.as_ref()) {
                     self.served[1] += 1;
                     self.judge(reader.key, reader.bound, reader.told_epoch, &found)?;
@@ -308,15 +322,17 @@ impl Model {
         Ok(reader.fill.step() != Step::Done)
     }
 
-    fn look_local(&mut self, process: usize, key: &Bytes) -> Looked<Value> {
+    fn look_local(&mut self, process: usize, key: usize) -> Looked<Value> {
         let local = self.processes[process].local.as_mut().expect("it has one");
-        local.look(key, self.time + LOCAL_CLOCK)
+        let at = self.time + LOCAL_CLOCK;
+        look_under(local, &self.keys[key], &self.tags[key], at)
     }
 
     /// Now and then it does not answer.
-    fn look_remote(&mut self, key: &Bytes, chance: &mut Chance) -> Option<Looked<Value>> {
+    fn look_remote(&mut self, key: usize, chance: &mut Chance) -> Option<Looked<Value>> {
         let remote = self.remote.as_mut().expect("there is one");
-        (!chance.one_in(8)).then(|| remote.look(key, self.time + REMOTE_CLOCK))
+        let at = self.time + REMOTE_CLOCK;
+        (!chance.one_in(8)).then(|| look_under(remote, &self.keys[key], &self.tags[key], at))
     }
 
     fn put(
@@ -329,18 +345,34 @@ impl Model {
         ttl: u64,
     ) -> Result<Put, Violation> {
         match step {
-            Step::PutRemote { mark, at, as_of } => {
+            Step::PutRemote {
+                mark,
+                at,
+                as_of,
+                tags,
+            } => {
                 let remote = self.remote.as_mut().expect("there is one");
                 let expires = at + ttl;
-                let cached = cached_of(loaded, as_of, expires);
+                let cached = Cached {
+                    tags,
+                    ..cached_of(loaded, as_of, expires)
+                };
                 let put = put_forward(remote, key, |r| r.put(key, mark, cached))?;
                 fill.put_remote(Some(put));
                 Ok(put)
             }
-            Step::PutLocal { mark, at, as_of } => {
+            Step::PutLocal {
+                mark,
+                at,
+                as_of,
+                tags,
+            } => {
                 let local = self.processes[process].local.as_mut().expect("it has one");
                 let expires = at + ttl;
-                let cached = cached_of(loaded, as_of, expires);
+                let cached = Cached {
+                    tags,
+                    ..cached_of(loaded, as_of, expires)
+                };
                 let put = put_forward(local, key, |l| l.put(key, mark, cached))?;
                 fill.put_local(put);
                 if put == Put::Stored && loaded.seen < self.processes[process].base {
@@ -372,9 +404,12 @@ impl Model {
         let at = self.time + LOCAL_CLOCK;
         let through = || Fill::new(want, of.base, at, of.local.is_some(), self.remote.is_some());
         let fill = (kind == Kind::Through).then(through);
+        let key = self.key(chance);
+        let by_tag = !self.tags[key].is_empty() && chance.one_in(2);
         self.writers.push(Writer {
             process,
-            key: self.key(chance),
+            key,
+            by_tag,
             kind,
             fill,
             committed: None,
@@ -403,7 +438,7 @@ impl Model {
         if writer.committed.is_none() {
             match writer.fill.as_mut().map(|fill| fill.step()) {
                 Some(Step::LookLocal) => {
-                    let looked = self.look_local(writer.process, &key);
+                    let looked = self.look_local(writer.process, writer.key);
                     writer
                         .fill
                         .as_mut()
@@ -411,7 +446,7 @@ impl Model {
                         .looked_local(&looked);
                 }
                 Some(Step::LookRemote) => {
-                    let looked = self.look_remote(&key, chance);
+                    let looked = self.look_remote(writer.key, chance);
                     let fill = writer.fill.as_mut().expect("is there");
                     let _ = fill.looked_remote(looked.as_ref());
                 }
@@ -421,6 +456,8 @@ impl Model {
         }
         if let Some(place) = invalidation_order().get(writer.done) {
             writer.done += 1;
+            let tag = self.tags[writer.key].last().filter(|_| writer.by_tag);
+            let key = tag.unwrap_or(&key).clone();
             self.invalidate(writer, *place, &key);
             return true;
         }
@@ -519,6 +556,7 @@ impl Model {
         self.writers.push(Writer {
             process,
             key: 0,
+            by_tag: false,
             kind: Kind::Clear,
             fill: None,
             committed: Some(self.source.now),
@@ -547,9 +585,11 @@ impl Model {
     pub fn evict(&mut self, chance: &mut Chance) {
         let key = chance.below(KEYS as u64) as usize;
         let process = chance.below(PROCESSES as u64) as usize;
+        let tag = self.tags[key].first().filter(|_| chance.one_in(3));
+        let key = tag.unwrap_or(&self.keys[key]);
         if chance.one_in(2) {
             if let Some(remote) = &mut self.remote {
-                remote.evict(&self.keys[key]);
+                remote.evict(key);
             }
             return;
         }
@@ -557,7 +597,7 @@ impl Model {
             return;
         };
         if chance.one_in(2) {
-            return local.evict(&self.keys[key]);
+            return local.evict(key);
         }
         for spam in &self.spam {
             local.look(spam, self.time + LOCAL_CLOCK);
@@ -567,6 +607,14 @@ impl Model {
     pub fn pass_time(&mut self, chance: &mut Chance) {
         let most = if self.hears() { 15 } else { 40 };
         self.time += chance.below(most);
+    }
+
+    /// What would be served of a key, if it had not expired.
+    fn peek_under(&self, records: &Records<Value>, key: usize) -> Option<Cached<Value>> {
+        let looked = records.peek_record(&self.keys[key])?;
+        let tags = self.tags[key].iter().map(|tag| records.peek_record(tag));
+        let tags: Option<Vec<_>> = tags.collect();
+        looked.under(&tags?).cached
     }
 
     /// Lets all that is under way end, and reads everything once more.
@@ -585,14 +633,20 @@ impl Model {
                     continue;
                 }
                 let (told, cached) = (of.base.epoch, of.local.as_ref());
-                let cached = cached.and_then(|local| local.peek(&self.keys[key]));
+                let cached = cached.and_then(|local| self.peek_under(local, key));
                 if let Some(cached) = cached {
-                    self.judge(key, bound, told, cached)?;
+                    self.judge(key, bound, told, &cached)?;
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Looks at a key under its tags.
+fn look_under(records: &mut Records<Value>, key: &Bytes, tags: &[Bytes], at: u64) -> Looked<Value> {
+    let tags: Vec<_> = tags.iter().map(|tag| records.look(tag, at)).collect();
+    records.look(key, at).under(&tags)
 }
 
 /// Puts, and sees that what is there never gives way to something older.
@@ -617,6 +671,7 @@ fn cached_of(loaded: &Loaded, as_of: Option<u64>, expires: u64) -> Cached<Value>
         seen: loaded.seen,
         as_of,
         expires,
+        tags: None,
     }
 }
 

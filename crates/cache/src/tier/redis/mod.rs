@@ -6,7 +6,7 @@
 //! g  the generation: which server wrote it      p  1: a value, 2: there is none
 //! m  the mark                                   v, s  version, seen      a  as of      e  expires
 //! f  the floor                                  d  the value
-//! l  the end of a lease, o  whose
+//! l  the end of a lease, o  whose               t  the marks of its tags
 //! ```
 //!
 //! # What if Redis forgets?

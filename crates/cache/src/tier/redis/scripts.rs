@@ -7,7 +7,7 @@ use bytes::Bytes;
 use redis::{Script, ScriptInvocation};
 
 use super::damaged;
-use crate::core::{Cached, Looked, Mark};
+use crate::core::{Cached, Looked, Mark, TagMarks};
 use crate::{Need, Result, Version};
 
 /// Times above would not be whole numbers in Lua.
@@ -17,7 +17,7 @@ const TIME_MAX: u64 = 1 << 52;
 const LOOK: &str = r"#!lua flags=allow-oom
 local t = redis.call('TIME')
 local now = string.format('%.0f', t[1] * 1000000 + t[2])
-local r = redis.pcall('HMGET', KEYS[1], 'g', 'm', 'f', 'p', 'v', 's', 'a', 'e', 'd')
+local r = redis.pcall('HMGET', KEYS[1], 'g', 'm', 'f', 'p', 'v', 's', 'a', 'e', 'd', 't')
 if r.err or r[1] ~= ARGV[1] or not tonumber(r[2] or '') or #(r[3] or '') ~= 30 then
   local zero = string.rep('0', 30)
   redis.call('DEL', KEYS[1])
@@ -33,7 +33,7 @@ end
 if not r[4] then
   return {now, r[2], r[3]}
 end
-return {now, r[2], r[3], r[4], r[5] or '', r[6] or '', r[7] or '', r[8] or '', r[9] or ''}";
+return {now, r[2], r[3], r[4], r[5] or '', r[6] or '', r[7] or '', r[8] or '', r[9] or '', r[10] or ''}";
 
 /// ARGV: generation, mark, milliseconds kept after expiry; then what `give` gives.
 const PUT: &str = r"#!lua
@@ -47,7 +47,8 @@ end
 local t = redis.call('TIME')
 local left = (tonumber(ARGV[8]) - (t[1] * 1000000 + t[2])) / 1000
 local keep = math.max(left, 0) + tonumber(ARGV[3])
-redis.call('HSET', KEYS[1], 'p', ARGV[4], 'v', ARGV[5], 's', ARGV[6], 'a', ARGV[7], 'e', ARGV[8], 'd', ARGV[9])
+redis.call('HSET', KEYS[1], 'p', ARGV[4], 'v', ARGV[5], 's', ARGV[6], 'a', ARGV[7], 'e', ARGV[8], 'd', ARGV[9],
+  't', ARGV[10])
 redis.call('HDEL', KEYS[1], 'l', 'o')
 redis.call('PEXPIRE', KEYS[1], string.format('%.0f', keep))
 return 'stored'";
@@ -98,7 +99,7 @@ local function note()
     redis.call('HSET', KEYS[1], 'f', floor)
   end
   if floor == '' or (r[3] and (r[4] or '') < floor) then
-    redis.call('HDEL', KEYS[1], 'p', 'v', 's', 'a', 'e', 'd')
+    redis.call('HDEL', KEYS[1], 'p', 'v', 's', 'a', 'e', 'd', 't')
   end
   if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then
     redis.call('PEXPIRE', KEYS[1], ARGV[3])
@@ -184,6 +185,7 @@ pub(super) fn give(script: &mut ScriptInvocation<'_>, cached: &Cached<Bytes>) {
     script.arg(text(cached.version)).arg(text(cached.seen));
     script.arg(as_of).arg(cached.expires.min(TIME_MAX));
     script.arg(cached.value.as_deref().unwrap_or_default());
+    script.arg(cached.tags.map_or(String::new(), |tags| tags.0.to_string()));
 }
 
 /// Reads what `LOOK` answers. A value that can't be read is none.
@@ -201,6 +203,7 @@ pub(super) fn looked(found: &[Bytes]) -> Result<Looked<Bytes>> {
         },
         at: time,
         cached: cached(found),
+        tags: None,
     })
 }
 
@@ -216,5 +219,6 @@ fn cached(found: &[Bytes]) -> Option<Cached<Bytes>> {
         seen: version(found.get(5)?)?,
         as_of: number(found.get(6)?),
         expires: number(found.get(7)?)?,
+        tags: number(found.get(9)?).map(TagMarks),
     })
 }

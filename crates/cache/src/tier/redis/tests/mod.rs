@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redis::Client;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client};
 use tokio::sync::MutexGuard;
 
 use super::connection::generation;
 use super::{Redis, RedisOptions};
 use crate::core::{Cached, Invalidation, Looked, Put};
 use crate::tests::proxy::{Flow, Proxy};
-use crate::tests::support::{Shop, options, over, value};
+use crate::tests::support::{Mode, Shop, options, over, value};
 use crate::tier::{Tier, conformance};
-use crate::{ErrorKind, Level, Origin, Version};
+use crate::{Cache, CacheOptions, ErrorKind, Level, Origin, Tiers, Version};
 
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
@@ -47,8 +47,12 @@ fn tier(what: &str) -> Redis {
 
 async fn admin(url: &str) -> MultiplexedConnection {
     let client = Client::open(url).expect("a URL");
-    let connection = client.get_multiplexed_async_connection().await;
-    connection.expect("Redis answers")
+    // The client gives up after half a second, which a busy machine takes.
+    let patient = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(Duration::from_secs(30)))
+        .set_response_timeout(Some(Duration::from_secs(30)));
+    let connection = client.get_multiplexed_async_connection_with_config(&patient);
+    connection.await.expect("Redis answers")
 }
 
 async fn ask<T: redis::FromRedisValue>(admin: &mut MultiplexedConnection, words: &[&str]) -> T {
@@ -67,6 +71,7 @@ fn cached(at: u64, value: &'static str, n: u64) -> Cached<Bytes> {
         seen: Version::new(n),
         as_of: Some(at),
         expires: at + 60_000_000,
+        tags: None,
     }
 }
 
@@ -153,6 +158,59 @@ async fn redis_keeps_records_as_long_as_it_is_told() {
     let put = tier.put(&KEY, looked.mark, endless).await;
     assert_eq!(put.expect("puts"), Put::Stored);
     left(1 << 30, 1 << 50).await;
+}
+
+#[tokio::test]
+async fn redis_has_what_expired_for_when_the_source_fails() {
+    let shop = Shop::new();
+    let version = shop.set("a", Some("1"));
+    let tiers = Tiers {
+        local: None,
+        remote: Some(Arc::new(tier("safe"))),
+    };
+    let safe = CacheOptions {
+        ttl: Duration::from_millis(30),
+        fail_safe: Duration::from_secs(60),
+        ..options()
+    };
+    let cache = Cache::new(shop.clone(), tiers, safe);
+    assert_eq!(value(&cache, "a").await.as_deref(), Some("1"));
+    shop.mode(Mode::Fail);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let read = cache.get("a", Level::Any).await.expect("reads");
+        assert_eq!((read.version, read.tier), (version, Origin::Remote));
+        if read.is_stale {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it expires");
+    }
+    let told = cache.invalidate("a", Invalidation::Unknown).await;
+    told.expect("is told");
+    cache.get("a", Level::Any).await.expect_err("is gone");
+}
+
+#[tokio::test]
+async fn redis_tag_that_is_invalidated_or_gone_drops_its_keys_for_all() {
+    let shop = Shop::new();
+    let cache = || over(&shop, Arc::new(tier("tags")), false);
+    let (one, two) = (cache(), cache());
+    for (n, is_deleted) in [(1, false), (2, true), (3, false)] {
+        let new = n.to_string();
+        let version = shop.set("user/1", Some(&new));
+        if is_deleted {
+            let record = format!("{}\0tag\0user", apart("tags").prefix);
+            let deleted: i64 = ask(&mut admin(&url()).await, &["DEL", &record]).await;
+            assert_eq!(deleted, 1, "the tag has a record");
+        } else {
+            let told = one.invalidate_tag("user", Invalidation::At(version)).await;
+            told.expect("is told");
+        }
+        for (cache, tier) in [(&one, Origin::Source), (&two, Origin::Remote)] {
+            let read = cache.get("user/1", Level::Any).await.expect("reads");
+            assert_eq!((read.version, read.tier), (version, tier), "{n}");
+        }
+    }
 }
 
 #[tokio::test]
