@@ -18,6 +18,8 @@ pub(crate) struct Context {
     pub limits: Limits,
     /// The newest shard map known here.
     pub map: watch::Receiver<Arc<ShardMap>>,
+    /// For how many seconds, so far, the log was near its bound.
+    pub log_near_bound: AtomicU64,
     /// Set while the disk has less space than its reserve: what only deletes is taken then.
     pub disk_full: AtomicBool,
     /// Set while the reserve itself is nearly used up: nothing is taken then.

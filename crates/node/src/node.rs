@@ -86,6 +86,7 @@ impl Node {
         let context = Context {
             limits: config.limits,
             map: map.subscribe(),
+            log_near_bound: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
             handing_over: AtomicBool::new(false),
             disk_exhausted: AtomicBool::new(false),

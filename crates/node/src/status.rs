@@ -29,6 +29,10 @@ pub struct NodeStatus {
     pub free_bytes: u64,
     /// The shared log's files.
     pub log_bytes: u64,
+    /// And their bound.
+    pub log_bytes_max: u64,
+    /// For how many seconds, since it was opened, they were at more than four fifths of it.
+    pub log_near_bound: u64,
     /// The storage engine.
     pub engine: Stats,
     /// Its replicas, the coordinator's first.
@@ -186,6 +190,8 @@ impl Node {
             disk_full: inner.context.disk_full.load(Ordering::Relaxed),
             free_bytes: inner.context.free_bytes.load(Ordering::Relaxed),
             log_bytes: inner.groups.log_bytes(),
+            log_bytes_max: inner.config.log_bytes_max,
+            log_near_bound: inner.context.log_near_bound.load(Ordering::Relaxed),
             engine: inner.engine.stats(),
             replicas,
             broken,

@@ -32,8 +32,10 @@ const ENTRIES_MIN: u64 = 1_000;
 pub(crate) async fn run(inner: Arc<Inner>) {
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut was_near = false;
     loop {
         ticks.tick().await;
+        was_near = look_at_log(&inner, was_near);
         if let Err(error) = bound_log(&inner).await {
             tracing::warn!(%error, "the log could not be shortened");
         }
@@ -131,6 +133,23 @@ async fn begin_flush(inner: &Arc<Inner>) {
     if let Err(error) = jobs::run(inner.env(), move || engine.flush_async()).await {
         tracing::warn!(%error, "a flush to make space could not begin");
     }
+}
+
+/// Says that the log nears its bound, before followers lose what they lack. Gives whether it does.
+fn look_at_log(inner: &Inner, was_near: bool) -> bool {
+    let (bytes, bound) = (inner.groups.log_bytes(), inner.config.log_bytes_max);
+    let is_near = bytes > bound / 5 * 4;
+    if is_near {
+        inner.context.log_near_bound.fetch_add(1, Ordering::Relaxed);
+    }
+    if is_near && !was_near {
+        tracing::warn!(
+            bytes,
+            bound,
+            "the log nears its bound, raft.log_bytes_max: replicas that are far behind will get snapshots"
+        );
+    }
+    is_near
 }
 
 async fn bound_log(inner: &Arc<Inner>) -> Result<()> {
