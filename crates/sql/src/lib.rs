@@ -36,8 +36,8 @@
 //! by that replica.
 //!
 //! Not yet there: GTID tokens (MySQL's replicas are served by [`Read::Any`] only, other rules are
-//! `Unsupported` with them); of shards a global index, and resharding on other databases than PostgreSQL; change
-//! data capture; throttling of slow statements.
+//! `Unsupported` with them); of shards a global index, and resharding and changes of shard keys on other
+//! databases than PostgreSQL; change data capture; throttling of slow statements.
 //!
 //! Features: `postgres`, `mysql`, `sqlite`; without any there is nothing to open.
 

@@ -1,12 +1,37 @@
-//! Named points between two commits, at which a test makes the process die, and bugs that a test plants. Neither is in a
-//! build that is no test.
+//! Named points between two commits, at which a test makes the process die, and bugs that a test plants. Neither does
+//! anything in a build that is no test.
 
 #[cfg(not(test))]
 #[inline(always)]
 pub(crate) fn pass(_name: &str) {}
 
 #[cfg(test)]
-pub(crate) use on::{Planted, pass};
+pub(crate) use on::pass;
+
+/// What is left out on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Planted {
+    /// Reads do not look where their bucket is.
+    BlindReads,
+    /// Writes do not lock their bucket's line.
+    UnlockedWrites,
+    /// Questions to all count copies.
+    CopiesCount,
+    /// A switch does not wait for the last changes.
+    EarlySwitch,
+    /// What is written while rows are copied is not noted.
+    DeafCopy,
+    /// Who has lost a move goes on writing.
+    NoFence,
+    /// Who comes too late with a change of keys makes it all the same.
+    LateApply,
+    /// Who ends a change of keys does not ask for its outcome.
+    OutcomeIgnored,
+    /// The source of a change of keys goes on as if there were none.
+    NotParted,
+    /// Questions to all do not compare what was sent with what was received.
+    SumsIgnored,
+}
 
 #[cfg(test)]
 mod on {
@@ -37,23 +62,5 @@ mod on {
                 std::thread::park();
             }
         }
-    }
-
-    /// What is left out on purpose.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    #[allow(dead_code, reason = "the tests need every database")]
-    pub enum Planted {
-        /// Reads do not look where their bucket is.
-        BlindReads,
-        /// Writes do not lock their bucket's line.
-        UnlockedWrites,
-        /// Questions to all count copies.
-        CopiesCount,
-        /// A switch does not wait for the last changes.
-        EarlySwitch,
-        /// What is written while rows are copied is not noted.
-        DeafCopy,
-        /// Who has lost a move goes on writing.
-        NoFence,
     }
 }

@@ -35,8 +35,10 @@ use crate::{Error, ErrorKind, Result};
 
 pub(crate) use aggregate::Wire;
 pub use aggregate::{Aggregate, Group};
+#[cfg(all(test, feature = "postgres"))]
+pub(crate) use buckets::{Begun, Try};
 #[cfg(feature = "postgres")]
-pub use buckets::{Buckets, Move, MoveStatus, Step};
+pub use buckets::{Buckets, KeyChange, Move, MoveStatus, Step};
 pub use merge::merge;
 pub use page::{Direction, Listing, Page, PageToken};
 pub use router::{Key, Router};

@@ -11,6 +11,7 @@ mod pair;
 mod pools;
 mod proxy;
 mod reads;
+mod rekeys;
 mod rules;
 mod shards;
 mod support;

@@ -31,7 +31,7 @@ const MAKE: [&str; 2] = [
     "CREATE INDEX ON accounts (bucket, id)",
 ];
 
-fn options(schema: &str) -> Options {
+pub(super) fn options(schema: &str) -> Options {
     let url = variable("QUORATE_POSTGRES");
     // No server dies here: commits need not be synced.
     let settings = format!("-c%20search_path%3D{schema}%20-c%20synchronous_commit%3Doff");
@@ -43,7 +43,7 @@ fn options(schema: &str) -> Options {
     options
 }
 
-async fn databases(schemas: &[String]) -> Vec<Database<Postgres>> {
+pub(super) async fn databases(schemas: &[String]) -> Vec<Database<Postgres>> {
     let mut all = Vec::new();
     for schema in schemas {
         all.push(open::<Postgres>(options(schema)).await);
@@ -52,7 +52,7 @@ async fn databases(schemas: &[String]) -> Vec<Database<Postgres>> {
 }
 
 /// With limits that a busy machine does not come near.
-fn patient(set: crate::Result<Buckets>) -> Buckets {
+pub(super) fn patient(set: crate::Result<Buckets>) -> Buckets {
     let long = Duration::from_secs(60);
     set.expect("opens").patience(long).lock_max(long)
 }

@@ -130,12 +130,7 @@ impl Table {
             self.keys("t")
         );
         let rows = sqlx::query(sql(text)).bind(bucket).bind(after);
-        let mut lines = Lines::default();
-        for row in rows.fetch_all(connection).await? {
-            lines.rows.push(row.try_get(0)?);
-            lines.keys.push(row.try_get(1)?);
-        }
-        Ok(lines)
+        lines_of(rows.fetch_all(connection).await?)
     }
 
     /// What has become of the rows of these keys: those that are there, in one of the buckets.
@@ -178,8 +173,7 @@ impl Table {
             .bind(list(&lines.keys))
             .bind(buckets);
         remove.execute(&mut *connection).await?;
-        let columns = self.columns.iter().map(|(name, _)| quote_one(name));
-        let columns = columns.collect::<Vec<_>>().join(", ");
+        let columns = self.column_list();
         let insert = format!(
             "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE \
              SELECT {columns} FROM json_populate_recordset(NULL::{table}, $1::json)"
@@ -187,6 +181,114 @@ impl Table {
         let insert = sqlx::query(sql(insert)).bind(list(&lines.rows));
         insert.execute(connection).await?;
         Ok(())
+    }
+
+    /// Whether it has that column, and it can be written.
+    pub fn has(&self, column: &str) -> bool {
+        self.columns.iter().any(|(name, _)| name == column)
+    }
+
+    /// The rows of a bucket whose columns have these values, locked.
+    pub async fn matching(
+        &self,
+        connection: &mut PgConnection,
+        bucket: i32,
+        (names, values): &(Vec<String>, Vec<String>),
+    ) -> Result<Lines> {
+        let same = |name: &String| format!("t.{0} = m.{0}", quote_one(name));
+        let same: Vec<String> = names.iter().map(same).collect();
+        let text = format!(
+            "SELECT row_to_json(t)::text, {} FROM {1} t, json_populate_record(NULL::{1}, json_object($2, $3)) m \
+             WHERE t.bucket = $1 AND {2} FOR UPDATE OF t",
+            self.key_json("t"),
+            self.quoted,
+            same.join(" AND ")
+        );
+        let rows = sqlx::query(sql(text)).bind(bucket).bind(names).bind(values);
+        lines_of(rows.fetch_all(connection).await?)
+    }
+
+    /// Inserts rows with these values changed, into a bucket of a set. Copies of a move, in buckets that are not owned here, make
+    /// way: the move finds that their rows have gone.
+    pub async fn give(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[String],
+        (names, values): &(Vec<String>, Vec<String>),
+        (set, bucket): (&str, i32),
+    ) -> Result<()> {
+        let columns = self.column_list();
+        let given = self.given();
+        let clear = format!(
+            "DELETE FROM {0} t USING ({given}) k WHERE {1} AND t.bucket IN \
+             (SELECT bucket FROM quorate_buckets WHERE name = $4 AND state = {2})",
+            self.quoted,
+            self.same_keys(),
+            super::state::ABSENT
+        );
+        let insert = format!(
+            "INSERT INTO {0} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM ({given}) g",
+            self.quoted
+        );
+        let (names, values) = with_bucket(names, values, bucket);
+        let rows = list(rows);
+        let clear = sqlx::query(sql(clear)).bind(&rows).bind(&names);
+        clear
+            .bind(&values)
+            .bind(set)
+            .execute(&mut *connection)
+            .await?;
+        let insert = sqlx::query(sql(insert)).bind(&rows).bind(&names);
+        insert.bind(&values).execute(connection).await?;
+        Ok(())
+    }
+
+    /// Whether a row of these keys is there in a bucket that is not owned here.
+    pub async fn is_left_over(
+        &self,
+        connection: &mut PgConnection,
+        rows: &[String],
+        ((names, values), set, bucket): (&(Vec<String>, Vec<String>), &str, i32),
+    ) -> Result<bool> {
+        let text = format!(
+            "SELECT EXISTS (SELECT 1 FROM {0} t, ({1}) k WHERE {2} AND t.bucket IN \
+             (SELECT bucket FROM quorate_buckets WHERE name = $4 AND state NOT IN ({3}, {4})))",
+            self.quoted,
+            self.given(),
+            self.same_keys(),
+            super::state::OWNED,
+            super::state::PARTING
+        );
+        let (names, values) = with_bucket(names, values, bucket);
+        let left = sqlx::query_scalar(sql(text)).bind(list(rows));
+        let left = left.bind(names).bind(values).bind(set);
+        Ok(left.fetch_one(connection).await?)
+    }
+
+    /// Rows of a list, with values changed in them.
+    fn given(&self) -> String {
+        format!(
+            "SELECT r.* FROM json_array_elements($1::json) e CROSS JOIN LATERAL \
+             json_populate_record(json_populate_record(NULL::{0}, e.value), json_object($2, $3)) r",
+            self.quoted
+        )
+    }
+
+    /// Removes the rows of a list of keys from a bucket.
+    pub async fn take(&self, connection: &mut PgConnection, keys: &str, bucket: i32) -> Result<()> {
+        let text = format!(
+            "DELETE FROM {0} t USING json_populate_recordset(NULL::{0}, $1::json) k WHERE {1} AND t.bucket = $2",
+            self.quoted,
+            self.same_keys()
+        );
+        let remove = sqlx::query(sql(text)).bind(keys).bind(bucket);
+        remove.execute(connection).await?;
+        Ok(())
+    }
+
+    fn column_list(&self) -> String {
+        let columns = self.columns.iter().map(|(name, _)| quote_one(name));
+        columns.collect::<Vec<_>>().join(", ")
     }
 
     /// Removes some rows of the buckets; answers how many. In two partitions rows may have one `ctid`: so the bucket is
@@ -244,15 +346,36 @@ impl Table {
     }
 }
 
+/// Rows and their keys, as they were asked for.
+fn lines_of(rows: Vec<sqlx::postgres::PgRow>) -> Result<Lines> {
+    let mut lines = Lines::default();
+    for row in rows {
+        lines.rows.push(row.try_get(0)?);
+        lines.keys.push(row.try_get(1)?);
+    }
+    Ok(lines)
+}
+
 fn trigger(id: i64, part: usize) -> String {
     format!("quorate_move_{id}_{part}")
 }
 
-fn list(lines: &[String]) -> String {
+pub(super) fn list(lines: &[String]) -> String {
     format!("[{}]", lines.join(","))
 }
 
 /// A column's name, which may have a dot.
-fn quote_one(name: &str) -> String {
+pub(super) fn quote_one(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Names and values that change, the bucket among them.
+fn with_bucket<'n>(
+    names: &'n [String],
+    values: &[String],
+    bucket: i32,
+) -> (Vec<&'n str>, Vec<String>) {
+    let names = names.iter().map(String::as_str).chain(["bucket"]);
+    let values = values.iter().cloned().chain([bucket.to_string()]);
+    (names.collect(), values.collect())
 }

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Postgres};
 use super::copy::{Lines, Table};
 use super::moves::{Move, MoveStatus, Step, count, invalid};
 use super::{Buckets, state, work};
-use crate::points::pass;
+use crate::points::{Planted, pass};
 use crate::session::Session;
 use crate::transaction::Transaction;
 use crate::{Error, ErrorKind, Result};
@@ -55,15 +55,13 @@ impl Job<'_> {
     /// A transaction that nobody commits who has lost the job.
     async fn begin<'s>(&self, session: &'s Session<Postgres>) -> Result<Transaction<'s, Postgres>> {
         let mut tx = session.begin(work()).await?;
-        let limit = self.set.lock_max.as_millis().clamp(1, i32::MAX as u128);
-        let limit = super::sql(format!("SET LOCAL lock_timeout = '{limit}ms'"));
-        sqlx::query(limit).execute(&mut *tx).await?;
+        self.set.limit_locks(&mut tx).await?;
         let look = "SELECT run FROM quorate_bucket_fences WHERE id = $1 FOR SHARE";
         let run: i64 = sqlx::query_scalar(look)
             .bind(self.id)
             .fetch_one(&mut *tx)
             .await?;
-        if run == self.run || self.planted(Plant::Unfenced) {
+        if run == self.run || self.set.plants(Planted::NoFence) {
             return Ok(tx);
         }
         Err(Error::new(
@@ -95,6 +93,10 @@ impl Job<'_> {
         let there = count(tx, &self.set.name, &self.plan.buckets, to).await?;
         if there == self.plan.buckets.len() {
             return Ok(());
+        }
+        if count(tx, &self.set.name, &self.plan.buckets, state::PARTING).await? > 0 {
+            let text = "rows of the buckets are changing their key: come again";
+            return Err(Error::new(ErrorKind::Locked, text));
         }
         let text = format!(
             "{changed} buckets went from state {from} to {to}, and {there} are in it: not all"
@@ -128,7 +130,7 @@ impl Job<'_> {
                     self.clear(&self.target).await?;
                     pass("move-cleared");
                     let mut tx = self.begin(&self.source).await?;
-                    if !self.planted(Plant::Deaf) {
+                    if !self.set.plants(Planted::DeafCopy) {
                         self.note_on(&mut tx).await?;
                     }
                     self.set_step(&mut tx, Step::Copying).await?;
@@ -311,7 +313,7 @@ impl Job<'_> {
     /// Nobody owns the buckets: gives them to the target.
     async fn switch(&self, unproved: &[Piece]) -> Result<()> {
         if !self.target_owns().await? {
-            if !self.planted(Plant::Early) {
+            if !self.set.plants(Planted::EarlySwitch) {
                 self.drain_forward().await?;
                 pass("move-last-changes");
                 if let Some(piece) = self.unequal(unproved.to_vec()).await?.first() {
@@ -484,26 +486,4 @@ impl Job<'_> {
         tx.commit().await?;
         Ok(())
     }
-
-    /// Whether that is left out on purpose, in a test.
-    fn planted(&self, plant: Plant) -> bool {
-        #[cfg(test)]
-        return self.set.planted
-            == Some(match plant {
-                Plant::Deaf => crate::points::Planted::DeafCopy,
-                Plant::Early => crate::points::Planted::EarlySwitch,
-                Plant::Unfenced => crate::points::Planted::NoFence,
-            });
-        #[cfg(not(test))]
-        match plant {
-            Plant::Deaf | Plant::Early | Plant::Unfenced => false,
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Plant {
-    Deaf,
-    Early,
-    Unfenced,
 }

@@ -18,6 +18,7 @@ mod ask;
 mod copy;
 mod job;
 mod moves;
+mod rekey;
 
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 
 use super::Key;
 use crate::database::Database;
+use crate::points::Planted;
 use crate::pool::Lease;
 use crate::route::Read;
 use crate::session::SessionOptions;
@@ -37,6 +39,9 @@ use crate::transaction::{Isolation, Transaction, Work};
 use crate::{Error, ErrorKind, Result};
 
 pub use moves::{Move, MoveStatus, Step};
+pub use rekey::KeyChange;
+#[cfg(test)]
+pub(crate) use rekey::{Begun, Try};
 
 /// A line of `quorate_buckets`: what its database is to a bucket.
 mod state {
@@ -46,6 +51,8 @@ mod state {
     pub const OWNED: i16 = 1;
     /// Its rows are here still, and nobody reads or writes them.
     pub const LEAVING: i16 = 2;
+    /// Some of its rows are here and about to be elsewhere: nobody reads or writes it by key.
+    pub const PARTING: i16 = 3;
 }
 
 const TABLES: &str = "\
@@ -63,7 +70,15 @@ const TABLES: &str = "\
         open boolean NOT NULL); \
     CREATE TABLE IF NOT EXISTS quorate_bucket_changes ( \
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, move bigint NOT NULL, part int NOT NULL, key text NOT NULL); \
-    CREATE INDEX IF NOT EXISTS quorate_bucket_changes_of ON quorate_bucket_changes (move, id)";
+    CREATE INDEX IF NOT EXISTS quorate_bucket_changes_of ON quorate_bucket_changes (move, id); \
+    CREATE TABLE IF NOT EXISTS quorate_key_outcomes ( \
+        id bigint PRIMARY KEY, name varchar(100) NOT NULL, applied boolean NOT NULL); \
+    CREATE TABLE IF NOT EXISTS quorate_key_sums ( \
+        name varchar(100) NOT NULL, peer int NOT NULL, received boolean NOT NULL, total bigint NOT NULL, \
+        PRIMARY KEY (name, peer, received)); \
+    CREATE TABLE IF NOT EXISTS quorate_key_changes ( \
+        id bigint PRIMARY KEY, name varchar(100) NOT NULL, parted int NOT NULL, target int NOT NULL, \
+        tables text[] NOT NULL, keys text[] NOT NULL, since timestamptz NOT NULL)";
 
 /// Tables that are spread over PostgreSQL databases by buckets. All of a set's tables have a column `bucket` of type
 /// `int`, filled by [`Buckets::bucket`], and best an index that begins with it.
@@ -78,7 +93,7 @@ pub struct Buckets {
     /// Where each bucket was last found.
     places: Mutex<Vec<usize>>,
     #[cfg(test)]
-    pub(crate) planted: Option<crate::points::Planted>,
+    pub(crate) planted: Option<Planted>,
 }
 
 /// What a database says of a bucket.
@@ -159,7 +174,7 @@ impl Buckets {
         let db = &self.databases[shard];
         let mut lease = db.inner.on_primary(Location::caller()).await?;
         // The last of them: to make what is there would wait for writers.
-        let there = "SELECT to_regclass('quorate_bucket_changes_of') IS NOT NULL";
+        let there = "SELECT to_regclass('quorate_key_changes') IS NOT NULL";
         let there: bool = sqlx::query_scalar(there).fetch_one(&mut *lease).await?;
         // Two who make them at once: PostgreSQL refuses the second, for which they are there.
         if !there && sqlx::raw_sql(TABLES).execute(&mut *lease).await.is_err() {
@@ -203,10 +218,9 @@ impl Buckets {
     async fn find(&self) -> Result<()> {
         for (shard, db) in self.databases.iter().enumerate() {
             let mut lease = db.inner.on_primary(Location::caller()).await?;
-            let owned = "SELECT bucket FROM quorate_buckets WHERE name = $1 AND state = $2";
-            let owned = sqlx::query_scalar(owned)
-                .bind(&self.name)
-                .bind(state::OWNED);
+            let owned = "SELECT bucket FROM quorate_buckets WHERE name = $1 AND state = ANY($2)";
+            let owned = sqlx::query_scalar(owned).bind(&self.name);
+            let owned = owned.bind([state::OWNED, state::PARTING].as_slice());
             let owned: Vec<i32> = owned.fetch_all(&mut *lease).await?;
             let mut places = self.places.lock();
             for bucket in owned {
@@ -270,6 +284,15 @@ impl Buckets {
         F: for<'t> Fn(&'t mut Lease<Postgres>, i32) -> BoxFuture<'t, Result<T>>,
     {
         let bucket = self.bucket(&key.into());
+        let (found, _) = self.read_in(bucket, rule, &closure).await?;
+        Ok(found)
+    }
+
+    /// The same by bucket; answers the line too, which was the same before and after.
+    async fn read_in<T, F>(&self, bucket: i32, rule: Read, closure: &F) -> Result<(T, Line)>
+    where
+        F: for<'t> Fn(&'t mut Lease<Postgres>, i32) -> BoxFuture<'t, Result<T>>,
+    {
         let mut search = Search::new(self.patience);
         loop {
             let db = &self.databases[self.place(bucket)];
@@ -280,7 +303,7 @@ impl Buckets {
                 let found = closure(&mut lease, bucket).await?;
                 let after = line(&mut lease, &self.name, bucket, false).await?;
                 if after == before || self.blind() {
-                    return Ok(found);
+                    return Ok((found, before));
                 }
             }
             drop(lease);
@@ -288,20 +311,31 @@ impl Buckets {
         }
     }
 
-    /// Whether reads do not look where their bucket is: planted, to show that the tests notice.
+    /// Whether reads do not look where their bucket is.
     fn blind(&self) -> bool {
-        #[cfg(test)]
-        return self.planted == Some(crate::points::Planted::BlindReads);
-        #[cfg(not(test))]
-        false
+        self.plants(Planted::BlindReads)
     }
 
     /// Whether writes lock their bucket's line.
     fn locks(&self) -> bool {
+        !self.plants(Planted::UnlockedWrites)
+    }
+
+    /// Whether a bug is planted, to show that the tests notice.
+    #[cfg_attr(not(test), allow(unused_variables, clippy::unused_self))]
+    fn plants(&self, bug: Planted) -> bool {
         #[cfg(test)]
-        return self.planted != Some(crate::points::Planted::UnlockedWrites);
+        return self.planted == Some(bug);
         #[cfg(not(test))]
-        true
+        false
+    }
+
+    /// Has a transaction wait for no lock longer than it may.
+    async fn limit_locks(&self, tx: &mut PgConnection) -> Result<()> {
+        let limit = self.lock_max.as_millis().clamp(1, i32::MAX as u128);
+        let limit = sql(format!("SET LOCAL lock_timeout = '{limit}ms'"));
+        sqlx::query(limit).execute(tx).await?;
+        Ok(())
     }
 }
 
@@ -365,6 +399,8 @@ impl Search {
         }
         tokio::time::sleep(self.wait).await;
         self.wait = (self.wait * 2).min(Duration::from_millis(50));
+        // Who can't end it looks again: others may.
+        let _ = set.end_stalled(set.place(bucket)).await;
         set.find().await
     }
 }

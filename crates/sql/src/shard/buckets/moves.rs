@@ -123,6 +123,7 @@ impl Buckets {
     /// and for tables that differ, or have no primary key or no column `bucket`.
     pub async fn plan(&self, plan: &Move) -> Result<i64> {
         self.check(plan).await?;
+        self.end_stalled(plan.source).await?;
         let name = self.name.as_str();
         let session = self.databases[plan.source].session();
         let planned = session.transaction(work(), |tx| {
@@ -301,6 +302,8 @@ impl Buckets {
     /// Takes a job over: who had it can't write any more.
     async fn take(&self, id: i64) -> Result<Job<'_>> {
         let plan = self.journal(id).await?.plan;
+        self.end_stalled(plan.source).await?;
+        self.end_stalled(plan.target).await?;
         let raise = "UPDATE quorate_bucket_fences SET run = run + 1 WHERE id = $1 RETURNING run";
         let mut source = self.primary(plan.source).await?;
         let run: i64 = sqlx::query_scalar(raise)
