@@ -50,7 +50,10 @@ async fn node_that_was_away_past_the_log_bound_catches_up_by_snapshots() {
     // That was said before.
     for node in &cluster.nodes[..2] {
         let near = node.metric("quorate_log_near_bound_seconds_total").await;
-        assert!(near.as_ref().is_ok_and(|seconds| *seconds >= 1.0), "{near:?}");
+        assert!(
+            near.as_ref().is_ok_and(|seconds| *seconds >= 1.0),
+            "{near:?}"
+        );
     }
     cluster.nodes[2].start();
     cluster.healthy().await;

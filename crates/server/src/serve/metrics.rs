@@ -192,12 +192,7 @@ impl Page {
         let help = "The shared Raft log's files.";
         self.single("quorate_log_bytes", "gauge", help, status.log_bytes);
         let help = "What the Raft log's files may be together.";
-        self.single(
-            "quorate_log_bytes_max",
-            "gauge",
-            help,
-            status.log_bytes_max,
-        );
+        self.single("quorate_log_bytes_max", "gauge", help, status.log_bytes_max);
         let help = "Seconds in which the Raft log was at more than four fifths of that.";
         let name = "quorate_log_near_bound_seconds_total";
         self.single(name, "counter", help, status.log_near_bound);
