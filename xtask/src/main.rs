@@ -29,7 +29,7 @@ usage: cargo xtask <task>
   codegen [--check]   make the Rust code of proto/; with --check compare only
   bench cluster [--rounds N] [--seconds N] [--clients N,N] [--shards N]
                       three nodes of ours against three of etcd, on this machine
-  bench failover [--failover N] [--rounds N] [--shards N]
+  bench failover [--failover N] [--peer-faults N] [--etcd-times HEARTBEAT,ELECTION] [--rounds N] [--shards N]
                       how long writes stop when the leader is killed or frozen, N times each
   bench groups [--groups N] [--settings FILE]
                       memory and idle CPU of 1,000 groups that nobody uses, and how long until all are led

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Parser;
 use quorate_bench::Report;
 
@@ -55,6 +55,12 @@ struct Args {
     /// of each kind on each side
     #[arg(long, value_name = "FAULTS")]
     failover: Option<usize>,
+    /// So many of them on the side of etcd [default: as many]
+    #[arg(long, value_name = "FAULTS", requires = "failover")]
+    peer_faults: Option<usize>,
+    /// etcd's heartbeat and election time, in milliseconds, instead of its defaults
+    #[arg(long, value_name = "HEARTBEAT,ELECTION", value_parser = times)]
+    etcd_times: Option<(u32, u32)>,
     /// Instead of throughput: what so many groups cost that nobody uses
     #[arg(long, value_name = "GROUPS")]
     groups: Option<u32>,
@@ -67,6 +73,11 @@ struct Args {
     /// A file of settings for our nodes
     #[arg(long)]
     settings: Option<PathBuf>,
+}
+
+fn times(text: &str) -> Result<(u32, u32)> {
+    let (heartbeat, election) = text.split_once(',').context("two numbers, as in 100,500")?;
+    Ok((heartbeat.parse()?, election.parse()?))
 }
 
 impl Args {
@@ -143,15 +154,16 @@ fn save(args: &Args, report: &Report) -> Result<()> {
 /// Both sides in turn, a share of the faults in each round.
 async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
     let mut gaps: BTreeMap<(bool, &'static str), Vec<f64>> = BTreeMap::new();
-    let each = faults.div_ceil(args.rounds.max(1));
+    let share = |faults: usize| faults.div_ceil(args.rounds.max(1));
+    let (each, each_of_peer) = (share(faults), share(args.peer_faults.unwrap_or(faults)));
     for round in 0..args.rounds {
         println!("round {} of {}", round + 1, args.rounds);
         for fault in [Fault::Kill, Fault::Freeze] {
             if let Some(binary) = &args.etcd {
                 let dir = tempfile::tempdir()?;
-                let mut processes = Processes::etcd(binary, dir.path())?;
+                let mut processes = Processes::etcd(binary, dir.path(), args.etcd_times)?;
                 let target = Arc::new(connect_etcd(&processes.endpoints).await?);
-                let found = failover::gaps(&mut processes, &target, fault, each).await?;
+                let found = failover::gaps(&mut processes, &target, fault, each_of_peer).await?;
                 gaps.entry((false, fault.name())).or_default().extend(found);
             }
             let dir = tempfile::tempdir()?;
@@ -170,6 +182,7 @@ async fn measure_failover(args: &Args, faults: usize) -> Result<Samples> {
         for (metric, value) in [
             ("gap_p50_ms", at(0.5)),
             ("gap_p95_ms", at(0.95)),
+            ("gap_p99_ms", at(0.99)),
             ("gap_max_ms", at(1.0)),
         ] {
             samples.insert((ours, name.clone(), metric), vec![value]);

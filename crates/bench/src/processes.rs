@@ -83,8 +83,8 @@ impl Processes {
         Ok(all)
     }
 
-    /// Three members of etcd, as Debian ships it, on its defaults.
-    pub fn etcd(binary: &Path, dir: &Path) -> Result<Processes> {
+    /// Three members of etcd, as Debian ships it, on its defaults but for heartbeat and election time in milliseconds.
+    pub fn etcd(binary: &Path, dir: &Path, times: Option<(u32, u32)>) -> Result<Processes> {
         let ports = free_ports(6)?;
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         let members: Vec<String> = (0..3)
@@ -109,6 +109,10 @@ impl Processes {
             command.args(["--initial-advertise-peer-urls", &url(ports[3 + n])]);
             command.args(["--initial-cluster", &members.join(",")]);
             command.args(["--log-level", "error"]);
+            if let Some((heartbeat, election)) = times {
+                command.args(["--heartbeat-interval", &heartbeat.to_string()]);
+                command.args(["--election-timeout", &election.to_string()]);
+            }
             all.spawn(command, &dir.join(format!("m{n}.log")))?;
         }
         Ok(all)

@@ -81,7 +81,7 @@ pub async fn measure(args: &Args) -> Result<Samples> {
         println!("round {} of {}", round + 1, args.rounds);
         if let Some(binary) = &args.etcd {
             let dir = tempfile::tempdir()?;
-            let processes = Processes::etcd(binary, dir.path())?;
+            let processes = Processes::etcd(binary, dir.path(), args.etcd_times)?;
             let target = Arc::new(connect_etcd(&processes.endpoints).await?);
             let mut side = Side {
                 args,
