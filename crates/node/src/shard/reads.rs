@@ -258,10 +258,11 @@ impl ShardReplica {
                     bytes = 0;
                 }
             }
-            Replies::send_each(answers.into_iter());
+            // Noted before the last are answered: who reads again at once is judged by it.
             replica
                 .read_load
                 .add(count, first.unwrap_or(now), Instant::now());
+            Replies::send_each(answers.into_iter());
         };
         self.context.env.jobs.spawn(JobClass::Read, Box::new(job));
     }
